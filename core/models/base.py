@@ -1,0 +1,229 @@
+"""The protocol between a model's network and the training engine.
+
+The engine knows nothing of likelihoods, and a model knows nothing of optimisers, devices or files. A model
+turns a :class:`Minibatch` into the values of its declared loss terms; the engine weighs and sums them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cellweave.core.models.declare import Family
+    from cellweave.core.nn.counts import CountBatch
+    from cellweave.core.spec.run import RunSpec
+
+
+@dataclass(slots=True)
+class Minibatch:
+    """Cells of one step, on the model's device.
+
+    Attributes
+    ----------
+    index
+        Rows of the study, shape ``(n_cells,)``.
+    counts
+        Raw counts by modality, each ``(n_cells, n_features)``.
+    measured
+        By modality, which cells were measured, shape ``(n_cells,)``; None where all were.
+    categorical
+        Codes by role, shape ``(n_cells,)`` for single roles and ``(n_cells, n_columns)`` for list roles.
+    continuous
+        Standardised continuous covariates ``(n_cells, n_columns)``, or None.
+    size_factor
+        Shape ``(n_cells,)``, or None.
+    """
+
+    index: Tensor
+    counts: dict[str, CountBatch]
+    categorical: dict[str, Tensor] = field(default_factory=dict)
+    continuous: Tensor | None = None
+    size_factor: Tensor | None = None
+    measured: dict[str, Tensor | None] = field(default_factory=dict)
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells in the minibatch."""
+        return int(self.index.shape[0])
+
+
+@dataclass(frozen=True)
+class ModalityInfo:
+    """What a network must know of a modality before the first minibatch.
+
+    Attributes
+    ----------
+    name
+        ``rna``, ``adt``, ``atac`` or the user's own.
+    n_features
+        Number of features after selection.
+    blocks
+        Sizes of the consecutive blocks of features (chromosomes of peaks); one block otherwise.
+    feature_mask
+        Which features were measured in which level of the batch, ``(n_batches, n_features)`` bool, or None where all were.
+    """
+
+    name: str
+    n_features: int
+    blocks: tuple[int, ...]
+    feature_mask: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """Everything a family's ``build`` may use.
+
+    Attributes
+    ----------
+    spec
+        The run's spec.
+    modalities
+        In the order in which they are concatenated.
+    n_levels
+        Number of levels by role: an int for single roles, a tuple for list roles.
+    n_continuous
+        Number of continuous covariates.
+    n_cells
+        Number of training cells.
+    library_log_mean, library_log_var
+        Per modality, mean and population variance of log total counts in each batch, ``(n_batches,)``.
+    extras
+        Data summaries that a family asked for (mean expression by group, ...), by name.
+    """
+
+    spec: RunSpec
+    modalities: tuple[ModalityInfo, ...]
+    n_levels: Mapping[str, int | tuple[int, ...]]
+    n_continuous: int
+    n_cells: int
+    library_log_mean: Mapping[str, np.ndarray]
+    library_log_var: Mapping[str, np.ndarray]
+    extras: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class StepContext:
+    """What a model may depend on beside the minibatch.
+
+    Attributes
+    ----------
+    training
+        Whether this is a training step (draws are made) or a look at held-out cells.
+    weights
+        Effective weight of each term now (weight times annealing), so that a term with weight 0 can be
+        left out instead of computed.
+    epoch, step
+        Counted from 0.
+    generator
+        Source of the model's own draws beyond those of torch's global generator, or None.
+    """
+
+    training: bool
+    weights: Mapping[str, float]
+    epoch: int = 0
+    step: int = 0
+    generator: torch.Generator | None = None
+
+
+@dataclass(slots=True)
+class ParameterGroup:
+    """Parameters that share an optimiser and its settings.
+
+    Attributes
+    ----------
+    name
+        Identifier of the optimiser in checkpoints.
+    parameters
+        The parameters.
+    lr_factor
+        Multiplies the learning rate of the spec.
+    weight_decay
+        Replaces the weight decay of the spec where not None.
+    auxiliary
+        Whether the group has an optimiser of its own that the model steps itself, in ``before_step``.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    lr_factor: float = 1.0
+    weight_decay: float | None = None
+    auxiliary: bool = False
+
+
+class Model(nn.Module, ABC):
+    """A network that the engine can train.
+
+    A subclass implements :meth:`loss_terms` and the result methods its family declares.
+    """
+
+    family: ClassVar[Family]
+
+    @abstractmethod
+    def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
+        """Return the value of every declared term.
+
+        Parameters
+        ----------
+        batch
+            The minibatch.
+        context
+            Epoch, weights, training or evaluation.
+
+        Returns
+        -------
+        dict
+            For terms of scope ``"cell"`` a tensor ``(n_cells,)``, otherwise a scalar. A term whose weight is 0 may be
+            left out in training, but not in evaluation.
+        """
+
+    @abstractmethod
+    def latent(self, batch: Minibatch) -> dict[str, Tensor]:
+        """Return the latents of the cells by name; ``"latent"`` is the main one, ``(n_cells, n_latent)``.
+
+        Posterior means unless the name says otherwise; two calls give the same values.
+        """
+
+    def expression(self, batch: Minibatch, *, transform_batch: int | None = None, scaled_to: float | None = 1.0) -> dict[str, Tensor]:
+        """Return denoised expression by modality, ``(n_cells, n_features)``, at the posterior means.
+
+        Parameters
+        ----------
+        batch
+            The minibatch.
+        transform_batch
+            Code of the batch that every cell is decoded as; None keeps each cell's own.
+        scaled_to
+            Library size of the result; None gives the expected counts at the cell's own library size.
+        """
+        raise NotImplementedError(f"{self.family.title} gives no denoised expression")
+
+    def library(self, batch: Minibatch) -> dict[str, Tensor]:
+        """Return the library size of each cell by modality, ``(n_cells,)``."""
+        raise NotImplementedError(f"{self.family.title} gives no library size")
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the optimiser's groups; one group of all parameters unless a family says otherwise."""
+        return [ParameterGroup("model", [p for p in self.parameters() if p.requires_grad])]
+
+    def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
+        """Do inner steps of auxiliary optimisers (discriminators); return values to log."""
+        return {}
+
+    def on_epoch_start(self, epoch: int, max_epochs: int) -> None:
+        """Called before the first step of an epoch."""
+
+    def uses_batch_norm(self) -> bool:
+        """Return whether any layer normalises over the minibatch, so that one cell alone cannot be trained on."""
+        return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules())
+
+    def named_state(self) -> Iterator[tuple[str, Tensor]]:
+        """Iterate over everything a checkpoint of the weights must hold."""
+        yield from self.state_dict().items()

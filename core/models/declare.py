@@ -1,0 +1,184 @@
+"""What a model family says of itself: options, loss terms, roles and results.
+
+Nothing here imports torch, so the window, the command line help and the documentation can be built from the
+declarations before the first tensor exists. A family is declared once, in its own file in this package (or
+in a plug-in), as a :class:`Family`; forms, loss-weight sliders, curves, result views and exports follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from cellweave.core.models.base import BuildContext, Model
+    from cellweave.core.spec.options import ModelOptions
+
+TermScope = Literal["cell", "minibatch", "global"]
+ResultKind = Literal["latent", "library", "expression", "loadings", "attribution", "ambient", "imputation"]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One term of the objective, as the forms and the curves need it.
+
+    The objective that is minimised is ``sum(weight * anneal * sign * term)`` over the terms.
+
+    Attributes
+    ----------
+    name
+        Identifier, used in the spec (``losses.weights``), in ``losses.csv`` and in checkpoints.
+    label
+        What is written beside the slider and in the legend.
+    help
+        One or two sentences: what the term does, and what turning its weight up or down does.
+    default
+        Default weight.
+    scope
+        ``"cell"``: the model returns one value per cell of the minibatch, the objective takes the mean;
+        ``"minibatch"``: one scalar per minibatch, taken as it is;
+        ``"global"``: one scalar (a prior on genes, batches, covariates), divided by the number of training
+        cells, never by the size of the minibatch.
+    annealed
+        Whether the KL warm-up multiplies the weight.
+    sign
+        ``-1`` for an adversarial term, which the network tries to make large.
+    maximum
+        Upper end of the slider.
+    colour
+        Index into the colour cycle of the curves, the same in every run and figure.
+    in_elbo
+        Whether the unweighted term is part of the reported negative ELBO.
+    unit
+        Unit of the reported value.
+    """
+
+    name: str
+    label: str
+    help: str
+    default: float = 1.0
+    scope: TermScope = "cell"
+    annealed: bool = False
+    sign: int = 1
+    maximum: float = 100.0
+    colour: int = 0
+    in_elbo: bool = True
+    unit: str = "nats per cell"
+
+
+@dataclass(frozen=True)
+class RoleUse:
+    """How a family uses one covariate role of the spec.
+
+    Attributes
+    ----------
+    role
+        Field name in :class:`cellweave.core.spec.covariates.CovariateSpec`.
+    help
+        What the column drives in this family.
+    required
+        Whether training is refused without it.
+    """
+
+    role: str
+    help: str
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Something a trained model of this family can give.
+
+    Attributes
+    ----------
+    name
+        Identifier (and file name in ``results/``).
+    kind
+        What sort of result it is; views and exports choose by it.
+    label
+        Text in menus.
+    help
+        One sentence on what it is.
+    """
+
+    name: str
+    kind: ResultKind
+    label: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """The declaration of a model family.
+
+    Attributes
+    ----------
+    kind
+        Value of ``model.kind`` in the spec.
+    title, help
+        Texts for the model chooser.
+    options
+        The pydantic class of the family's options (a subclass of ``ModelOptions`` with its ``kind`` fixed).
+    terms
+        Function from the whole spec to the loss terms that this model has with these options (a library
+        term exists only where the library is learned, one reconstruction term a modality, ...).
+    roles
+        Covariate roles the family uses; the others are greyed in the window with ``unused_reason``.
+    results
+        What a trained model gives.
+    network
+        ``"package.module:function"``; the function takes a ``BuildContext`` and returns the ``Model``. A string, so
+        that declaring a family does not import torch.
+    check
+        Function from the spec to a list of sentences, one for each combination of options that the
+        family cannot honour. They are refused when the spec is made, never ignored.
+    modalities
+        ``"one"``: trained on one modality chosen in the spec; ``"many"``: on all modalities of the study.
+    sampler
+        ``"shuffled"``: minibatches over all cells; ``"pattern"``: each minibatch from one pattern of
+        measured modalities.
+    unused_reason
+        Why a role that is not in ``roles`` cannot be chosen, per role or under ``"*"``.
+    paper
+        Citation shown in the model chooser.
+    """
+
+    kind: str
+    title: str
+    help: str
+    options: type[ModelOptions]
+    terms: Callable[[Any], Sequence[LossTerm]]
+    network: str
+    roles: tuple[RoleUse, ...] = ()
+    results: tuple[Result, ...] = ()
+    check: Callable[[Any], list[str]] = lambda spec: []
+    modalities: Literal["one", "many"] = "one"
+    sampler: Literal["shuffled", "pattern"] = "shuffled"
+    unused_reason: Mapping[str, str] = field(default_factory=dict)
+    paper: str = ""
+
+    def uses(self, role: str) -> RoleUse | None:
+        """Return how the family uses ``role``, or None."""
+        return next((use for use in self.roles if use.role == role), None)
+
+    def why_unused(self, role: str) -> str:
+        """Return the sentence that the window shows beside a greyed role."""
+        return self.unused_reason.get(role) or self.unused_reason.get("*") or f"{self.title} does not use this role."
+
+    def build(self, context: BuildContext) -> Model:
+        """Import the network and build the model.
+
+        Parameters
+        ----------
+        context
+            Sizes, categories, spec and data summaries.
+
+        Returns
+        -------
+        Model
+            A module on the CPU, initialised from torch's global generator.
+        """
+        module, _, function = self.network.partition(":")
+        return getattr(import_module(module), function)(context)

@@ -1,0 +1,96 @@
+"""The data part of the spec: which files, which matrix, which features, which cells."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from cellweave.core.spec.fields import Frozen, option
+
+
+class FeatureSelection(Frozen):
+    """Which features of one modality the model sees."""
+
+    mode: Literal["all", "variable", "list"] = option(
+        "all", "Features", "All features, the most variable ones, or those named in a file with one name a line."
+    )
+    n: int = option(2000, "Number of features", "How many of the most variable features to keep.", ge=2, unit="features")
+    batch_column: str | None = option(
+        None,
+        "Rank within",
+        "Rank variability within each level of this column, so that a batch effect does not choose the features.",
+        auto="no column",
+        advanced=True,
+    )
+    file: str | None = option(None, "Feature list", "Text file with one feature name a line.", auto="none", advanced=True)
+
+
+class SwitchedOff(Frozen):
+    """One cell of the mosaic grid that is left out: a modality in the cells of one level of a column."""
+
+    column: str = option("", "Column", "The obs column whose levels are the rows of the mosaic grid.")
+    level: str = option("", "Level", "Which level of the column.")
+    modality: str = option("", "Modality", "The modality to leave out for these cells.")
+
+
+class DataSpec(Frozen):
+    """Which data, and how they are read."""
+
+    paths: tuple[str, ...] = option(tuple, "Files", "One file, or several that together are one study.")
+    sha256: tuple[str, ...] = option(
+        tuple, "Check sums", "SHA-256 of each file, recorded when the run was made.", advanced=True
+    )
+    modality: str | None = option(
+        None, "Modality", "The modality that a one-modality model is trained on.", auto="RNA where there is one"
+    )
+    layers: dict[str, str] = option(
+        dict,
+        "Counts in",
+        "Where the raw counts of each modality are: 'X', 'raw/X' or 'layers/NAME'. A modality that is not named is "
+        "looked through and the first place with raw counts is taken.",
+    )
+    features: dict[str, FeatureSelection] = option(dict, "Features by modality", "Feature selection of each modality.")
+    join: Literal["union", "intersection"] = option(
+        "intersection",
+        "Features of several files",
+        "Keep the features that every file has, or all of them with those a file lacks masked.",
+    )
+    batch_from_file: bool = option(
+        True, "File is a column", "With several files, add the column 'file' that says which file a cell came from.",
+        advanced=True,
+    )
+    make_names_unique: bool = option(
+        False, "Make names unique", "Append -1, -2 ... to repeated cell and feature names."
+    )
+    drop_empty_cells: bool = option(False, "Leave out empty cells", "Leave out cells without a single count.")
+    drop_empty_features: bool = option(
+        False, "Leave out empty features", "Leave out features that no cell has a count of."
+    )
+    accept_non_integer: bool = option(
+        False,
+        "Accept non-integer values",
+        "Train on values that are not whole numbers, such as corrected counts. The likelihoods are made for counts.",
+        advanced=True,
+    )
+    min_cells_per_batch: int = option(
+        2,
+        "Smallest batch",
+        "Cells of a batch with fewer cells than this are left out of training; they still get a latent.",
+        ge=2, unit="cells", advanced=True,
+    )
+    fill_missing: dict[str, str] = option(
+        dict, "Missing values", "Level that stands for a missing value, by obs column.", advanced=True
+    )
+    combine: dict[str, tuple[str, ...]] = option(
+        dict, "Combined columns", "New obs columns made by joining the values of others.", advanced=True
+    )
+    switched_off: tuple[SwitchedOff, ...] = option(
+        tuple, "Switched off", "Cells of the mosaic grid that are treated as not measured.", advanced=True
+    )
+
+    @field_validator("paths", "sha256", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        """Allow a single string where a list is meant: ``--set data.paths=file.h5ad``."""
+        return (value,) if isinstance(value, str) else value

@@ -1,0 +1,65 @@
+"""One way to declare a field, so that every form, tooltip, help text and range comes from the spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+
+class Frozen(BaseModel):
+    """Base of every part of the spec: immutable, and a name it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+def option(
+    default: Any,
+    title: str,
+    help: str,  # noqa: A002  (it is the word users of a form know)
+    *,
+    unit: str = "",
+    group: str = "",
+    advanced: bool = False,
+    auto: str = "",
+    log: bool = False,
+    **limits: Any,
+) -> Any:
+    """Declare a field of the spec.
+
+    Parameters
+    ----------
+    default
+        Default value, or a function without arguments for containers.
+    title
+        Label in forms.
+    help
+        Why one would change it; the tooltip and the documentation.
+    unit
+        Written inside the field ("epochs", "cells", "mm").
+    group
+        Heading under which the form shows it.
+    advanced
+        Whether only the form's advanced face shows it.
+    auto
+        For fields that may be None: what None means ("from the number of cells"), shown as the field's text.
+    log
+        Whether a slider or spin box should step in powers.
+    **limits
+        ``ge``, ``gt``, ``le``, ``lt``, ``min_length`` ... as in :func:`pydantic.Field`.
+
+    Returns
+    -------
+    pydantic.fields.FieldInfo
+        The field, typed ``Any`` as pydantic's own function is.
+    """
+    extra = {"unit": unit, "group": group, "advanced": advanced, "auto": auto, "log": log}
+    how = {"default_factory": default} if callable(default) else {"default": default}
+    return Field(title=title, description=help, json_schema_extra=extra, **how, **limits)
+
+
+def field_extra(info: FieldInfo) -> dict[str, Any]:
+    """Return what :func:`option` kept beside the pydantic field (unit, group, advanced, auto, log)."""
+    extra = info.json_schema_extra
+    return dict(extra) if isinstance(extra, dict) else {}

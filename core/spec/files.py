@@ -1,0 +1,157 @@
+"""Specs on disk: TOML round trip, schema migrations, presets, and changes from the command line."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from cellweave.core.errors import SpecError
+from cellweave.core.files import write_text_atomic
+from cellweave.core.spec.run import SCHEMA_VERSION, RunSpec, parse_spec
+
+Tree = dict[str, Any]
+# MIGRATIONS[n] turns a tree of schema n into one of schema n + 1.
+MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {}
+
+
+def migrate(tree: Mapping[str, Any], source: str = "spec") -> Tree:
+    """Return the tree in today's schema.
+
+    Raises
+    ------
+    SpecError
+        Where the tree is of a later schema than this version knows: nothing is dropped silently.
+    """
+    result = dict(tree)
+    version = result.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version < 1:
+        raise SpecError(f"'{source}' has the schema version {version!r}, which never existed.", "Set schema_version = 1.")
+    if version > SCHEMA_VERSION:
+        raise SpecError(
+            f"'{source}' was written by a later version (schema {version}; this one knows up to {SCHEMA_VERSION}).",
+            "Update Cellweave to open it.",
+        )
+    while version < SCHEMA_VERSION:
+        result = MIGRATIONS[version](result)
+        version += 1
+        result["schema_version"] = version
+    return result
+
+
+def to_toml(spec: RunSpec) -> str:
+    """Return the spec as TOML; fields that are None are left out, which reads back as None."""
+    return tomli_w.dumps(_without_none(spec.model_dump(mode="json")))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def from_toml(text: str, source: str = "spec") -> RunSpec:
+    """Read a spec from TOML text.
+
+    Raises
+    ------
+    SpecError
+        Where the text is not TOML (with line and column) or not a valid spec.
+    """
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"'{source}' is not a TOML file: {error}.", "Correct that place, or save the spec anew.") from None
+    return parse_spec(migrate(tree, source), f"'{source}'")
+
+
+def load_spec(path: str | Path) -> RunSpec:
+    """Read a spec file; relative data paths are taken from the file's folder."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise SpecError(f"'{path}' is not a text file.", "A spec is a TOML file; to train a data file directly add --model.") from None
+    except OSError as error:
+        raise SpecError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the path.") from None
+    spec = from_toml(text, path.name)
+    base = path.resolve().parent
+    paths = tuple(str(p if (p := Path(item).expanduser()).is_absolute() else base / p) for item in spec.data.paths)
+    return spec.with_changes({"data.paths": paths}) if paths != spec.data.paths else spec
+
+
+def save_spec(spec: RunSpec, path: str | Path) -> None:
+    """Write the spec as TOML, atomically."""
+    write_text_atomic(Path(path), to_toml(spec))
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read ``path=value`` of the command line; the value is TOML, or a plain string where it is not.
+
+    ``none`` (in any case) means "left to the program", as an empty field in a form does.
+    """
+    path, equals, raw = text.partition("=")
+    if not equals or not path.strip():
+        raise SpecError(f"'--set {text}' is not of the form path=value.", "Write for instance --set training.max_epochs=50.")
+    raw = raw.strip()
+    if raw.lower() == "none":
+        return path.strip(), None
+    try:
+        return path.strip(), tomllib.loads(f"v = {raw}")["v"]
+    except tomllib.TOMLDecodeError:
+        return path.strip(), raw
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named set of changes to a spec."""
+
+    name: str
+    title: str
+    help: str
+    kind: str
+    changes: dict[str, Any]
+
+    def apply(self, spec: RunSpec) -> RunSpec:
+        """Return ``spec`` with the preset's model, loss weights and training settings."""
+        return spec.with_changes({"model.kind": self.kind}).with_changes(self.changes)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def read_preset(name: str, text: str) -> Preset:
+    """Read a preset file: ``title``, ``help`` and ``kind``, then tables as in a spec."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SpecError(f"The preset '{name}' is not a TOML file: {error}.") from None
+    title, help_text, kind = (tree.pop(key, "") for key in ("title", "help", "kind"))
+    return Preset(name, str(title) or name, str(help_text), str(kind) or "vae", _flatten(tree))
+
+
+def presets(user_folder: Path | None = None) -> dict[str, Preset]:
+    """Return the presets that ship with the program and those in the user's folder, by name."""
+    found: dict[str, Preset] = {}
+    for entry in sorted(files("cellweave.resources").joinpath("presets").iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".toml"):
+            name = entry.name.removesuffix(".toml")
+            found[name] = read_preset(name, entry.read_text(encoding="utf-8"))
+    if user_folder is not None and user_folder.is_dir():
+        for path in sorted(user_folder.glob("*.toml")):
+            found[path.stem] = read_preset(path.stem, path.read_text(encoding="utf-8"))
+    return found

@@ -1,0 +1,227 @@
+"""RunSpec: everything that determines a run, in one frozen tree."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from cellweave.core.errors import SpecError
+from cellweave.core.models.declare import Family, LossTerm
+from cellweave.core.models.registry import families
+from cellweave.core.spec.analysis import AnalysisSpec
+from cellweave.core.spec.covariates import CovariateSpec
+from cellweave.core.spec.data import DataSpec
+from cellweave.core.spec.fields import Frozen, option
+from cellweave.core.spec.losses import LossSpec
+from cellweave.core.spec.options import ModelOptions
+from cellweave.core.spec.training import TrainingSpec
+
+SCHEMA_VERSION = 1
+
+
+def _default_model() -> ModelOptions:
+    return next(iter(families().values())).options()  # type: ignore[call-arg]
+
+
+class RunSpec(Frozen):
+    """What to do: data, covariate roles, model, loss weights, training and analysis.
+
+    The window edits it, the command line reads it, a script can write it; nothing else determines a run.
+    """
+
+    schema_version: int = option(SCHEMA_VERSION, "Schema", "Version of this file's layout.", advanced=True)
+    name: str = option("", "Name", "How the run is called in lists.")
+    note: str = option("", "Note", "Anything worth remembering about the run.")
+    data: DataSpec = Field(default_factory=DataSpec, title="Data")
+    covariates: CovariateSpec = Field(default_factory=CovariateSpec, title="Covariates")
+    model: SerializeAsAny[ModelOptions] = Field(default_factory=_default_model, title="Model")
+    losses: LossSpec = Field(default_factory=LossSpec, title="Loss weights")
+    training: TrainingSpec = Field(default_factory=TrainingSpec, title="Training")
+    analysis: AnalysisSpec = Field(default_factory=AnalysisSpec, title="Analysis")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _by_kind(cls, value: object) -> object:
+        """Read a table as the options of the family that its ``kind`` names."""
+        if isinstance(value, ModelOptions):
+            return value
+        if not isinstance(value, Mapping):
+            message = "the model is a table with a 'kind'"
+            raise ValueError(message)
+        known = families()
+        kind = value.get("kind", next(iter(known)))
+        if kind not in known:
+            near = difflib.get_close_matches(str(kind), known, n=1, cutoff=0.4)
+            message = f"there is no model of kind '{kind}'" + (f"; did you mean '{near[0]}'?" if near else "")
+            raise ValueError(message)
+        return known[kind].options.model_validate({**value, "kind": kind})
+
+    @model_validator(mode="after")
+    def _agrees_with_family(self) -> RunSpec:
+        """Refuse what the chosen family cannot honour: no option is accepted and ignored."""
+        problems = []
+        family = self.family
+        for role in self.covariates.assigned():
+            if family.uses(role) is None:
+                problems.append(f"covariates.{role} is set, but {family.why_unused(role)}")
+        known = {term.name for term in family.terms(self)}
+        for name in self.losses.weights:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}"
+                problems.append(f"losses.weights.{name}: {family.title} with these options has no such term; {hint}")
+        problems.extend(family.check(self))
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def family(self) -> Family:
+        """The declaration of the chosen model's family."""
+        return families()[self.model.kind]
+
+    def terms(self) -> tuple[LossTerm, ...]:
+        """Return the loss terms of this model with these options, in the order of the curves."""
+        return tuple(self.family.terms(self))
+
+    def loss_weights(self) -> dict[str, float]:
+        """Return the weight of every term: what the spec says, or the family's default."""
+        return {term.name: self.losses.weights.get(term.name, term.default) for term in self.terms()}
+
+    def with_changes(self, changes: Mapping[str, Any]) -> RunSpec:
+        """Return a copy with some fields changed.
+
+        Parameters
+        ----------
+        changes
+            New values by dotted path, ``{"training.max_epochs": 50, "losses.weights.kl": 2.0}``. A value of
+            None in a table of weights, layers or features takes the entry out.
+
+        Returns
+        -------
+        RunSpec
+            A new, validated spec.
+
+        Raises
+        ------
+        SpecError
+            Where a path does not exist (the sentence proposes the nearest) or a value is not valid.
+        """
+        tree = self.model_dump(mode="python")
+        for path, value in changes.items():
+            _set(tree, path.split("."), value, path)
+        return parse_spec(tree)
+
+
+def _set(tree: dict[str, Any], keys: Sequence[str], value: Any, path: str) -> None:
+    """Set ``tree[k0][k1]... = value``; a key of a fixed table must exist."""
+    if path == "model.kind" and value != tree["model"]["kind"]:
+        # Another family has other options: those that both know are carried over, where they are valid.
+        tree["model"] = _carry_over(tree["model"], str(value))
+        return
+    here = tree
+    open_tables = {"losses.weights", "data.layers", "data.features", "data.fill_missing", "data.combine"}
+    for depth, key in enumerate(keys[:-1]):
+        prefix = ".".join(keys[: depth + 1])
+        if key not in here:
+            if ".".join(keys[:depth]) in open_tables:
+                here[key] = {}
+            else:
+                _no_such_field(prefix, key, here)
+        if not isinstance(here[key], dict):
+            raise SpecError(f"'{prefix}' is a value, not a table, so '{path}' does not exist.")
+        here = here[key]
+    last, parent = keys[-1], ".".join(keys[:-1])
+    if parent in open_tables:
+        if value is None:
+            here.pop(last, None)
+            return
+    elif last not in here and not parent.startswith("data.features."):
+        _no_such_field(path, last, here)
+    here[last] = value
+
+
+def _carry_over(old: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    from cellweave.core.models.registry import family
+
+    options = family(kind).options
+    kept: dict[str, Any] = {"kind": kind}
+    for name, value in old.items():
+        if name == "kind" or name not in options.model_fields:
+            continue
+        try:
+            options.model_validate({**kept, name: value})
+        except ValidationError:
+            continue
+        kept[name] = value
+    return options.model_validate(kept).model_dump(mode="python")
+
+
+def _no_such_field(path: str, key: str, table: Mapping[str, Any]) -> None:
+    near = difflib.get_close_matches(key, table, n=1, cutoff=0.5)
+    parent = path.rpartition(".")[0]
+    where = f"{parent}." if parent else ""
+    hint = f"Did you mean '{where}{near[0]}'?" if near else f"Known here: {', '.join(sorted(table))}."
+    raise SpecError(f"The spec has no field '{path}'.", hint)
+
+
+def parse_spec(tree: Mapping[str, Any], source: str = "") -> RunSpec:
+    """Validate a tree of plain values.
+
+    Parameters
+    ----------
+    tree
+        As read from TOML.
+    source
+        Name of the file, for the error text.
+
+    Returns
+    -------
+    RunSpec
+        The validated spec.
+
+    Raises
+    ------
+    SpecError
+        One sentence for each thing that is wrong, with the nearest known name for an unknown one.
+    """
+    try:
+        return RunSpec.model_validate(dict(tree))
+    except ValidationError as error:
+        raise SpecError(explain(error, tree, source)) from None
+
+
+def explain(error: ValidationError, tree: Mapping[str, Any] | None = None, source: str = "") -> str:
+    """Return the sentences that say what a pydantic error means for the person who wrote the spec."""
+    lines = []
+    for item in error.errors(include_url=False):
+        location = [str(part) for part in item["loc"]]
+        path = ".".join(location) or "spec"
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(location[-1], _known_fields(location[:-1], tree), n=1, cutoff=0.5)
+            lines.append(f"unknown field '{path}'" + (f", did you mean '{near[0]}'?" if near else ""))
+        elif item["type"] == "value_error":
+            text = str(item["ctx"]["error"]) if "ctx" in item else item["msg"]
+            lines.append(text if path in {"spec", "model"} else f"{path}: {text}")
+        else:
+            lines.append(f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]} (it is {item['input']!r})")
+    head = f"The spec {source} is not valid: " if source else "The spec is not valid: "
+    return head + "; ".join(lines).rstrip(".") + "."
+
+
+def _known_fields(location: Sequence[str], tree: Mapping[str, Any] | None) -> list[str]:
+    """Return the field names of the table at ``location``."""
+    model: Any = RunSpec
+    for depth, part in enumerate(location):
+        if part == "model" and depth == 0:
+            kind = ((tree or {}).get("model") or {}).get("kind", next(iter(families())))
+            model = families()[kind].options if kind in families() else ModelOptions
+            continue
+        info = getattr(model, "model_fields", {}).get(part)
+        if info is None:
+            return []
+        model = info.annotation
+    return list(getattr(model, "model_fields", {}))
