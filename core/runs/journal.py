@@ -1,0 +1,181 @@
+"""Writes a run's events, losses and status while it goes on, and loses none of them when the disk is full for a while."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from cellweave.core.files import write_text_atomic
+from cellweave.core.runs.events import (
+    EpochDone,
+    Event,
+    FinishReason,
+    Listener,
+    Metric,
+    Progress,
+    RunState,
+    StateChanged,
+    StepProgress,
+    Warned,
+)
+from cellweave.core.runs.folder import RunFolder, RunStatus, host_name, loss_row
+
+LOG = logging.getLogger("cellweave.run")
+STATUS_INTERVAL = 1.0  # seconds between two writes of status.json while a run goes on
+EVENT_INTERVAL = 0.06  # seconds between two progress events: fewer than 20 a second whatever the step rate
+
+
+class Journal:
+    """Passes events on to the listener and keeps the run folder's files up to date.
+
+    Parameters
+    ----------
+    folder
+        The run folder.
+    listener
+        Called with every event, in the engine's thread.
+    status
+        Status to start from (when a run is resumed).
+    """
+
+    def __init__(self, folder: RunFolder, listener: Listener | None = None, status: RunStatus | None = None) -> None:
+        self.folder = folder
+        self.listener = listener
+        now = time.time()
+        base = status or RunStatus()
+        self.status = replace(
+            base, pid=os.getpid(), host=host_name(), heartbeat=now, started=base.started or now, finished=0.0, reason=None
+        )
+        self._pending: dict[Path, list[str]] = {}
+        self._columns: list[str] = []
+        self._last_status = self._last_progress = 0.0
+        self._full = False
+
+    # ------------------------------------------------------------------ events
+
+    def emit(self, event: Event) -> None:
+        """Stamp, store and pass on an event. Progress that comes too fast is dropped."""
+        now = time.time()
+        if isinstance(event, Progress | StepProgress):
+            finished = getattr(event, "fraction", None) == 1.0
+            if now - self._last_progress < EVENT_INTERVAL and not finished:
+                return
+            self._last_progress = now
+        event = replace(event, time=now)
+        if not isinstance(event, Progress | StepProgress):
+            self._append(self.folder.events_file, event.to_json() + "\n")
+            LOG.info("%s", event.to_json())
+        if isinstance(event, StateChanged):
+            self._set_status(state=event.state, reason=event.reason, text=event.text)
+        elif isinstance(event, EpochDone):
+            self._write_losses(event)
+            self._set_status(throttle=True, epoch=event.epoch, max_epochs=event.max_epochs, best_epoch=event.best_epoch)
+        elif isinstance(event, Progress | StepProgress):
+            self._set_status(throttle=True)
+        elif isinstance(event, Metric):
+            self._write_metric(event)
+        if self.listener is not None:
+            self.listener(event)
+
+    def state(self, state: RunState, text: str = "", reason: FinishReason | None = None) -> None:
+        """Emit a change of state."""
+        self.emit(StateChanged(state=state, reason=reason, text=text))
+
+    def set_machine(self, device: str, threads: int) -> None:
+        """Record where the run is computed."""
+        self._set_status(device=device, threads=threads)
+
+    def beat(self) -> None:
+        """Give a sign of life (cheap: written once a second at most)."""
+        self._set_status(throttle=True)
+
+    # ------------------------------------------------------------------ files
+
+    def _set_status(self, *, throttle: bool = False, **changes: object) -> None:
+        now = time.time()
+        done = changes.get("state") is RunState.DONE
+        self.status = replace(self.status, heartbeat=now, **({"finished": now} if done else {}), **changes)  # type: ignore[arg-type]
+        if throttle and now - self._last_status < STATUS_INTERVAL:
+            return
+        self._last_status = now
+        try:
+            self.folder.write_status(self.status)
+        except OSError as error:
+            self._trouble(error)
+
+    def _write_losses(self, event: EpochDone) -> None:
+        row = loss_row(event)
+        buffer = io.StringIO()
+        if not self._columns:
+            self._columns = self._existing_columns() or list(row)
+            if not self.folder.losses_file.exists():
+                csv.writer(buffer, lineterminator="\n").writerow(self._columns)
+        csv.DictWriter(buffer, self._columns, restval="", extrasaction="ignore", lineterminator="\n").writerow(row)
+        self._append(self.folder.losses_file, buffer.getvalue())
+
+    def _existing_columns(self) -> list[str]:
+        try:
+            first = self.folder.losses_file.read_text(encoding="utf-8").splitlines()[:1]
+        except OSError:
+            return []
+        return next(csv.reader(first), [])
+
+    def _write_metric(self, metric: Metric) -> None:
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        if not self.folder.metrics_file.exists() and self.folder.metrics_file not in self._pending:
+            writer.writerow(["name", "group", "value", "baseline"])
+        baseline = "" if metric.baseline is None else repr(metric.baseline)
+        writer.writerow([metric.name, metric.group, repr(metric.value), baseline])
+        self._append(self.folder.metrics_file, buffer.getvalue())
+
+    def _append(self, path: Path, text: str) -> None:
+        """Append text; what cannot be written now is kept and written before the next."""
+        lines = self._pending.pop(path, [])
+        lines.append(text)
+        try:
+            with path.open("ab") as file:
+                start = file.tell()
+                try:
+                    file.write("".join(lines).encode("utf-8"))
+                    file.flush()
+                except OSError:
+                    file.truncate(start)
+                    raise
+        except OSError as error:
+            self._pending[path] = lines
+            self._trouble(error)
+        else:
+            self._full = False
+
+    def _trouble(self, error: OSError) -> None:
+        """Say once, not once an epoch, that the folder cannot be written."""
+        LOG.warning("cannot write the run folder: %s", error)
+        if not self._full and self.listener is not None:
+            self._full = True
+            self.listener(
+                Warned(
+                    text=f"The run folder cannot be written now: {error.strerror or error}.",
+                    mend="Free some space; what is waiting is written as soon as it can be.",
+                    time=time.time(),
+                )
+            )
+
+    # ------------------------------------------------------------------ resume
+
+    def rewind(self, epoch: int) -> None:
+        """Take back what was written after ``epoch`` whole epochs, so that a resumed run repeats no row."""
+        path = self.folder.losses_file
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError:
+            return
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= epoch]
+        write_text_atomic(path, "\n".join(kept) + "\n" if kept else "")
+        self.folder.metrics_file.unlink(missing_ok=True)
