@@ -11,7 +11,10 @@ from pydantic.fields import FieldInfo
 class Frozen(BaseModel):
     """Base of every part of the spec: immutable, and a name it does not know is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    # Numbers are taken where a name is meant: a column may be called 7, and TOML has no other way to write it bare.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, coerce_numbers_to_str=True
+    )
 
 
 def option(

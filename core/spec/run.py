@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,9 @@ class RunSpec(Frozen):
     The window edits it, the command line reads it, a script can write it; nothing else determines a run.
     """
 
-    schema_version: int = option(SCHEMA_VERSION, "Schema", "Version of this file's layout.", advanced=True)
+    schema_version: int = option(
+        SCHEMA_VERSION, "Schema", "Version of this file's layout.", advanced=True, ge=SCHEMA_VERSION, le=SCHEMA_VERSION
+    )
     name: str = option("", "Name", "How the run is called in lists.")
     note: str = option("", "Note", "Anything worth remembering about the run.")
     data: DataSpec = Field(default_factory=DataSpec, title="Data")
@@ -112,30 +115,44 @@ class RunSpec(Frozen):
         """
         tree = self.model_dump(mode="python")
         for path, value in changes.items():
-            _set(tree, path.split("."), value, path)
+            _set(tree, path, value)
         return parse_spec(tree)
 
 
-def _set(tree: dict[str, Any], keys: Sequence[str], value: Any, path: str) -> None:
-    """Set ``tree[k0][k1]... = value``; a key of a fixed table must exist."""
+# Tables whose keys are names of the user's data (columns, modalities, loss terms), which may hold dots themselves.
+OPEN_TABLES = ("losses.weights", "data.layers", "data.features", "data.fill_missing", "data.combine")
+
+
+def _split(path: str, value: Any) -> list[str]:
+    """Split a dotted path into keys; a name in an open table stays whole, ``data.fill_missing.orig.ident``."""
+    for table in OPEN_TABLES:
+        if path.startswith(f"{table}."):
+            name = path.removeprefix(f"{table}.")
+            modality, dot, field = name.rpartition(".")
+            to_field = table == "data.features" and dot and not isinstance(value, Mapping)
+            inner = [modality, field] if to_field else [name]
+            return [*table.split("."), *inner]
+    return path.split(".")
+
+
+def _set(tree: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path; a key of a fixed table must exist."""
     if path == "model.kind" and value != tree["model"]["kind"]:
         # Another family has other options: those that both know are carried over, where they are valid.
         tree["model"] = _carry_over(tree["model"], str(value))
         return
-    here = tree
-    open_tables = {"losses.weights", "data.layers", "data.features", "data.fill_missing", "data.combine"}
+    keys, here = _split(path, value), tree
     for depth, key in enumerate(keys[:-1]):
         prefix = ".".join(keys[: depth + 1])
         if key not in here:
-            if ".".join(keys[:depth]) in open_tables:
-                here[key] = {}
-            else:
+            if ".".join(keys[:depth]) not in OPEN_TABLES:
                 _no_such_field(prefix, key, here)
+            here[key] = {}
         if not isinstance(here[key], dict):
             raise SpecError(f"'{prefix}' is a value, not a table, so '{path}' does not exist.")
         here = here[key]
     last, parent = keys[-1], ".".join(keys[:-1])
-    if parent in open_tables:
+    if parent in OPEN_TABLES:
         if value is None:
             here.pop(last, None)
             return
@@ -209,7 +226,8 @@ def explain(error: ValidationError, tree: Mapping[str, Any] | None = None, sourc
         else:
             lines.append(f"{path}: {item['msg'][:1].lower()}{item['msg'][1:]} (it is {item['input']!r})")
     head = f"The spec {source} is not valid: " if source else "The spec is not valid: "
-    return head + "; ".join(lines).rstrip(".") + "."
+    text = head + "; ".join(lines).rstrip(".")
+    return text if text.endswith("?") else f"{text}."
 
 
 def _known_fields(location: Sequence[str], tree: Mapping[str, Any] | None) -> list[str]:
@@ -219,6 +237,9 @@ def _known_fields(location: Sequence[str], tree: Mapping[str, Any] | None) -> li
         if part == "model" and depth == 0:
             kind = ((tree or {}).get("model") or {}).get("kind", next(iter(families())))
             model = families()[kind].options if kind in families() else ModelOptions
+            continue
+        if typing.get_origin(model) is dict:  # the key is the user's own word; go on with the type of the values
+            model = typing.get_args(model)[1]
             continue
         info = getattr(model, "model_fields", {}).get(part)
         if info is None:

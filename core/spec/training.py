@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from cellweave.core.spec.fields import Frozen, option
 
 LENGTH, OPTIMISER, STOPPING, MACHINE, RECORD = "Length", "Optimiser", "Validation and stopping", "Machine", "Record"
@@ -70,3 +72,9 @@ class TrainingSpec(Frozen):
     checkpoint_every: int = option(10, "Checkpoint every", "Epochs between two checkpoints one can resume from.", unit="epochs", group=RECORD, ge=1)
     preview_every: int = option(5, "Refresh the embedding every", "Epochs between two live embeddings; 0 switches them off.", unit="epochs", group=RECORD, ge=0)
     preview_cells: int = option(10_000, "Cells in the live embedding", "A fixed sample, stratified by batch.", unit="cells", group=RECORD, ge=100, advanced=True)
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _number_is_a_word(cls, value: object) -> object:
+        """Take ``precision = 32`` for ``"32"``."""
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
