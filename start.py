@@ -94,7 +94,7 @@ def make_environment(wanted):
     if keep and PYTHON.exists():
         return
     say("Making a virtual environment in .venv ...")
-    result = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         version = "{}.{}".format(*sys.version_info[:2])
         details = (result.stdout + result.stderr).strip().splitlines()
@@ -139,7 +139,7 @@ def install(command):
 def qt_report(window):
     """Ask the installed program what Qt lacks here."""
     command = [str(PYTHON), "-m", "cellweave.core.system", *(["--window"] if window else [])]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=str(ROOT))
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=str(ROOT))
     if result.returncode != 0:
         leave(f"The installed program does not start:\n{result.stderr.strip()}\nRemove the folder .venv and run this again.")
     return json.loads(result.stdout.strip().splitlines()[-1])
@@ -186,7 +186,7 @@ def install_system_libraries(report):
     if not report["apt"] or shutil.which("apt-get") is None or os.geteuid() != 0:
         return
     say("Installing system libraries: " + report["apt"])
-    subprocess.run(["sh", "-c", report["apt"]], env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"))
+    subprocess.run(["sh", "-c", report["apt"]], env=dict(os.environ, DEBIAN_FRONTEND="noninteractive"), check=False)
 
 
 def link_sources():

@@ -11,7 +11,10 @@ class AnalysisSpec(Frozen):
     umap: bool = option(True, "UMAP", "Compute a UMAP of all cells from the latent space.", group="Embedding")
     n_neighbors: int = option(15, "Neighbours", "Neighbours per cell in the graph for UMAP and clusters.", unit="cells", group="Embedding", ge=2, le=500)
     min_dist: float = option(0.3, "Smallest distance", "How tightly UMAP packs points.", group="Embedding", ge=0, le=3)
-    umap_epochs: int | None = option(None, "UMAP epochs", "Rounds of the layout.", unit="epochs", group="Embedding", ge=10, auto="500 up to 10,000 cells, else 200", advanced=True)
+    umap_epochs: int | None = option(
+        None, "UMAP epochs", "Rounds of the layout.", unit="epochs", group="Embedding", ge=10,
+        auto="500 up to 10,000 cells, else 200", advanced=True,
+    )
     clusters: bool = option(True, "Clusters", "Leiden clusters on the same graph.", group="Clusters")
     resolution: float = option(1.0, "Resolution", "Higher values give more clusters.", group="Clusters", gt=0, le=20)
     baseline: bool = option(

@@ -20,7 +20,7 @@ class Frozen(BaseModel):
 def option(
     default: Any,
     title: str,
-    help: str,  # noqa: A002  (it is the word users of a form know)
+    help: str,
     *,
     unit: str = "",
     group: str = "",

@@ -65,11 +65,9 @@ class RunSpec(Frozen):
     @model_validator(mode="after")
     def _agrees_with_family(self) -> RunSpec:
         """Refuse what the chosen family cannot honour: no option is accepted and ignored."""
-        problems = []
         family = self.family
-        for role in self.covariates.assigned():
-            if family.uses(role) is None:
-                problems.append(f"covariates.{role} is set, but {family.why_unused(role)}")
+        unused = [role for role in self.covariates.assigned() if family.uses(role) is None]
+        problems = [f"covariates.{role} is set, but {family.why_unused(role)}" for role in unused]
         known = {term.name for term in family.terms(self)}
         for name in self.losses.weights:
             if name not in known:

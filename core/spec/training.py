@@ -40,7 +40,10 @@ class TrainingSpec(Frozen):
         group=OPTIMISER, advanced=True,
     )
     lr_factor: float = option(0.6, "Plateau factor", "Factor at a plateau.", group=OPTIMISER, gt=0, lt=1, advanced=True)
-    lr_patience: int = option(30, "Plateau patience", "Epochs without improvement before the rate is lowered.", unit="epochs", group=OPTIMISER, ge=1, advanced=True)
+    lr_patience: int = option(
+        30, "Plateau patience", "Epochs without improvement before the rate is lowered.", unit="epochs",
+        group=OPTIMISER, ge=1, advanced=True,
+    )
     lr_min: float = option(0.0, "Smallest rate", "The learning rate is not lowered below this.", group=OPTIMISER, ge=0, advanced=True)
 
     kl_warmup_epochs: int | None = option(
@@ -56,7 +59,10 @@ class TrainingSpec(Frozen):
     validate_every: int = option(1, "Validate every", "Epochs between two looks at the held-out cells.", unit="epochs", group=STOPPING, ge=1)
     early_stopping: bool = option(True, "Stop early", "Stop when the validation ELBO no longer improves, and go back to the best weights.", group=STOPPING)
     patience: int = option(45, "Patience", "Epochs without improvement before training stops.", unit="epochs", group=STOPPING, ge=1)
-    min_delta: float = option(0.0, "Smallest improvement", "An improvement below this does not count.", unit="nats per cell", group=STOPPING, ge=0, advanced=True)
+    min_delta: float = option(
+        0.0, "Smallest improvement", "An improvement below this does not count.", unit="nats per cell",
+        group=STOPPING, ge=0, advanced=True,
+    )
     min_epochs: int = option(0, "Not before", "Epochs that are trained in any case.", unit="epochs", group=STOPPING, ge=0, advanced=True)
 
     seed: int = option(0, "Seed", "Fixes the split, the order of the cells, the initial weights and every draw.", group=RECORD, ge=0, le=2**31 - 1)
@@ -71,7 +77,10 @@ class TrainingSpec(Frozen):
     )
     checkpoint_every: int = option(10, "Checkpoint every", "Epochs between two checkpoints one can resume from.", unit="epochs", group=RECORD, ge=1)
     preview_every: int = option(5, "Refresh the embedding every", "Epochs between two live embeddings; 0 switches them off.", unit="epochs", group=RECORD, ge=0)
-    preview_cells: int = option(10_000, "Cells in the live embedding", "A fixed sample, stratified by batch.", unit="cells", group=RECORD, ge=100, advanced=True)
+    preview_cells: int = option(
+        10_000, "Cells in the live embedding", "A fixed sample, stratified by batch.", unit="cells",
+        group=RECORD, ge=100, advanced=True,
+    )
 
     @field_validator("precision", mode="before")
     @classmethod
