@@ -118,8 +118,8 @@ class StepContext:
     training
         Whether this is a training step (draws are made) or a look at held-out cells.
     weights
-        Effective weight of each term now (weight times annealing), so that a term with weight 0 can be
-        left out instead of computed.
+        Weight of each term as the person set it, before annealing. A term whose weight is 0 may be left out in training
+        instead of computed; one that is only annealed to 0 may not, because its value is shown.
     epoch, step
         Counted from 0.
     generator

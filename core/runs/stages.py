@@ -1,0 +1,274 @@
+"""The stages of a run: load, check, prepare, train, results, analysis."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cellweave.core.errors import Cancelled, DataError
+from cellweave.core.files import sha256_of, write_json_atomic
+from cellweave.core.models.base import BuildContext, Model
+from cellweave.core.runs.events import FinishReason, Progress, ResultReady, RunState, Warned
+from cellweave.core.runs.folder import RunFolder
+from cellweave.core.runs.journal import Journal
+from cellweave.core.spec import RunSpec
+from cellweave.core.study.checks import Level
+from cellweave.core.study.study import Study
+from cellweave.core.training import checkpoint as store
+from cellweave.core.training.control import RunControl
+from cellweave.core.training.data import TrainingData, prepare
+from cellweave.core.training.devices import candidate_threads, choose_device, choose_source, describe_device, probe_threads
+from cellweave.core.training.loop import Outcome, Trainer, seed_everything
+from cellweave.core.training.model_files import save_model
+from cellweave.core.training.preview import Preview, sample_cells
+from cellweave.core.training.results import write_cells, write_denoised, write_latents
+from cellweave.core.training.schedule import default_kl_warmup, default_max_epochs
+from cellweave.core.training.sources import Loader
+
+LOG = logging.getLogger("cellweave.run")
+PACKAGES = ("cellweave", "torch", "numpy", "scipy", "pandas", "anndata", "mudata", "scanpy", "umap-learn", "scikit-learn", "h5py", "safetensors")
+
+
+class Stages:
+    """Does one run, stage by stage.
+
+    Parameters
+    ----------
+    run, journal, control, spec, study, analysis
+        As in :func:`cellweave.core.runs.execute.execute`.
+    resumed
+        Whether to continue from the last checkpoint.
+    """
+
+    def __init__(
+        self, run: RunFolder, journal: Journal, control: RunControl, spec: RunSpec, study: Study | None, analysis: Any, *, resumed: bool
+    ) -> None:
+        self.run_folder, self.journal, self.control, self.spec = run, journal, control, spec
+        self.study, self.analysis, self.resumed = study, analysis, resumed
+
+    def run(self) -> FinishReason:
+        """Do all stages and return why the run ended."""
+        threads_before = torch.get_num_threads()
+        try:
+            study = self._load()
+            data = self._prepare(study)
+            trainer, context = self._build(data)
+            outcome = self._train(trainer, context, data)
+            self._results(study, data, trainer.model, trainer.loader)
+            self._analyse(study, data)
+        finally:
+            torch.set_num_threads(threads_before)
+        return outcome.reason
+
+    # ------------------------------------------------------------------ stages
+
+    def _load(self) -> Study:
+        from cellweave.core.study import load_study
+
+        self.journal.state(RunState.LOADING)
+        if not self.spec.data.paths:
+            raise DataError("The spec names no data file.", "Set data.paths to a file.")
+        self._stamp_inputs()
+        if self.study is not None:
+            return self.study
+        return load_study(self.spec.data, progress=self._progress("loading data"), cancelled=lambda: self.control.cancelled)
+
+    def _stamp_inputs(self) -> None:
+        """Record the check sum of the inputs; on a resume make sure that they are still the same."""
+        report, sums = self._progress("reading check sums"), []
+        for path in self.spec.data.paths:
+            if not Path(path).exists():
+                raise DataError(f"There is no file '{path}'.", "Check the path; the data may have been moved.")
+            sums.append(sha256_of(Path(path), lambda fraction: report(fraction, "")))
+        if self.resumed and self.spec.data.sha256 and tuple(sums) != self.spec.data.sha256:
+            raise DataError(
+                "The data file has changed since the run began, so it cannot be continued.", "Put the original file back, or start a new run."
+            )
+        self.spec = self.spec.with_changes({"data.sha256": tuple(sums)})
+
+    def _prepare(self, study: Study) -> TrainingData:
+        from cellweave.core.study import preflight
+
+        self.journal.state(RunState.PREPARING)
+        for note in study.notes:
+            LOG.info("%s", note)
+        failed = []
+        for check in preflight(self.spec, study):
+            if check.level is Level.FAIL:
+                failed.append(check)
+            elif check.level is Level.WARN and not self.resumed:
+                self.journal.emit(Warned(text=check.text, mend=check.fixes[0].label if check.fixes else ""))
+        if failed:
+            first = failed[0]
+            more = f" ({len(failed) - 1} more: {', '.join(check.title for check in failed[1:])})" if len(failed) > 1 else ""
+            raise DataError(f"{first.text}{more}", _mend(first.fixes))
+        data = prepare(self.spec, study)
+        self._resolve(data)
+        return data
+
+    def _resolve(self, data: TrainingData) -> None:
+        """Write out what the spec left to the program, so that the run folder says exactly what was done."""
+        training, changes = self.spec.training, {}
+        max_epochs = training.max_epochs or default_max_epochs(len(data.train))
+        if training.max_epochs is None:
+            changes["training.max_epochs"] = max_epochs
+        if training.kl_warmup_epochs is None:
+            changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else default_kl_warmup(max_epochs)
+        for modality in data.modalities:
+            if self.spec.data.layers.get(modality.name) is None:
+                changes[f"data.layers.{modality.name}"] = modality.location
+        self.spec = self.spec.with_changes(changes)
+        self.run_folder.write_spec(self.spec)
+
+    def _build(self, data: TrainingData) -> tuple[Trainer, BuildContext]:
+        training = self.spec.training
+        device = choose_device(training.device)
+        count_bytes = sum(int(m.counts.data.nbytes + m.counts.indices.nbytes + m.counts.indptr.nbytes) for m in data.modalities)
+        source = choose_source(training.source, device, count_bytes)
+        if source == "disk":
+            data = self._to_disk(data)
+        context = data.context(self.spec)
+        seed_everything(training.seed, 0, "build")
+        model = self.spec.family.build(context).to(device)
+        loader = Loader.create(data, device, resident=source == "device")
+        preview = None
+        if training.preview_every:
+            preview = Preview(self.run_folder.preview, sample_cells(data, training.preview_cells, training.seed))
+        trainer = Trainer(self.spec, model, loader, self.journal, self.control, preview)
+        threads = self._threads(trainer)
+        self.journal.set_machine(describe_device(device), threads)
+        write_json_atomic(self.run_folder.path / "env.json", environment(describe_device(device), threads, source))
+        self._progress("building the model")(1.0, f"{describe_device(device)}, {threads} thread{'s' if threads > 1 else ''}, counts from {source}")
+        return trainer, context
+
+    def _threads(self, trainer: Trainer) -> int:
+        """Set the number of threads: what the spec says, or the fastest in a short probe, which is then written out."""
+        threads = self.spec.training.threads
+        if threads is None:
+            candidates = candidate_threads() if trainer.device.type == "cpu" else [1]
+            if len(candidates) > 1:
+                self._progress("finding the best number of threads")(None, "")
+            threads = probe_threads(trainer.trial_step, candidates)
+            self.spec = trainer.spec = self.spec.with_changes({"training.threads": threads})
+            self.run_folder.write_spec(self.spec)
+        torch.set_num_threads(threads)
+        return threads
+
+    def _to_disk(self, data: TrainingData) -> TrainingData:
+        from cellweave.core.study.cache import cached_counts
+
+        report = self._progress("writing the disk cache")
+        for modality in data.modalities:
+            modality.counts = cached_counts(modality.counts, self.run_folder.path / "cache" / modality.name, lambda f: report(f, modality.name))
+        return data
+
+    def _train(self, trainer: Trainer, context: BuildContext, data: TrainingData) -> Outcome:
+        if self.resumed and (self.run_folder.checkpoints / store.LAST).exists():
+            checkpoint, warning = store.load_last(self.run_folder.checkpoints)
+            if warning:
+                self.journal.emit(Warned(text=warning))
+            trainer.load_checkpoint(checkpoint)
+            self._apply_weights(trainer, checkpoint)
+        self.journal.rewind(trainer.at.epoch if self.resumed else 0)
+        if self.control.cancelled:
+            raise Cancelled
+        try:
+            outcome = trainer.fit()
+        except BaseException:
+            self._keep(trainer, context, data, {"reason": "failed", "epochs": trainer.at.epoch, "best_epoch": None})
+            raise
+        self._keep(
+            trainer, context, data, {"reason": outcome.reason.value, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": outcome.seconds}
+        )
+        return outcome
+
+    def _apply_weights(self, trainer: Trainer, checkpoint: store.Checkpoint) -> None:
+        """Weights turned while the run went on are kept on a resume, unless the resume itself sets them."""
+        before = self.run_folder.spec.loss_weights()
+        for name, weight in self.spec.loss_weights().items():
+            if weight != before.get(name):
+                trainer.objective.set_weight(name, weight)
+        self.run_folder.write_spec(self.spec)
+
+    def _keep(self, trainer: Trainer, context: BuildContext, data: TrainingData, training: dict[str, Any]) -> None:
+        try:
+            save_model(self.run_folder.path / "model", trainer.model, context, data, training)
+        except OSError as error:
+            self.journal.emit(
+                Warned(
+                    text=f"The trained model was not written: {error.strerror or error}.",
+                    mend="Free some space, then 'resume' writes it from the last checkpoint.",
+                )
+            )
+
+    def _results(self, study: Study, data: TrainingData, model: Model, loader: Loader) -> None:
+        self.journal.state(RunState.ANALYSING)
+        results, cancelled = self.run_folder.results, lambda: self.control.cancelled
+        write_cells(results / "cells.csv", study, data)
+        report = self._progress("latent space")
+        paths = write_latents(results, model, loader, progress=lambda f: report(f, ""), cancelled=cancelled)
+        for name, path in paths.items():
+            self.journal.emit(ResultReady(name=name, path=str(path)))
+        if self.spec.analysis.denoised:
+            report = self._progress("denoised expression")
+            path = results / "denoised.h5"
+            write_denoised(path, model, loader, progress=lambda f: report(f, ""), cancelled=cancelled)
+            self.journal.emit(ResultReady(name="denoised", path=str(path)))
+
+    def _analyse(self, study: Study, data: TrainingData) -> None:
+        from cellweave.core.analysis.pipeline import analyse
+
+        analyse(
+            self.spec,
+            self.run_folder.results,
+            obs=study.obs,
+            counts=data.modalities[0].counts,
+            runner=self.analysis,
+            emit=self.journal.emit,
+            cancelled=lambda: self.control.cancelled,
+        )
+
+    # ------------------------------------------------------------------ helpers
+
+    def _progress(self, phase: str) -> Callable[[float | None, str], None]:
+        def report(fraction: float | None, text: str = "") -> None:
+            self.journal.emit(Progress(phase=phase, fraction=fraction, text=text))
+            if self.control.cancelled:
+                raise Cancelled
+
+        return report
+
+
+def _mend(fixes: tuple[Any, ...]) -> str:
+    """Return how the first fix is made from the command line."""
+    if not fixes:
+        return ""
+    settings = " ".join(f"--set {path}={json.dumps(value)}" for path, value in fixes[0].changes.items())
+    return f"{fixes[0].label}: {settings}."
+
+
+def environment(device: str, threads: int, source: str) -> dict[str, Any]:
+    """Return versions and machine, as ``env.json`` holds them; no user or host names."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": device,
+        "threads": threads,
+        "source": source,
+        "packages": versions,
+    }

@@ -1,0 +1,314 @@
+"""From a study and a spec to what the loop needs: codes, splits, sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from cellweave.core.errors import DataError, SpecError
+from cellweave.core.models.base import BuildContext, ModalityInfo
+from cellweave.core.spec import RunSpec
+from cellweave.core.spec.covariates import LIST_ROLES
+from cellweave.core.study.study import Modality, Study
+from cellweave.core.training.schedule import split_sizes
+
+CONTINUOUS, SIZE_FACTOR = "continuous", "size_factor"
+MISSING = -1
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How obs columns become numbers; kept with the model, so that new data are read the same way.
+
+    Attributes
+    ----------
+    columns
+        Columns by role.
+    levels
+        Level names by column, in the order of their codes.
+    means, scales
+        Mean and standard deviation of each continuous column over the training cells.
+    """
+
+    columns: Mapping[str, tuple[str, ...]]
+    levels: Mapping[str, tuple[str, ...]]
+    means: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "columns": {role: list(columns) for role, columns in self.columns.items()},
+            "levels": {column: list(levels) for column, levels in self.levels.items()},
+            "means": dict(self.means),
+            "scales": dict(self.scales),
+        }
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Encoding:
+        """Read what :meth:`to_json` wrote."""
+        return cls(
+            {role: tuple(columns) for role, columns in tree["columns"].items()},
+            {column: tuple(levels) for column, levels in tree["levels"].items()},
+            dict(tree["means"]),
+            dict(tree["scales"]),
+        )
+
+
+@dataclass
+class TrainingData:
+    """Everything the loop needs, as arrays over all cells of the study.
+
+    Attributes
+    ----------
+    modalities
+        Those the model is trained on, in the order in which they are concatenated.
+    categorical
+        Codes by role, int64 ``(n_cells,)`` or ``(n_cells, n_columns)``; -1 for a missing label.
+    continuous
+        Standardised, float32 ``(n_cells, n_columns)``, or None.
+    size_factor
+        float32 ``(n_cells,)``, or None.
+    encoding
+        How the codes were made.
+    usable
+        Cells the model can be given, bool ``(n_cells,)``.
+    reason
+        Why a cell is not trained on, by study row (only for those left out).
+    train, validation
+        Rows of the two parts, each in the order in which it was drawn.
+    """
+
+    modalities: tuple[Modality, ...]
+    categorical: dict[str, np.ndarray]
+    continuous: np.ndarray | None
+    size_factor: np.ndarray | None
+    encoding: Encoding
+    usable: np.ndarray
+    reason: dict[int, str]
+    train: np.ndarray
+    validation: np.ndarray
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of the study."""
+        return int(self.usable.shape[0])
+
+    def n_levels(self) -> dict[str, int | tuple[int, ...]]:
+        """Return the number of levels by role."""
+        result: dict[str, int | tuple[int, ...]] = {}
+        for role, columns in self.encoding.columns.items():
+            if role in {CONTINUOUS, SIZE_FACTOR}:
+                continue
+            sizes = tuple(len(self.encoding.levels[column]) for column in columns)
+            result[role] = sizes if role in LIST_ROLES else sizes[0]
+        return result
+
+    def context(self, spec: RunSpec) -> BuildContext:
+        """Return what the network is built from."""
+        batch = self.categorical.get("batch", np.zeros(self.n_cells, dtype=np.int64))
+        n_batch = int(self.n_levels().get("batch", 1))  # type: ignore[arg-type]
+        stats = {m.name: library_statistics(m.counts, batch, n_batch, self.train) for m in self.modalities}
+        infos = tuple(ModalityInfo(m.name, m.n_features, (m.n_features,), m.feature_mask) for m in self.modalities)
+        return BuildContext(
+            spec=spec,
+            modalities=infos,
+            n_levels=self.n_levels(),
+            n_continuous=0 if self.continuous is None else self.continuous.shape[1],
+            n_cells=len(self.train),
+            library_log_mean={name: mean for name, (mean, _) in stats.items()},
+            library_log_var={name: var for name, (_, var) in stats.items()},
+        )
+
+
+def library_statistics(counts: sparse.csr_matrix, batch: np.ndarray, n_batch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and population variance of the log total count in each batch.
+
+    Cells without a count enter with a log of 0, a batch without cells gets mean 0 and variance 1 (scVI spec, section 2).
+
+    Parameters
+    ----------
+    counts
+        ``(n_cells, n_features)``.
+    batch
+        Codes ``(n_cells,)``.
+    n_batch
+        Number of batches.
+    rows
+        Cells to look at.
+
+    Returns
+    -------
+    mean, var
+        Each float64 ``(n_batch,)``.
+    """
+    totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()[rows]
+    logs = np.log(np.where(totals > 0, totals, 1.0))
+    mean, var = np.zeros(n_batch), np.ones(n_batch)
+    for code in range(n_batch):
+        here = logs[batch[rows] == code]
+        if here.size:
+            mean[code], var[code] = here.mean(), here.var()
+    return mean, var
+
+
+def prepare(spec: RunSpec, study: Study) -> TrainingData:
+    """Encode covariates, find the cells that can be trained on and split them.
+
+    Parameters
+    ----------
+    spec
+        The run's spec.
+    study
+        The loaded study.
+
+    Returns
+    -------
+    TrainingData
+        Arrays over all cells of the study.
+
+    Raises
+    ------
+    DataError, SpecError
+        Where a column is missing or unusable, or too few cells are left.
+    """
+    many = spec.family.modalities == "many"
+    modalities = tuple(study.modalities.values()) if many else (study.main_modality(spec.data.modality),)
+    encoding, categorical = _encode(spec, study.obs)
+    usable, reason = _usable_cells(spec, study, modalities, categorical)
+    train, validation = split(np.flatnonzero(usable), spec)
+    continuous, encoding = _standardise(spec, study.obs, encoding, train)
+    return TrainingData(
+        modalities, categorical, continuous, _size_factor(spec, study.obs), encoding, usable, reason, train, validation
+    )
+
+
+def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.ndarray]]:
+    columns = {role: cols for role, cols in spec.covariates.assigned().items() if spec.family.uses(role)}
+    levels: dict[str, tuple[str, ...]] = {}
+    categorical: dict[str, np.ndarray] = {}
+    for role, names in columns.items():
+        for name in names:
+            if name not in obs.columns:
+                known = ", ".join(map(str, obs.columns[:12]))
+                raise DataError(f"The cells have no column '{name}', which is to be the {role}.", f"Choose one of: {known}.")
+        if role in {CONTINUOUS, SIZE_FACTOR}:
+            continue
+        codes = []
+        for name in names:
+            code, level = encode_column(obs[name])
+            if role != "labels" and (code == MISSING).any():
+                n = int((code == MISSING).sum())
+                raise DataError(
+                    f"The column '{name}' ({role}) has no value in {n:,} cells.",
+                    f"Name a level for them, for instance --set data.fill_missing.{name}=unknown, or choose another column.",
+                )
+            levels[name] = level
+            codes.append(code)
+        categorical[role] = np.stack(codes, axis=1) if role in LIST_ROLES else codes[0]
+    return Encoding(columns, levels), categorical
+
+
+def encode_column(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return codes and level names of a categorical column.
+
+    Levels are those that occur, sorted: a categorical keeps its own order. Missing values get -1.
+
+    Returns
+    -------
+    codes
+        int64 ``(n_cells,)``.
+    levels
+        Names in the order of the codes.
+    """
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        values = column.astype(object).where(column.notna(), None)
+        present = values.dropna().unique()
+        try:
+            order = sorted(present)
+        except TypeError:  # numbers and text in one column
+            order = sorted(present, key=str)
+        column = pd.Series(pd.Categorical(values, categories=order))
+    column = column.cat.remove_unused_categories()
+    return column.cat.codes.to_numpy().astype(np.int64), tuple(str(level) for level in column.cat.categories)
+
+
+def _usable_cells(
+    spec: RunSpec, study: Study, modalities: tuple[Modality, ...], categorical: dict[str, np.ndarray]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Return which cells can be trained on, and why the others cannot."""
+    measured = np.zeros(study.n_cells, dtype=bool)
+    for modality in modalities:
+        measured |= modality.measured
+    names = " or ".join(m.name.upper() for m in modalities)
+    reason = dict.fromkeys(np.flatnonzero(~measured).tolist(), f"{names} not measured")
+    usable = measured.copy()
+    batch = categorical.get("batch")
+    if batch is not None:
+        sizes = np.bincount(batch[measured], minlength=int(batch.max()) + 1)
+        small = measured & (sizes[batch] < spec.data.min_cells_per_batch)
+        reason.update(dict.fromkeys(np.flatnonzero(small).tolist(), "batch too small"))
+        usable &= ~small
+    if usable.sum() < 3:
+        raise DataError(
+            f"Only {int(usable.sum())} cells can be trained on: {names} was measured in {int(measured.sum())} of {study.n_cells:,} cells.",
+            "Choose another modality (data.modality) or another batch column.",
+        )
+    return usable, reason
+
+
+def split(rows: np.ndarray, spec: RunSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Split rows into training and validation (scvi-tools' rule: a seeded permutation, validation cells first).
+
+    Returns
+    -------
+    train, validation
+        Rows in the order in which they were drawn.
+    """
+    n_train, n_validation = split_sizes(len(rows), spec.training.validation_share)
+    if n_train < 2:
+        raise SpecError(f"Of {len(rows)} cells only {n_train} would be trained on.", "Lower training.validation_share.")
+    order = np.random.RandomState(spec.training.seed).permutation(len(rows))
+    return rows[order[n_validation : n_validation + n_train]], rows[order[:n_validation]]
+
+
+def _standardise(spec: RunSpec, obs: pd.DataFrame, encoding: Encoding, train: np.ndarray) -> tuple[np.ndarray | None, Encoding]:
+    columns = encoding.columns.get(CONTINUOUS, ())
+    if not columns:
+        return None, encoding
+    means, scales, values = {}, {}, []
+    for name in columns:
+        numbers = _numbers(obs[name], name, "continuous covariate")
+        mean, scale = float(numbers[train].mean()), float(numbers[train].std())
+        if scale == 0.0:
+            raise DataError(
+                f"The continuous covariate '{name}' has the same value in all training cells.", "Take it out: it carries nothing."
+            )
+        means[name], scales[name] = mean, scale
+        values.append((numbers - mean) / scale)
+    return np.stack(values, axis=1).astype(np.float32), Encoding(encoding.columns, encoding.levels, means, scales)
+
+
+def _size_factor(spec: RunSpec, obs: pd.DataFrame) -> np.ndarray | None:
+    name = spec.covariates.size_factor
+    if name is None:
+        return None
+    values = _numbers(obs[name], name, "size factor")
+    if (values <= 0).any():
+        raise DataError(
+            f"The size factor '{name}' is 0 or less in {int((values <= 0).sum()):,} cells.", "Size factors must be positive: choose another column."
+        )
+    return values.astype(np.float32)
+
+
+def _numbers(column: pd.Series, name: str, what: str) -> np.ndarray:
+    values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        raise DataError(f"The {what} '{name}' is not a finite number in {bad:,} cells.", "Choose a numeric column without missing values.")
+    return values

@@ -1,0 +1,80 @@
+"""The live embedding's part in the engine: the latent of a fixed sample of cells, written every few epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cellweave.core.files import write_atomic
+from cellweave.core.models.base import Model
+from cellweave.core.training.data import TrainingData
+from cellweave.core.training.sources import Loader
+
+BATCH = 2048
+
+
+def sample_cells(data: TrainingData, n_cells: int, seed: int) -> np.ndarray:
+    """Return rows of a sample of the usable cells, each batch in proportion but with at least a few cells.
+
+    Parameters
+    ----------
+    data
+        The encoded study.
+    n_cells
+        Size of the sample; all usable cells where there are fewer.
+    seed
+        Fixes the sample.
+
+    Returns
+    -------
+    ndarray
+        Sorted rows of the study.
+    """
+    rows = np.flatnonzero(data.usable)
+    if len(rows) <= n_cells:
+        return rows
+    rng = np.random.default_rng([seed, 11])
+    batch = data.categorical.get("batch")
+    codes = np.zeros(len(rows), dtype=np.int64) if batch is None else batch[rows]
+    sizes = np.bincount(codes)
+    floor = max(1, n_cells // (20 * len(sizes)))
+    wanted = np.minimum(sizes, np.maximum(floor, np.floor(sizes / sizes.sum() * n_cells).astype(int)))
+    chosen = [rng.choice(rows[codes == code], size=count, replace=False) for code, count in enumerate(wanted) if count]
+    return np.sort(np.concatenate(chosen))
+
+
+class Preview:
+    """Writes the latent of the preview cells.
+
+    Parameters
+    ----------
+    folder
+        ``preview/`` of the run folder.
+    rows
+        Rows of the study, as :func:`sample_cells` gives them; stored as ``cells.npy``.
+    """
+
+    def __init__(self, folder: Path, rows: np.ndarray) -> None:
+        self.folder, self.rows = folder, rows
+        folder.mkdir(exist_ok=True)
+        save_array(folder / "cells.npy", rows)
+
+    @torch.no_grad()
+    def write(self, model: Model, loader: Loader, epoch: int) -> Path:
+        """Write ``latent-EPOCH.npy``, float32 ``(n_preview, n_latent)``, and return its path."""
+        parts = [model.latent(batch)["latent"].float().cpu() for _, batch in loader.in_order(self.rows, BATCH)]
+        path = self.folder / f"latent-{epoch:06d}.npy"
+        save_array(path, torch.cat(parts).numpy())
+        return path
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as ``.npy``, atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+
+    write_atomic(path, write)

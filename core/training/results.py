@@ -1,0 +1,110 @@
+"""What a trained model gives of every cell, written into the run folder in study order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from cellweave.core.errors import Cancelled
+from cellweave.core.files import write_atomic
+from cellweave.core.models.base import Model
+from cellweave.core.study.study import Study
+from cellweave.core.training.data import TrainingData
+from cellweave.core.training.preview import save_array
+from cellweave.core.training.sources import Loader
+
+BATCH = 2048
+SPLIT = {"train": "train", "validation": "validation", "left": "left out"}
+
+
+def write_cells(path: Path, study: Study, data: TrainingData) -> None:
+    """Write ``cells.csv``: name, file and row of every cell, the part it played, and the columns that have a role."""
+    part = np.full(study.n_cells, SPLIT["left"], dtype=object)
+    part[data.train], part[data.validation] = SPLIT["train"], SPLIT["validation"]
+    table = pd.DataFrame({"name": study.obs.index, "file": study.file_of_cell, "row": study.row_in_file, "split": part})
+    for columns in data.encoding.columns.values():
+        for column in columns:
+            if column not in table:
+                table[column] = study.obs[column].to_numpy()
+    write_atomic(path, lambda temporary: table.to_csv(temporary, index=False))
+
+
+@torch.no_grad()
+def write_latents(
+    results: Path, model: Model, loader: Loader, *, progress: Callable[[float], None], cancelled: Callable[[], bool]
+) -> dict[str, Path]:
+    """Write the latents and library sizes of all usable cells; rows of other cells are NaN.
+
+    Returns
+    -------
+    dict
+        Path by name: ``latent`` float32 ``(n_cells, n_latent)``, ``library`` float32 ``(n_cells,)`` and what else the model gives.
+    """
+    data = loader.data
+    rows = np.flatnonzero(data.usable)
+    arrays: dict[str, np.ndarray] = {}
+    gives_library = any(result.kind == "library" for result in model.family.results)
+    model.eval()
+    done = 0
+    for part, batch in loader.in_order(rows, BATCH):
+        if cancelled():
+            raise Cancelled
+        values = model.latent(batch)
+        if gives_library:
+            libraries = model.library(batch)
+            single = len(libraries) == 1
+            values |= {"library" if single else f"library_{name}": value for name, value in libraries.items()}
+        for name, value in values.items():
+            numbers = value.float().cpu().numpy()
+            if name not in arrays:
+                arrays[name] = np.full((data.n_cells, *numbers.shape[1:]), np.nan, dtype=np.float32)
+            arrays[name][part] = numbers
+        done += len(part)
+        progress(done / len(rows))
+    paths = {}
+    for name, array in arrays.items():
+        paths[name] = results / f"{name}.npy"
+        save_array(paths[name], array)
+    return paths
+
+
+@torch.no_grad()
+def write_denoised(
+    path: Path, model: Model, loader: Loader, *, progress: Callable[[float], None], cancelled: Callable[[], bool]
+) -> None:
+    """Write denoised expression in chunks, so that a million cells do not fill the memory.
+
+    One HDF5 group a modality with ``X`` float32 ``(n_cells, n_features)``, the expected share of each feature scaled to the
+    median library size of the usable cells (attribute ``scaled_to``), and ``features``. Rows of cells without a latent are NaN.
+    """
+    data = loader.data
+    rows = np.flatnonzero(data.usable)
+    model.eval()
+
+    def write(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            scales = {}
+            for modality in data.modalities:
+                totals = np.asarray(modality.counts.sum(axis=1)).ravel()[rows]
+                scales[modality.name] = float(np.median(totals))
+                group = file.create_group(modality.name)
+                group.attrs["scaled_to"] = scales[modality.name]
+                group.create_dataset("features", data=[str(name) for name in modality.var.index], dtype=h5py.string_dtype())
+                shape = (data.n_cells, modality.n_features)
+                group.create_dataset("X", shape, "f4", chunks=(min(256, shape[0]), shape[1]), compression="lzf", fillvalue=np.nan)
+            done = 0
+            for part, batch in loader.in_order(rows, BATCH):
+                if cancelled():
+                    raise Cancelled
+                for name, value in model.expression(batch, scaled_to=1.0).items():
+                    # h5py wants increasing row numbers; ``rows`` is sorted.
+                    file[name]["X"][part] = (value.float() * scales[name]).cpu().numpy()
+                done += len(part)
+                progress(done / len(rows))
+
+    write_atomic(path, write)

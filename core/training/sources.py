@@ -1,0 +1,181 @@
+"""Where minibatches come from: main memory, a memory-mapped cache, or the device's own memory.
+
+All three answer one question, ``rows(indices) -> (indptr, indices, values)``. The first two are a CSR matrix whose
+arrays lie in memory or in flat files that the page cache serves (measured: 240,000 random cells a second from disk,
+design notes on performance); the third keeps the arrays on the device and gathers there, so that no count crosses the bus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from cellweave.core.models.base import Minibatch
+from cellweave.core.nn.counts import CountBatch
+from cellweave.core.training.data import TrainingData
+
+
+class CountSource(Protocol):
+    """Gives the counts of any cells of one modality."""
+
+    n_features: int
+
+    def rows(self, indices: np.ndarray) -> CountBatch:
+        """Return the counts of the cells ``indices``, on the device, in that order."""
+
+
+class HostSource:
+    """Counts in main memory or in a memory-mapped cache.
+
+    Parameters
+    ----------
+    counts
+        CSR ``(n_cells, n_features)``; its arrays may be memory maps.
+    device
+        Where the minibatch shall be.
+    """
+
+    def __init__(self, counts: sparse.csr_matrix, device: torch.device) -> None:
+        self.counts = counts
+        self.device = device
+        self.n_features = int(counts.shape[1])
+        # Known once for all minibatches, so that no step has to look again.
+        self._integer, self._max_count = _kind_of_values(counts)
+
+    def rows(self, indices: np.ndarray) -> CountBatch:
+        """Return the counts of the cells ``indices`` by one vectorised row gather."""
+        part = self.counts[indices]
+        return CountBatch.from_csr(part.indptr, part.indices, part.data, self.n_features, self.device, integer=self._integer, max_count=self._max_count)
+
+
+class DeviceSource:
+    """Counts resident on the device: rows are gathered and made dense there.
+
+    Parameters
+    ----------
+    counts
+        CSR ``(n_cells, n_features)``.
+    device
+        The device; its memory must hold the matrix.
+    """
+
+    def __init__(self, counts: sparse.csr_matrix, device: torch.device) -> None:
+        self.device = device
+        self.n_features = int(counts.shape[1])
+        self._host_indptr = np.asarray(counts.indptr, dtype=np.int64)
+        self._indptr = torch.from_numpy(self._host_indptr).to(device)
+        self._indices = torch.from_numpy(np.asarray(counts.indices, dtype=np.int32)).to(device)
+        self._values = torch.from_numpy(_smallest(np.asarray(counts.data))).to(device)
+        self._integer, self._max_count = _kind_of_values(counts)
+
+    def rows(self, indices: np.ndarray) -> CountBatch:
+        """Return the counts of the cells ``indices``; the only transfer is that of the row numbers."""
+        lengths_host = self._host_indptr[indices + 1] - self._host_indptr[indices]
+        n_stored = int(lengths_host.sum())
+        rows = torch.from_numpy(np.ascontiguousarray(indices)).to(self.device, non_blocking=True)
+        starts = self._indptr[rows]
+        lengths = self._indptr[rows + 1] - starts
+        indptr = torch.zeros(len(indices) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(lengths, 0, out=indptr[1:])
+        # The output size is known on the host, so repeat_interleave need not wait for the device.
+        offsets = torch.repeat_interleave(starts - indptr[:-1], lengths, output_size=n_stored)
+        places = torch.arange(n_stored, device=self.device) + offsets
+        return CountBatch.from_csr(
+            indptr, self._indices[places], self._values[places], self.n_features, self.device, integer=self._integer, max_count=self._max_count
+        )
+
+
+def _kind_of_values(counts: sparse.csr_matrix, block: int = 1 << 24) -> tuple[bool, int | None]:
+    """Return whether all values are non-negative whole numbers, and then the largest; in blocks, as they may lie on disk."""
+    top = 0
+    for start in range(0, counts.data.shape[0], block):
+        part = np.asarray(counts.data[start : start + block])
+        if np.issubdtype(part.dtype, np.floating) and not np.array_equal(part, np.rint(part)):
+            return False, None
+        if part.min() < 0:
+            return False, None
+        top = max(top, int(part.max()))
+    return True, top
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """Return the values in the smallest type that holds them exactly (torch gathers uint8, int16, int32, float32)."""
+    if values.size == 0:
+        return values.astype(np.float32)
+    if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.rint(values)):
+        return values.astype(np.float32)
+    top = values.max()
+    for kind in (np.uint8, np.int16, np.int32):
+        if top <= np.iinfo(kind).max:
+            return values.astype(kind)
+    return values.astype(np.float32)
+
+
+@dataclass
+class Loader:
+    """Makes minibatches of given cells.
+
+    Attributes
+    ----------
+    data
+        The encoded study.
+    sources
+        Counts by modality.
+    device
+        Where the minibatches shall be.
+    """
+
+    data: TrainingData
+    sources: dict[str, CountSource]
+    device: torch.device
+
+    @classmethod
+    def create(cls, data: TrainingData, device: torch.device, *, resident: bool) -> Loader:
+        """Return a loader over the study's counts; ``resident`` keeps them on the device."""
+        make = DeviceSource if resident else HostSource
+        return cls(data, {m.name: make(m.counts, device) for m in data.modalities}, device)
+
+    def minibatch(self, indices: np.ndarray) -> Minibatch:
+        """Return the minibatch of the cells ``indices``, in that order."""
+        data = self.data
+        return Minibatch(
+            index=self._tensor(indices),
+            counts={name: source.rows(indices) for name, source in self.sources.items()},
+            categorical={role: self._tensor(codes[indices]) for role, codes in data.categorical.items()},
+            continuous=None if data.continuous is None else self._tensor(data.continuous[indices]),
+            size_factor=None if data.size_factor is None else self._tensor(data.size_factor[indices]),
+            measured={m.name: None if m.measured.all() else self._tensor(m.measured[indices]) for m in data.modalities},
+        )
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
+        """Iterate over ``rows`` in order."""
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
+            yield part, self.minibatch(part)
+
+
+def epoch_batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int, *, at_least: int) -> list[np.ndarray]:
+    """Return the minibatches of one epoch: every cell once, in an order that only seed and epoch determine.
+
+    The last partial minibatch is kept; where it has fewer than ``at_least`` cells (one cell cannot be normalised over the
+    minibatch) it joins the one before it.
+
+    Returns
+    -------
+    list of ndarray
+        Rows of each minibatch.
+    """
+    order = rows[np.random.default_rng([seed, epoch]).permutation(len(rows))]
+    cuts = list(range(batch_size, len(order), batch_size))
+    if cuts and len(order) - cuts[-1] < at_least:
+        cuts.pop()
+    return np.split(order, cuts)
