@@ -32,6 +32,13 @@ def _known_integer(values: ArrayLike) -> bool:
     return values.device.type == "cpu" and bool(torch.equal(values, values.round()))
 
 
+def _known_nonzero(values: ArrayLike) -> bool:
+    """Return whether no stored value is 0, looking only where looking does not wait for a device."""
+    if isinstance(values, np.ndarray):
+        return bool(values.all())
+    return values.device.type == "cpu" and int(torch.count_nonzero(values)) == values.shape[0]
+
+
 class CountBatch:
     """Counts of one modality in the cells of a minibatch.
 
@@ -51,7 +58,10 @@ class CountBatch:
         where the caller said so or the array had an integer type.
     """
 
-    __slots__ = ("_dense", "_flat", "_log1p", "_max_count", "_total", "cols", "integer", "rows", "shape", "values")
+    __slots__ = (
+        "_dense", "_flat", "_log1p", "_max_count", "_total", "cols", "integer", "rows", "shape", "stores_zeros",
+        "values",
+    )
 
     def __init__(
         self,
@@ -61,10 +71,12 @@ class CountBatch:
         shape: tuple[int, int],
         *,
         integer: bool,
+        stores_zeros: bool = True,
         max_count: int | None = None,
         dense: Tensor | None = None,
     ) -> None:
         self.rows, self.cols, self.values, self.shape, self.integer = rows, cols, values, shape, integer
+        self.stores_zeros = stores_zeros
         self._max_count = max_count
         self._dense = dense
         self._flat: Tensor | None = None
@@ -81,6 +93,7 @@ class CountBatch:
         device: torch.device | str | None = None,
         *,
         integer: bool | None = None,
+        stores_zeros: bool | None = None,
         max_count: int | None = None,
         dense: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
@@ -101,6 +114,8 @@ class CountBatch:
             Where the batch shall live; None leaves tensors where they are and puts arrays on the CPU.
         integer
             Whether the values are non-negative whole numbers; None looks (on the CPU only, never waiting for a device).
+        stores_zeros
+            Whether some stored entries may be 0; None looks, on the CPU only.
         max_count
             Largest value, where the caller knows it (the largest of the whole study will do).
         dense
@@ -116,6 +131,8 @@ class CountBatch:
         target = torch.device(device) if device is not None else None
         if integer is None:
             integer = _known_integer(values)
+        if stores_zeros is None:
+            stores_zeros = not _known_nonzero(values)
         n_cells, nnz = int(indptr.shape[0]) - 1, int(indices.shape[0])
         if isinstance(indptr, np.ndarray) and (target is None or target.type == "cpu"):
             rows = torch.from_numpy(np.repeat(np.arange(n_cells, dtype=np.int64), np.diff(indptr)))
@@ -124,17 +141,22 @@ class CountBatch:
             cells = torch.arange(n_cells, device=starts.device)
             rows = torch.repeat_interleave(cells, starts.diff(), output_size=nnz)
         cols, stored = _tensor(indices, target, torch.int64), _tensor(values, target, dtype)
-        return cls(rows, cols, stored, (n_cells, int(n_features)), integer=integer, max_count=max_count, dense=dense)
+        return cls(
+            rows, cols, stored, (n_cells, int(n_features)),
+            integer=integer, stores_zeros=stores_zeros, max_count=max_count, dense=dense,
+        )
 
     @classmethod
-    def from_dense(cls, matrix: ArrayLike, device: torch.device | str | None = None, *, dtype: torch.dtype = torch.float32) -> CountBatch:
+    def from_dense(
+        cls, matrix: ArrayLike, device: torch.device | str | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> CountBatch:
         """Take a dense matrix ``(n_cells, n_features)``; on a GPU this waits for the device once."""
         integer = _known_integer(matrix)
         target = torch.device(device) if device is not None else None
         dense = _tensor(matrix, target, dtype)
         rows, cols = dense.nonzero(as_tuple=True)
         shape = (int(dense.shape[0]), int(dense.shape[1]))
-        return cls(rows, cols, dense[rows, cols], shape, integer=integer, dense=dense)
+        return cls(rows, cols, dense[rows, cols], shape, integer=integer, stores_zeros=False, dense=dense)
 
     @property
     def n_cells(self) -> int:
@@ -171,7 +193,7 @@ class CountBatch:
         return self._flat
 
     def scatter(self, entries: Tensor) -> Tensor:
-        """Return a dense ``(n_cells, n_features)`` matrix with ``entries`` ``(nnz,)`` at the stored places and 0 elsewhere."""
+        """Return a dense ``(n_cells, n_features)`` matrix with ``entries`` ``(nnz,)`` at the stored places, 0 elsewhere."""
         dense = entries.new_zeros(self.n_cells * self.n_features)
         return dense.scatter_add_(0, self.flat, entries).view(self.shape)
 
@@ -211,6 +233,9 @@ class CountBatch:
         """Return the batch on another device or with another floating type."""
         move = {"device": torch.device(device), "non_blocking": True}
         return CountBatch(
-            self.rows.to(**move), self.cols.to(**move), self.values.to(dtype=dtype or self.values.dtype, **move), self.shape,
-            integer=self.integer, max_count=self._max_count,
+            self.rows.to(**move),
+            self.cols.to(**move),
+            self.values.to(dtype=dtype or self.values.dtype, **move),
+            self.shape,
+            integer=self.integer, stores_zeros=self.stores_zeros, max_count=self._max_count,
         )
