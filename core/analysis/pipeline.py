@@ -1,0 +1,291 @@
+"""What is computed once training is over: neighbours, UMAP, clusters, the baseline and the scores.
+
+Each stage stands alone: it writes its file and a stamp of what it was computed from, is passed over where both are there and
+still true, and a stage that fails is reported without taking the others with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from cellweave.core.analysis.arrays import load_array, save_array, save_csr
+from cellweave.core.analysis.jobs import ProcessDied, Runner
+from cellweave.core.errors import Cancelled, CellweaveError
+from cellweave.core.files import sha256_of, write_atomic, write_json_atomic
+from cellweave.core.runs.events import Event, Metric, Progress, ResultReady, Warned
+from cellweave.core.spec import RunSpec
+
+LOG = logging.getLogger("cellweave.analysis")
+#: Bumped where a stage computes something else from the same input, so that older results are computed anew.
+VERSION = 1
+#: Up to this many cells the layout is computed in one thread, so that the same seed gives the same picture.
+REPRODUCIBLE_UP_TO = 200_000
+STAMPS, WORK = "analysis.json", ".analysis"
+Emit = Callable[[Event], None]
+
+
+def analyse(
+    spec: RunSpec,
+    results: Path,
+    *,
+    obs: pd.DataFrame,
+    counts: sparse.csr_matrix | None,
+    runner: Runner | None,
+    emit: Emit,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Compute what ``spec.analysis`` asks for.
+
+    Parameters
+    ----------
+    spec
+        The run's spec.
+    results
+        Folder with ``latent.npy`` (NaN rows for cells without a latent); the results are written there: ``umap.npy``,
+        ``clusters.csv``, ``baseline_pca.npy``, ``baseline_umap.npy`` and ``scores.json``.
+    obs
+        The cells of the study, in the order of the latent.
+    counts
+        Raw counts the baseline is computed from, ``(n_cells, n_features)``; None leaves the baseline out.
+    runner
+        Who does the work: the warm process of the window, or None for this process.
+    emit
+        Takes progress, results, metrics and warnings.
+    cancelled
+        Asked often; where it says yes, ``Cancelled`` is raised and finished stages stay.
+
+    Raises
+    ------
+    Cancelled
+        Where the person asked for it.
+    """
+    if runner is None:
+        from cellweave.core.analysis.inprocess import InProcess
+
+        runner = InProcess()
+    _Pipeline(spec, results, obs, counts, runner, emit, cancelled).run()
+
+
+def scored_columns(spec: RunSpec) -> dict[str, str]:
+    """Return the obs columns that are scored, by what they are: ``batch`` (or the library or data set in its place) and ``labels``."""
+    covariates = spec.covariates
+    columns = {"batch": covariates.batch or covariates.library or covariates.dataset, "labels": covariates.labels}
+    return {role: column for role, column in columns.items() if column}
+
+
+class _Pipeline:
+    def __init__(
+        self,
+        spec: RunSpec,
+        results: Path,
+        obs: pd.DataFrame,
+        counts: sparse.csr_matrix | None,
+        runner: Runner,
+        emit: Emit,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.spec, self.results, self.obs, self.counts = spec, results, obs, counts
+        self.runner, self.emit, self.cancelled = runner, emit, cancelled
+        self.latent = results / "latent.npy"
+        self.work = results / WORK
+        self.latent_sum = ""
+        self.n_cells = 0
+
+    def run(self) -> None:
+        analysis = self.spec.analysis
+        self.n_cells = len(load_array(self.latent, mapped=True))
+        if self.n_cells != len(self.obs):
+            raise CellweaveError(
+                f"The latent space has {self.n_cells} cells and the study {len(self.obs)}.", "Train the run again: its results are of other data."
+            )
+        self.latent_sum = sha256_of(self.latent)
+        self.work.mkdir(exist_ok=True)
+        if analysis.umap:
+            self._stage("umap", "UMAP", self._graph_key() | {"min_dist": analysis.min_dist, "epochs": analysis.umap_epochs}, "umap.npy", self._umap)
+        if analysis.clusters:
+            self._stage("clusters", "Clusters", self._graph_key() | {"resolution": analysis.resolution}, "clusters.csv", self._clusters)
+        has_baseline = False
+        if self.counts is not None and (analysis.baseline or analysis.baseline_umap):
+            key = {"counts": _sum_of_counts(self.counts), "seed": self.spec.training.seed}
+            has_baseline = self._stage("baseline", "Baseline", key, "baseline_pca.npy", self._baseline)
+        if analysis.scores and scored_columns(self.spec):
+            self._scores(has_baseline and analysis.baseline)
+        if has_baseline and analysis.baseline_umap:
+            key = {"baseline": sha256_of(self.results / "baseline_pca.npy"), **self._layout_options()}
+            self._stage("baseline_umap", "UMAP of the baseline", key, "baseline_umap.npy", self._baseline_umap)
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    # ------------------------------------------------------------------ stages
+
+    def _umap(self, out: Path) -> None:
+        self._do("umap", "UMAP", latent=self.latent, graph=self._graph(), out=out, **self._layout_options())
+
+    def _clusters(self, out: Path) -> None:
+        codes = self.work / "leiden.npy"
+        arguments = {"resolution": self.spec.analysis.resolution, "seed": self.spec.training.seed}
+        self._do("leiden", "Clusters", latent=self.latent, graph=self._graph(), out=codes, **arguments)
+        found = np.asarray(load_array(codes))
+        table = pd.DataFrame({"name": self.obs.index, "leiden": pd.array(found, dtype="Int32")})
+        table.loc[found < 0, "leiden"] = pd.NA
+        write_atomic(out, lambda temporary: table.to_csv(temporary, index=False))
+
+    def _baseline(self, out: Path) -> None:
+        assert self.counts is not None
+        counts = self.work / "counts.npz"
+        save_csr(counts, self.counts)
+        try:
+            self._do("pca", "Baseline", counts=counts, out=out, seed=self.spec.training.seed)
+        finally:
+            counts.unlink(missing_ok=True)
+
+    def _baseline_umap(self, out: Path) -> None:
+        self._do("umap", "UMAP of the baseline", latent=self.results / "baseline_pca.npy", out=out, **self._layout_options())
+
+    def _scores(self, with_baseline: bool) -> None:
+        k, seed = self.spec.analysis.score_neighbors, self.spec.training.seed
+        columns = {role: _codes(self.obs[column]) for role, column in scored_columns(self.spec).items() if column in self.obs}
+        baseline = self.results / "baseline_pca.npy" if with_baseline else None
+        key = {
+            "latent": self.latent_sum,
+            "baseline": sha256_of(baseline) if baseline else None,
+            "k": k,
+            "seed": seed,
+            "columns": {role: [zlib.crc32(codes.tobytes()), levels] for role, (codes, levels) in columns.items()},
+        }
+
+        def compute(out: Path) -> None:
+            arguments: dict[str, Any] = {"neighbours": self._neighbours()}
+            for role, (codes, levels) in columns.items():
+                path = self.work / f"{role}.npy"
+                save_array(path, codes)
+                arguments[role] = {"codes": str(path), "levels": levels}
+            found = self._do("scores", "Scores", latent=self.latent, baseline=baseline, k=k, seed=seed, **arguments)
+            write_json_atomic(out, {**found, "columns": scored_columns(self.spec)})
+
+        if self._stage("scores", "Scores", key, "scores.json", compute):
+            # Also where the scores were there already: whoever continues a run has begun a new list of metrics.
+            for row in json.loads((self.results / "scores.json").read_text(encoding="utf-8"))["scores"]:
+                self.emit(Metric(**row))
+
+    # ------------------------------------------------------------------ what several stages stand on
+
+    def _neighbours(self) -> Path:
+        """Return the file of the latent's neighbours, computed by whichever stage needs it first."""
+        path = self.work / "neighbours.npz"
+        analysis = self.spec.analysis
+        k = max(analysis.n_neighbors - 1, analysis.score_neighbors if analysis.scores else 0)
+        key = _digest({"latent": self.latent_sum, "k": k, "seed": self.spec.training.seed})
+        if not path.exists() or self._stamps().get("neighbours") != key:
+            self._do("neighbours", "Neighbours", latent=self.latent, k=k, seed=self.spec.training.seed, out=path)
+            self._stamp("neighbours", key)
+        return path
+
+    def _graph(self) -> Path:
+        """Return the file of the graph that the UMAP and the clusters share."""
+        path = self.work / "graph.npz"
+        key = _digest(self._graph_key())
+        if not path.exists() or self._stamps().get("graph") != key:
+            self._do("graph", "Neighbours", neighbours=self._neighbours(), n_neighbors=self.spec.analysis.n_neighbors, out=path)
+            self._stamp("graph", key)
+        return path
+
+    def _graph_key(self) -> dict[str, Any]:
+        return {"latent": self.latent_sum, "n_neighbors": self.spec.analysis.n_neighbors, "seed": self.spec.training.seed}
+
+    def _layout_options(self) -> dict[str, Any]:
+        analysis = self.spec.analysis
+        return {
+            "n_neighbors": analysis.n_neighbors,
+            "min_dist": analysis.min_dist,
+            "n_epochs": analysis.umap_epochs,
+            "seed": self.spec.training.seed if self.n_cells <= REPRODUCIBLE_UP_TO else None,
+        }
+
+    # ------------------------------------------------------------------ how a stage is done
+
+    def _stage(self, name: str, title: str, key: dict[str, Any], file: str, compute: Callable[[Path], None]) -> bool:
+        """Do a stage unless it is done; return whether its result is there and true."""
+        if self.cancelled():
+            raise Cancelled
+        out, stamp = self.results / file, _digest(key)
+        if out.exists() and self._stamps().get(name) == stamp:
+            self.emit(ResultReady(name=name, path=str(out)))
+            return True
+        out.unlink(missing_ok=True)  # what is there belongs to another latent or other settings
+        self.emit(Progress(phase=title, fraction=None))
+        try:
+            compute(out)
+            self._stamp(name, stamp)
+        except CellweaveError as error:
+            LOG.warning("%s: %s\n%s", title, error, getattr(error, "details", ""))
+            self.emit(Warned(text=f"{title}: {error.cause}", mend=error.mend))
+            return False
+        except Cancelled:
+            raise
+        except OSError as error:
+            LOG.warning("%s", title, exc_info=True)
+            self.emit(
+                Warned(text=f"{title} was not written: {error.strerror or error}.", mend="Free some space and compute the results again.")
+            )
+            return False
+        except Exception as error:
+            LOG.warning("%s", title, exc_info=True)
+            self.emit(Warned(text=f"{title} failed: {type(error).__name__}: {error}.", mend="The details are in log.txt of the run folder."))
+            return False
+        self.emit(Progress(phase=title, fraction=1.0))
+        self.emit(ResultReady(name=name, path=str(out)))
+        return True
+
+    def _do(self, task: str, phase: str, **arguments: Any) -> dict[str, Any]:
+        """Do one task; where the process was lost under it, once more."""
+
+        def progress(fraction: float | None, text: str) -> None:
+            self.emit(Progress(phase=phase, fraction=fraction, text=text))
+
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+        try:
+            return self.runner.run(task, progress=progress, cancelled=self.cancelled, **plain)
+        except ProcessDied as error:
+            self.emit(Warned(text=error.cause, mend="It was started again and the step is repeated."))
+            return self.runner.run(task, progress=progress, cancelled=self.cancelled, **plain)
+
+    def _stamps(self) -> dict[str, str]:
+        try:
+            tree = json.loads((self.results / STAMPS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(name): str(stamp) for name, stamp in tree.items()} if isinstance(tree, dict) else {}
+
+    def _stamp(self, name: str, stamp: str) -> None:
+        write_json_atomic(self.results / STAMPS, self._stamps() | {name: stamp})
+
+
+def _digest(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
+
+
+def _sum_of_counts(counts: sparse.csr_matrix) -> list[Any]:
+    """Return what tells one matrix of counts from another, in one pass."""
+    sums = [zlib.crc32(np.ascontiguousarray(part)) for part in (counts.indptr, counts.indices, counts.data)]
+    return [list(counts.shape), *sums]
+
+
+def _codes(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Return the levels of a column as int32 codes (-1 where missing) and their names."""
+    known = column.notna().to_numpy()
+    names = column.astype(str).to_numpy(dtype=object)
+    levels, codes = np.unique(names[known].astype(str), return_inverse=True)
+    full = np.full(len(column), -1, dtype=np.int32)
+    full[known] = codes
+    return full, [str(level) for level in levels]
