@@ -142,13 +142,14 @@ class ResultReady(Event):
 
 @dataclass(frozen=True)
 class Metric(Event):
-    """A number that says how good the result is."""
+    """A number that says how good the result is; ``baseline`` without integration, ``expected`` by chance."""
 
     kind: ClassVar[str] = "metric"
     name: str = ""
     value: float = 0.0
     baseline: float | None = None
     group: str = ""
+    expected: float | None = None
 
 
 @dataclass(frozen=True)

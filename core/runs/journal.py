@@ -129,9 +129,9 @@ class Journal:
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         if not self.folder.metrics_file.exists() and self.folder.metrics_file not in self._pending:
-            writer.writerow(["name", "group", "value", "baseline"])
-        baseline = "" if metric.baseline is None else repr(metric.baseline)
-        writer.writerow([metric.name, metric.group, repr(metric.value), baseline])
+            writer.writerow(["name", "group", "value", "baseline", "expected"])
+        beside = ["" if value is None else repr(value) for value in (metric.baseline, metric.expected)]
+        writer.writerow([metric.name, metric.group, repr(metric.value), *beside])
         self._append(self.folder.metrics_file, buffer.getvalue())
 
     def _append(self, path: Path, text: str) -> None:

@@ -20,6 +20,9 @@ class AnalysisSpec(Frozen):
     baseline: bool = option(
         True, "Baseline", "PCA of the log-normalised counts, so that the integration can be compared with no integration.", group="Comparison"
     )
+    baseline_umap: bool = option(
+        False, "UMAP of the baseline", "Also lay out the baseline, to see what was there before the integration.", group="Comparison", advanced=True
+    )
     scores: bool = option(True, "Neighbour scores", "How well batches mix and labels stay, before and after.", group="Comparison")
     score_neighbors: int = option(30, "Neighbours scored", "Neighbours per cell in the scores.", unit="cells", group="Comparison", ge=2, le=500, advanced=True)
     denoised: bool = option(False, "Denoised expression", "Write the model's expected expression as a layer of the exported h5ad.", group="Expression")
