@@ -1,0 +1,1 @@
+"""Model families: declarations without torch, networks with it."""

@@ -1,0 +1,1 @@
+"""Runs: folders, events, and the one way to do a run."""

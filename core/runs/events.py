@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any, ClassVar
 
 
-class RunState(str, Enum):
+class RunState(StrEnum):
     """Where a run stands."""
 
     CREATED = "created"
@@ -29,7 +29,7 @@ class RunState(str, Enum):
         return self not in {RunState.CREATED, RunState.QUEUED, RunState.DONE}
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a run ended."""
 
     COMPLETED = "completed"

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from cellweave.core.errors import Cancelled, CellweaveError, RunFolderError, SpecError, TrainingError
 from cellweave.core.runs.events import Failed, FinishReason, Listener, RunState
@@ -25,13 +25,6 @@ RESUME_MAY_CHANGE = (
     "training.preview_every", "training.threads", "training.device", "training.source", "training.validate_every",
     "training.lr_plateau", "training.lr_factor", "training.lr_patience", "training.lr_min",
 )  # fmt: skip
-
-
-class Analysis(Protocol):
-    """Whoever computes neighbours, UMAP and clusters: the warm child process of the window, or this process."""
-
-    def close(self) -> None:
-        """Leave nothing behind."""
 
 
 def execute(
@@ -74,7 +67,7 @@ def execute(
         With cause and mend, after it was recorded in the folder; what was trained until then is kept.
     """
     run = RunFolder.create(folder, spec, force=force)
-    return _guarded(run, Journal(run, listener), control or RunControl(), spec, study, analysis, resumed=False)
+    return _guarded(run, Journal(run, listener), control or RunControl(), spec, study, analysis)
 
 
 def resume(
@@ -118,7 +111,9 @@ def resume(
             f"To train it longer name more epochs: cellweave resume {run.path} --set training.max_epochs={max(1, 2 * status.epoch)}.",
         )
     spec = _changed(run.spec, changes or {})
-    return _guarded(run, Journal(run, listener, status), control or RunControl(), spec, study, analysis, resumed=True)
+    prefix = "losses.weights."
+    turned = {path.removeprefix(prefix): float(value) for path, value in (changes or {}).items() if path.startswith(prefix)}
+    return _guarded(run, Journal(run, listener, status), control or RunControl(), spec, study, analysis, resumed=turned)
 
 
 def _changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
@@ -132,9 +127,18 @@ def _changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
 
 
 def _guarded(
-    run: RunFolder, journal: Journal, control: RunControl, spec: RunSpec, study: Study | None, analysis: Any, *, resumed: bool
+    run: RunFolder,
+    journal: Journal,
+    control: RunControl,
+    spec: RunSpec,
+    study: Study | None,
+    analysis: Any,
+    resumed: dict[str, float] | None = None,
 ) -> FinishReason:
-    """Do the run; whatever happens is recorded, and what a person reads is a sentence."""
+    """Do the run; whatever happens is recorded, and what a person reads is a sentence.
+
+    ``resumed`` holds the loss weights that a resume sets anew, and is None for a run that begins.
+    """
     from cellweave.core.runs.stages import Stages
 
     control.follow(run.control_file)
@@ -149,7 +153,7 @@ def _guarded(
         except CellweaveError as error:
             _record(journal, error, traceback.format_exc())
             raise
-        except Exception as error:  # noqa: BLE001  (the one place where anything unforeseen becomes a sentence)
+        except Exception as error:
             wrapped = _sentence(error)
             _record(journal, wrapped, traceback.format_exc())
             raise wrapped from error

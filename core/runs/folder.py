@@ -309,10 +309,9 @@ def read_loss_rows(path: Path) -> list[dict[str, float]]:
         return []
     if not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-    rows = []
-    for row in csv.DictReader(text.splitlines()):
-        rows.append({key: float(value) for key, value in row.items() if key and value not in {"", None}})
-    return rows
+    return [
+        {key: float(value) for key, value in row.items() if key and value not in {"", None}} for row in csv.DictReader(text.splitlines())
+    ]
 
 
 def loss_row(event: EpochDone) -> dict[str, str]:

@@ -25,13 +25,21 @@ from cellweave.core.study.study import Study
 from cellweave.core.training import checkpoint as store
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.data import TrainingData, prepare
-from cellweave.core.training.devices import candidate_threads, choose_device, choose_source, describe_device, probe_threads
-from cellweave.core.training.loop import Outcome, Trainer, seed_everything
+from cellweave.core.training.devices import (
+    candidate_threads,
+    choose_device,
+    choose_source,
+    describe_device,
+    probe_threads,
+)
+from cellweave.core.training.loop import Outcome, Trainer
 from cellweave.core.training.model_files import save_model
+from cellweave.core.training.position import unpack
 from cellweave.core.training.preview import Preview, sample_cells
 from cellweave.core.training.results import write_cells, write_denoised, write_latents
 from cellweave.core.training.schedule import default_kl_warmup, default_max_epochs
 from cellweave.core.training.sources import Loader
+from cellweave.core.training.tools import seed_everything
 
 LOG = logging.getLogger("cellweave.run")
 PACKAGES = ("cellweave", "torch", "numpy", "scipy", "pandas", "anndata", "mudata", "scanpy", "umap-learn", "scikit-learn", "h5py", "safetensors")
@@ -45,14 +53,23 @@ class Stages:
     run, journal, control, spec, study, analysis
         As in :func:`cellweave.core.runs.execute.execute`.
     resumed
-        Whether to continue from the last checkpoint.
+        None for a run that begins; otherwise the run continues from its last checkpoint, with these loss weights set anew.
     """
 
     def __init__(
-        self, run: RunFolder, journal: Journal, control: RunControl, spec: RunSpec, study: Study | None, analysis: Any, *, resumed: bool
+        self,
+        run: RunFolder,
+        journal: Journal,
+        control: RunControl,
+        spec: RunSpec,
+        study: Study | None,
+        analysis: Any,
+        *,
+        resumed: dict[str, float] | None,
     ) -> None:
         self.run_folder, self.journal, self.control, self.spec = run, journal, control, spec
-        self.study, self.analysis, self.resumed = study, analysis, resumed
+        self.study, self.analysis = study, analysis
+        self.resumed, self.turned = resumed is not None, resumed or {}
 
     def run(self) -> FinishReason:
         """Do all stages and return why the run ended."""
@@ -138,7 +155,7 @@ class Stages:
         context = data.context(self.spec)
         seed_everything(training.seed, 0, "build")
         model = self.spec.family.build(context).to(device)
-        loader = Loader.create(data, device, resident=source == "device")
+        loader = Loader(data, device, resident=source == "device")
         preview = None
         if training.preview_every:
             preview = Preview(self.run_folder.preview, sample_cells(data, training.preview_cells, training.seed))
@@ -163,11 +180,12 @@ class Stages:
         return threads
 
     def _to_disk(self, data: TrainingData) -> TrainingData:
-        from cellweave.core.study.cache import cached_counts
+        from cellweave.core.training.cache import cached_counts
 
         report = self._progress("writing the disk cache")
         for modality in data.modalities:
-            modality.counts = cached_counts(modality.counts, self.run_folder.path / "cache" / modality.name, lambda f: report(f, modality.name))
+            folder = self.run_folder.path / "cache" / modality.name
+            modality.counts = cached_counts(modality.counts, folder, lambda fraction: report(fraction, ""))
         return data
 
     def _train(self, trainer: Trainer, context: BuildContext, data: TrainingData) -> Outcome:
@@ -175,8 +193,10 @@ class Stages:
             checkpoint, warning = store.load_last(self.run_folder.checkpoints)
             if warning:
                 self.journal.emit(Warned(text=warning))
-            trainer.load_checkpoint(checkpoint)
-            self._apply_weights(trainer, checkpoint)
+            unpack(trainer, checkpoint)
+            for name, weight in self.turned.items():
+                # Weights turned while the run went on come from the checkpoint; the resume's own are newer.
+                trainer.objective.set_weight(name, weight)
         self.journal.rewind(trainer.at.epoch if self.resumed else 0)
         if self.control.cancelled:
             raise Cancelled
@@ -189,14 +209,6 @@ class Stages:
             trainer, context, data, {"reason": outcome.reason.value, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": outcome.seconds}
         )
         return outcome
-
-    def _apply_weights(self, trainer: Trainer, checkpoint: store.Checkpoint) -> None:
-        """Weights turned while the run went on are kept on a resume, unless the resume itself sets them."""
-        before = self.run_folder.spec.loss_weights()
-        for name, weight in self.spec.loss_weights().items():
-            if weight != before.get(name):
-                trainer.objective.set_weight(name, weight)
-        self.run_folder.write_spec(self.spec)
 
     def _keep(self, trainer: Trainer, context: BuildContext, data: TrainingData, training: dict[str, Any]) -> None:
         try:

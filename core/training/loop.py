@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,26 @@ from torch import Tensor
 
 from cellweave.core.errors import Cancelled, TrainingError
 from cellweave.core.models.base import Minibatch, Model, StepContext
-from cellweave.core.runs.events import Checkpointed, EpochDone, FinishReason, PreviewReady, RunState, StepProgress, Warned, WeightChanged
+from cellweave.core.runs.events import (
+    Checkpointed,
+    EpochDone,
+    FinishReason,
+    PreviewReady,
+    RunState,
+    StepProgress,
+    Warned,
+    WeightChanged,
+)
 from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec
 from cellweave.core.training import checkpoint as store
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.objective import EpochSums, Objective
+from cellweave.core.training.position import Position, pack
 from cellweave.core.training.preview import Preview
 from cellweave.core.training.schedule import EarlyStopping, LearningRate, kl_factor
 from cellweave.core.training.sources import Loader, epoch_batches
+from cellweave.core.training.tools import make_optimizers, memory_in_use, own_draws, seed_everything
 
 STEP_EVENTS = 0.1  # seconds between two progress events
 CHECKPOINT_SECONDS = 300.0  # an epoch longer than this is checkpointed within
@@ -50,23 +60,6 @@ class Outcome:
     epochs: int
     best_epoch: int | None
     seconds: float
-
-
-@dataclass
-class Position:
-    """Where a run stands, as a checkpoint holds it."""
-
-    epoch: int = 0  # whole epochs done
-    step_in_epoch: int = 0
-    step: int = 0
-    seconds: float = 0.0
-    weight_history: list[dict[str, Any]] = field(default_factory=list)
-
-
-def seed_everything(seed: int, epoch: int, purpose: str) -> None:
-    """Seed torch's generators for one epoch of one purpose, so that a resumed run draws what the whole one drew."""
-    code = {"train": 1, "validation": 2, "build": 3, "preview": 4, "results": 5}[purpose]
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, code]).generate_state(1, np.uint64)[0] >> 1))
 
 
 class Trainer:
@@ -108,8 +101,8 @@ class Trainer:
         self.at = Position()
         self.best: dict[str, Tensor] | None = None
         self.good: dict[str, Tensor] = {}
-        self._resumed_sums: dict[str, Tensor] | None = None
-        self._resumed_rng: dict[str, Tensor] = {}
+        self.resumed_sums: dict[str, Tensor] | None = None
+        self.resumed_rng: dict[str, Tensor] = {}
         self._lr_now: float | None = None
         self._since_checkpoint = time.monotonic()
         self._last_event = 0.0
@@ -230,7 +223,7 @@ class Trainer:
         if self.device.type == "cpu" or self.at.step % DEVICE_NAN_CHECK == 0:
             self._check_finite(total, reduced)
         total.backward()
-        for name, (optimizer, is_auxiliary) in self.optimizers.items():
+        for optimizer, is_auxiliary in self.optimizers.values():
             if is_auxiliary:
                 continue
             if self.spec.training.gradient_clip > 0:
@@ -370,7 +363,7 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         self._since_checkpoint = time.monotonic()
         try:
-            path = store.save_last(self.journal.folder.checkpoints, self.to_checkpoint())
+            path = store.save_last(self.journal.folder.checkpoints, pack(self))
             if self.best is not None:
                 state = {"epoch": self.stopping.best_epoch, "elbo_validation": self.stopping.best}
                 store.save_checkpoint(
@@ -386,58 +379,16 @@ class Trainer:
         else:
             self.journal.emit(Checkpointed(epoch=self.at.epoch, path=str(path)))
 
-    def to_checkpoint(self) -> store.Checkpoint:
-        """Return everything that is needed to go on from here as if nothing had happened."""
-        tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if self.best is not None:
-            tensors.update({f"best/{name}": tensor for name, tensor in self.best.items()})
-        tensors.update({f"sums/{name}": tensor for name, tensor in self.sums.state().items()})
-        tensors["rng/cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["rng/cuda"] = torch.cuda.get_rng_state(self.device)
-        optimizers = {}
-        for name, (optimizer, _) in self.optimizers.items():
-            packed, optimizers[name] = store.pack_optimizer(name, optimizer)
-            tensors.update(packed)
-        state = {
-            "position": asdict(self.at),
-            "stopping": _finite(asdict(self.stopping)),
-            "rate": _finite(asdict(self.rate)),
-            "weights": self.objective.weights,
-            "optimizers": optimizers,
-            "terms": [term.name for term in self.objective.terms],
-        }
-        return store.Checkpoint(tensors, state)
-
-    def load_checkpoint(self, checkpoint: store.Checkpoint) -> None:
-        """Go on from a checkpoint; settings that the spec may change on a resume (patience, rate ...) are the spec's."""
-        state = checkpoint.state
-        self.model.load_state_dict(checkpoint.part("model"))
-        best = checkpoint.part("best")
-        self.best = best or None
-        for name, (optimizer, _) in self.optimizers.items():
-            store.unpack_optimizer(name, optimizer, checkpoint)
-        self.at = Position(**state["position"])
-        for key in ("best", "best_epoch", "waited"):
-            setattr(self.stopping, key, float("inf") if state["stopping"][key] is None else state["stopping"][key])
-        for key in ("scale", "best", "waited"):
-            setattr(self.rate, key, float("inf") if state["rate"][key] is None else state["rate"][key])
-        for name, weight in state["weights"].items():
-            if name in self.objective.weights:
-                self.objective.set_weight(name, weight)
-        self._resumed_sums = checkpoint.part("sums")
-        self._resumed_rng = checkpoint.part("rng")
-
     def _begin_epoch_draws(self, epoch: int) -> None:
         """Seed the epoch, or take up the draws where a checkpoint in the middle of the epoch left them."""
         seed_everything(self.spec.training.seed, epoch, "train")
         self.sums.reset()
-        if self._resumed_sums is not None and self.at.step_in_epoch:
-            self.sums.load(self._resumed_sums)
-            torch.set_rng_state(self._resumed_rng["cpu"])
-            if "cuda" in self._resumed_rng and self.device.type == "cuda":
-                torch.cuda.set_rng_state(self._resumed_rng["cuda"], self.device)
-        self._resumed_sums, self._resumed_rng = None, {}
+        if self.resumed_sums is not None and self.at.step_in_epoch:
+            self.sums.load(self.resumed_sums)
+            torch.set_rng_state(self.resumed_rng["cpu"])
+            if "cuda" in self.resumed_rng and self.device.type == "cuda":
+                torch.cuda.set_rng_state(self.resumed_rng["cuda"], self.device)
+        self.resumed_sums, self.resumed_rng = None, {}
 
     def trial_step(self) -> None:
         """Do a step on copies, for timing; nothing of it stays."""
@@ -448,51 +399,3 @@ class Trainer:
         with own_draws(self.device):
             values = model.loss_terms(batch, context)
             self.objective.total(self.objective.reduced(values)).backward()
-
-
-def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[str, tuple[torch.optim.Optimizer, bool]]:
-    """Return one optimiser for all ordinary parameter groups and one for each auxiliary group.
-
-    Returns
-    -------
-    dict
-        Optimiser and whether the model steps it itself, by name.
-    """
-    training = spec.training
-    make = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    fused = device.type in {"cpu", "cuda"}
-
-    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        return make(groups, lr=training.learning_rate, eps=training.adam_eps, weight_decay=training.weight_decay, fused=fused)
-
-    ordinary, result = [], {}
-    for group in model.parameter_groups():
-        settings: dict[str, Any] = {"params": list(group.parameters), "lr_factor": group.lr_factor, "name": group.name}
-        if group.weight_decay is not None:
-            settings["weight_decay"] = group.weight_decay
-        if group.auxiliary:
-            result[group.name] = (build([settings]), True)
-        else:
-            ordinary.append(settings)
-    return {"model": (build(ordinary), False), **result}
-
-
-@contextlib.contextmanager
-def own_draws(device: torch.device) -> Iterator[None]:
-    """Keep the draws of what is inside from touching those of training."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=True):
-        yield
-
-
-def _finite(tree: dict[str, Any]) -> dict[str, Any]:
-    """Replace infinity, which JSON does not know, by None."""
-    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in tree.items()}
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Return the bytes in use: on the device for a GPU, of the process otherwise."""
-    if device.type == "cuda":
-        return int(torch.cuda.memory_allocated(device))
-    import psutil
-
-    return int(psutil.Process().memory_info().rss)

@@ -8,7 +8,6 @@ design notes on performance); the third keeps the arrays on the device and gathe
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -117,40 +116,45 @@ def _smallest(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
-@dataclass
 class Loader:
-    """Makes minibatches of given cells.
+    """Makes minibatches of given cells; codes and covariates lie on the device once for all.
 
-    Attributes
+    Parameters
     ----------
     data
         The encoded study.
-    sources
-        Counts by modality.
     device
         Where the minibatches shall be.
+    resident
+        Whether the counts are kept on the device too.
+
+    Attributes
+    ----------
+    data, device
+        As given.
+    sources
+        Counts by modality.
     """
 
-    data: TrainingData
-    sources: dict[str, CountSource]
-    device: torch.device
-
-    @classmethod
-    def create(cls, data: TrainingData, device: torch.device, *, resident: bool) -> Loader:
-        """Return a loader over the study's counts; ``resident`` keeps them on the device."""
-        make = DeviceSource if resident else HostSource
-        return cls(data, {m.name: make(m.counts, device) for m in data.modalities}, device)
+    def __init__(self, data: TrainingData, device: torch.device, *, resident: bool) -> None:
+        self.data, self.device = data, device
+        make: type[HostSource | DeviceSource] = DeviceSource if resident else HostSource
+        self.sources: dict[str, CountSource] = {m.name: make(m.counts, device) for m in data.modalities}
+        self._categorical = {role: self._tensor(codes) for role, codes in data.categorical.items()}
+        self._continuous = None if data.continuous is None else self._tensor(data.continuous)
+        self._size_factor = None if data.size_factor is None else self._tensor(data.size_factor)
+        self._measured = {m.name: None if m.measured.all() else self._tensor(m.measured) for m in data.modalities}
 
     def minibatch(self, indices: np.ndarray) -> Minibatch:
         """Return the minibatch of the cells ``indices``, in that order."""
-        data = self.data
+        rows = self._tensor(indices)
         return Minibatch(
-            index=self._tensor(indices),
+            index=rows,
             counts={name: source.rows(indices) for name, source in self.sources.items()},
-            categorical={role: self._tensor(codes[indices]) for role, codes in data.categorical.items()},
-            continuous=None if data.continuous is None else self._tensor(data.continuous[indices]),
-            size_factor=None if data.size_factor is None else self._tensor(data.size_factor[indices]),
-            measured={m.name: None if m.measured.all() else self._tensor(m.measured[indices]) for m in data.modalities},
+            categorical={role: codes[rows] for role, codes in self._categorical.items()},
+            continuous=None if self._continuous is None else self._continuous[rows],
+            size_factor=None if self._size_factor is None else self._size_factor[rows],
+            measured={name: None if known is None else known[rows] for name, known in self._measured.items()},
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:

@@ -1,0 +1,140 @@
+"""What a run will need, estimated before one presses Train: memory, time, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import psutil
+
+from cellweave.core.spec import RunSpec
+from cellweave.core.training.schedule import default_max_epochs, split_sizes
+
+# Measured on one core (AVX-512, 100 GFLOP/s in float32): time of a step beside its matrix products, and per element of the
+# cells x features matrix. Only the order of magnitude matters: the activity bar shows the measured rate from the first epoch on.
+SECONDS_PER_FLOP = 1.0e-11
+SECONDS_PER_ELEMENT = 1.6e-8
+SECONDS_PER_STEP = 2.0e-3
+PASSES = 14  # live float32 copies of one cells x features minibatch in a step
+BASE_BYTES = 700 << 20  # interpreter, torch and the analysis libraries
+
+
+class Fit(Enum):
+    """The traffic light."""
+
+    FITS = "fits"
+    TIGHT = "tight"
+    TOO_LARGE = "does not fit"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will need.
+
+    Attributes
+    ----------
+    data_bytes
+        Counts in memory.
+    model_bytes
+        Weights, gradients and the optimiser's moments.
+    step_bytes
+        One minibatch with its activations.
+    free_bytes
+        Memory free on this machine now.
+    seconds
+        Training time, should all epochs be trained.
+    fit
+        The traffic light.
+    text
+        One sentence for the window.
+    mend
+        What to change where it does not fit, or empty.
+    """
+
+    data_bytes: int
+    model_bytes: int
+    step_bytes: int
+    free_bytes: int
+    seconds: float
+    fit: Fit
+    text: str
+    mend: str
+
+    @property
+    def total_bytes(self) -> int:
+        """All memory the run needs beyond the program itself."""
+        return self.data_bytes + self.model_bytes + self.step_bytes
+
+
+def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_covariate_levels: int = 0, cells_per_second: float | None = None) -> Estimate:
+    """Estimate memory and time of a run on a CPU.
+
+    Parameters
+    ----------
+    spec
+        The run's spec.
+    n_cells, n_features
+        Of the modality the model is trained on, after feature selection.
+    n_stored
+        Non-zero counts.
+    n_covariate_levels
+        Levels of all categorical covariates together, which widen the decoder.
+    cells_per_second
+        Speed of an earlier run with the same model, where one is known.
+
+    Returns
+    -------
+    Estimate
+        Bytes, seconds, and the sentence that says whether it fits.
+    """
+    training = spec.training
+    hidden = int(getattr(spec.model, "n_hidden", 128))
+    layers = int(getattr(spec.model, "n_layers", 1))
+    latent = int(getattr(spec.model, "n_latent", 10))
+    heads = 3  # mean, dispersion and drop-out heads of the decoder
+    weights = n_features * hidden * (1 + heads) + 2 * (layers - 1) * hidden**2 + hidden * (3 * latent + 2 * n_covariate_levels)
+    batch = min(training.batch_size, max(2, n_cells))
+    on_disk = training.source == "disk"
+    data_bytes = 0 if on_disk else n_stored * 8 + n_cells * 8
+    model_bytes = weights * 4 * 4 + weights * 4 * 2  # weights, gradient, two moments; the best and the last good copy
+    step_bytes = batch * n_features * 4 * PASSES + batch * hidden * 4 * 8 * layers
+    free = int(psutil.virtual_memory().available)
+    n_train, n_validation = split_sizes(n_cells, training.validation_share)
+    epochs = training.max_epochs or default_max_epochs(max(1, n_train))
+    if cells_per_second:
+        seconds = epochs * n_train / cells_per_second
+    else:
+        used_heads = 2 if getattr(spec.model, "gene_likelihood", "nb") == "zinb" else 1
+        flops_per_cell = 6 * n_features * hidden * (1 + used_heads)
+        steps = max(1, n_train // batch)
+        per_epoch = n_train * (flops_per_cell * SECONDS_PER_FLOP + n_features * SECONDS_PER_ELEMENT * (1 + used_heads)) + steps * SECONDS_PER_STEP
+        seconds = epochs * (per_epoch * (1 + 0.3 * n_validation / max(1, n_train)))
+    needed = data_bytes + model_bytes + step_bytes
+    fit = Fit.FITS if needed < 0.6 * free else Fit.TIGHT if needed < 0.9 * free else Fit.TOO_LARGE
+    mend = ""
+    if fit is not Fit.FITS:
+        mend = "Take counts from the disk cache (training.source = 'disk')." if data_bytes > step_bytes and not on_disk else "Use a smaller minibatch or fewer features."
+    text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and at most {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
+    return Estimate(data_bytes, model_bytes, step_bytes, free, seconds, fit, text, mend)
+
+
+def describe_bytes(n: float) -> str:
+    """Return bytes in words, ``1.3 GB``."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}" if n < 10 * size else f"{n / size:.0f} {unit}"
+    return f"{n:.0f} bytes"
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a duration in words, ``1 min 12 s``."""
+    seconds = max(0.0, seconds)
+    if seconds < 1:
+        return "1 s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes < 10 else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"

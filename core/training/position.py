@@ -1,0 +1,75 @@
+"""Where a run stands, to and from a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellweave.core.training import checkpoint as store
+
+if TYPE_CHECKING:
+    from cellweave.core.training.loop import Trainer
+
+
+@dataclass
+class Position:
+    """Where a run stands, as a checkpoint holds it."""
+
+    epoch: int = 0  # whole epochs done
+    step_in_epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    weight_history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def pack(trainer: Trainer) -> store.Checkpoint:
+    """Return everything that is needed to go on from here as if nothing had happened."""
+    tensors: dict[str, Tensor] = {f"model/{name}": tensor for name, tensor in trainer.model.state_dict().items()}
+    if trainer.best is not None:
+        tensors.update({f"best/{name}": tensor for name, tensor in trainer.best.items()})
+    tensors.update({f"sums/{name}": tensor for name, tensor in trainer.sums.state().items()})
+    tensors["rng/cpu"] = torch.get_rng_state()
+    if trainer.device.type == "cuda":
+        tensors["rng/cuda"] = torch.cuda.get_rng_state(trainer.device)
+    optimizers = {}
+    for name, (optimizer, _) in trainer.optimizers.items():
+        packed, optimizers[name] = store.pack_optimizer(name, optimizer)
+        tensors.update(packed)
+    state = {
+        "position": asdict(trainer.at),
+        "stopping": _finite(asdict(trainer.stopping)),
+        "rate": _finite(asdict(trainer.rate)),
+        "weights": trainer.objective.weights,
+        "optimizers": optimizers,
+        "terms": [term.name for term in trainer.objective.terms],
+    }
+    return store.Checkpoint(tensors, state)
+
+
+def unpack(trainer: Trainer, checkpoint: store.Checkpoint) -> None:
+    """Go on from a checkpoint; settings that the spec may change on a resume (patience, rate ...) are the spec's."""
+    state = checkpoint.state
+    trainer.model.load_state_dict(checkpoint.part("model"))
+    best = checkpoint.part("best")
+    trainer.best = best or None
+    for name, (optimizer, _) in trainer.optimizers.items():
+        store.unpack_optimizer(name, optimizer, checkpoint)
+    trainer.at = Position(**state["position"])
+    for key in ("best", "best_epoch", "waited"):
+        setattr(trainer.stopping, key, float("inf") if state["stopping"][key] is None else state["stopping"][key])
+    for key in ("scale", "best", "waited"):
+        setattr(trainer.rate, key, float("inf") if state["rate"][key] is None else state["rate"][key])
+    for name, weight in state["weights"].items():
+        if name in trainer.objective.weights:
+            trainer.objective.set_weight(name, weight)
+    trainer.resumed_sums = checkpoint.part("sums")
+    trainer.resumed_rng = checkpoint.part("rng")
+
+
+def _finite(tree: dict[str, Any]) -> dict[str, Any]:
+    """Replace infinity, which JSON does not know, by None."""
+    return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in tree.items()}

@@ -1,0 +1,61 @@
+"""Small things the loop needs of torch: seeds, optimisers, memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from cellweave.core.models.base import Model
+from cellweave.core.spec import RunSpec
+
+
+def seed_everything(seed: int, epoch: int, purpose: str) -> None:
+    """Seed torch's generators for one epoch of one purpose, so that a resumed run draws what the whole one drew."""
+    code = {"train": 1, "validation": 2, "build": 3, "preview": 4, "results": 5}[purpose]
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, code]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[str, tuple[torch.optim.Optimizer, bool]]:
+    """Return one optimiser for all ordinary parameter groups and one for each auxiliary group.
+
+    Returns
+    -------
+    dict
+        Optimiser and whether the model steps it itself, by name.
+    """
+    training = spec.training
+    make = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
+    fused = device.type in {"cpu", "cuda"}
+
+    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return make(groups, lr=training.learning_rate, eps=training.adam_eps, weight_decay=training.weight_decay, fused=fused)
+
+    ordinary, result = [], {}
+    for group in model.parameter_groups():
+        settings: dict[str, Any] = {"params": list(group.parameters), "lr_factor": group.lr_factor, "name": group.name}
+        if group.weight_decay is not None:
+            settings["weight_decay"] = group.weight_decay
+        if group.auxiliary:
+            result[group.name] = (build([settings]), True)
+        else:
+            ordinary.append(settings)
+    return {"model": (build(ordinary), False), **result}
+
+
+@contextlib.contextmanager
+def own_draws(device: torch.device) -> Iterator[None]:
+    """Keep the draws of what is inside from touching those of training."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=True):
+        yield
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes in use: on the device for a GPU, of the process otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
