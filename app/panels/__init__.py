@@ -1,0 +1,1 @@
+"""Panels of the docks: what one sets, and what one reads beside the views."""

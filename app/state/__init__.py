@@ -1,0 +1,1 @@
+"""View models: settings, the spec being edited, the open study, the runs. Nothing here draws."""

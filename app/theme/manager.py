@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib.resources import files
 
-from qtpy.QtCore import QObject, Qt, Signal
+from qtpy.QtCore import QDir, QObject, Qt, Signal
 from qtpy.QtGui import QColor, QGuiApplication, QPalette
 from qtpy.QtWidgets import QApplication
 
@@ -137,6 +137,9 @@ def palette(theme: Theme) -> QPalette:
 def style_sheet(theme: Theme) -> str:
     """Return the application's style sheet with the theme's colours filled in."""
     text = files("cellweave.resources").joinpath("themes", "app.qss").read_text(encoding="utf-8")
-    for name, colour in theme.tokens().items():
+    # Arrows and check marks of fields are files, which a style sheet finds through a search path.
+    marks = files("cellweave.resources").joinpath("themes", "marks")
+    QDir.setSearchPaths("themes", [str(marks)])
+    for name, colour in {**theme.tokens(), "name": theme.name}.items():
         text = text.replace(f"{{{name}}}", colour)
     return text

@@ -69,6 +69,8 @@ class Theme:
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in {"name", "dark"}}
         own["hover"] = self.mix("text", "panel", 0.06)
         own["pressed"] = self.mix("text", "panel", 0.12)
+        own["field_border"] = self.mix("text", "panel", 0.34)
+        own["scroll"] = self.mix("text", "panel", 0.22)
         own["accent_hover"] = self.mix("text", "accent", 0.12)
         return own
 

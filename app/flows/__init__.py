@@ -1,0 +1,1 @@
+"""What the window does: opening, training, looking at runs, taking results away."""
