@@ -82,6 +82,8 @@ class Study:
         Cells of the input that are not in ``obs``, with the reason: columns ``file``, ``row``, ``name``, ``reason``.
     notes
         Sentences on what was done while reading (names made unique, modality guessed ...).
+    without_counts
+        Modalities of the input that are left out because no place of theirs holds raw counts, with what was found.
     """
 
     obs: pd.DataFrame
@@ -91,6 +93,7 @@ class Study:
     row_in_file: np.ndarray
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "row": [], "name": [], "reason": []}))
     notes: list[str] = field(default_factory=list)
+    without_counts: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:

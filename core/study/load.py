@@ -1,0 +1,351 @@
+"""From files to a :class:`~cellweave.core.study.study.Study`: the header first, then the data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from cellweave.core.errors import DataError
+from cellweave.core.spec.data import DataSpec
+from cellweave.core.study import select
+from cellweave.core.study.align import align_features, make_unique, move_columns, move_rows, rows_by_name, stack_rows
+from cellweave.core.study.annotation import (
+    add_modality_columns,
+    combine_columns,
+    fill_missing,
+    plain_table,
+    stack_tables,
+)
+from cellweave.core.study.counts import CountsReport, first_raw, order_of_places
+from cellweave.core.study.readers.base import ModalitySource, Source, Watch, explained
+from cellweave.core.study.readers.detect import absolute, open_source
+from cellweave.core.study.readers.midas import expand
+from cellweave.core.study.study import Modality, SourceFile, Study
+
+
+@dataclass
+class _Part:
+    """One modality of one file, its rows in the order of the file's cells."""
+
+    counts: sparse.csr_matrix
+    var: pd.DataFrame
+    measured: np.ndarray
+    location: str
+    features_measured: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Why a modality holds no counts, and whether it could be used where values need not be whole numbers."""
+
+    why: str
+    usable: bool
+
+
+@dataclass
+class _File:
+    """One file in memory."""
+
+    source: SourceFile
+    obs: pd.DataFrame
+    parts: dict[str, _Part]
+    without_counts: dict[str, _Refused]
+    notes: list[str] = field(default_factory=list)
+
+
+def load_study(
+    data: DataSpec,
+    progress: Callable[[float | None, str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Study:
+    """Read the files of a spec.
+
+    Parameters
+    ----------
+    data
+        Which files, which matrices, which features, which cells.
+    progress
+        Called with the share that is done (None where it is not known) and what is being done.
+    cancelled
+        Asked between blocks.
+
+    Returns
+    -------
+    Study
+        Counts are CSR of float32 (float64 only where a count is above 2**24), with sorted columns and without explicit
+        zeros. Cell names are unique, except where one file repeats a name and ``make_names_unique`` is off: then the
+        pre-flight check says so. A modality that holds no raw counts anywhere is left out and named in
+        ``without_counts``, as long as another one does and the spec does not ask for it.
+
+    Raises
+    ------
+    DataError
+        One sentence on what cannot be read or used, and the mend.
+    Cancelled
+        Where ``cancelled`` said so.
+    """
+    watch = Watch(progress, cancelled)
+    watch.at(0.0, "looking at the files")
+    paths = [part for path in data.paths for part in expand(absolute(path))]
+    if not paths:
+        raise DataError("No data file is named.", "Choose a file, or set data.paths.")
+    files = [_read_file(path, data, watch.part(0.9 * n / len(paths), 0.9 / len(paths))) for n, path in enumerate(paths)]
+    _check_names(data, files)
+    study = _join(files, data)
+    watch.at(0.92, "applying the choices")
+    fill_missing(study.obs, data.fill_missing)
+    combine_columns(study.obs, data.combine)
+    select.drop_unmeasured(study, "not measured in any modality that is used")
+    select.switch_off(study, data.switched_off)
+    select.drop_unmeasured(study, "switched off")
+    if data.drop_empty_features:
+        select.drop_empty_features(study)
+    for name, how in data.features.items():
+        watch.at(0.95, f"choosing features of {name}")
+        select.select_features(study, name, how)
+    if data.drop_empty_cells:
+        select.drop_empty_cells(study)
+    if study.n_cells == 0:
+        raise DataError("No cell is left after these choices.", "Switch fewer modalities off.")
+    watch.at(1.0, "done")
+    return study
+
+
+def _read_file(path: Path, data: DataSpec, watch: Watch) -> _File:
+    with explained(path), open_source(path) as source:
+        obs = plain_table(source.read_obs())
+        if len(obs) == 0:
+            raise DataError(f"'{path.name}' holds no cells.", "Choose another file.")
+        several = len(source.modalities) > 1
+        if not obs.index.is_unique and not any(modality.read_names for modality in source.modalities):
+            _repeated_cells(obs, data, source.notes, path)
+        parts: dict[str, _Part] = {}
+        without: dict[str, _Refused] = {}
+        sizes = np.array([max(1, sum(p.matrix.shape[0] * p.n_features for p in m.places.values())) for m in source.modalities], float)
+        starts = np.concatenate([[0.0], np.cumsum(sizes / sizes.sum())])
+        for number, modality in enumerate(source.modalities):
+            part_watch = watch.part(float(starts[number]), float(starts[number + 1] - starts[number]))
+            found = _read_modality(modality, source, obs, data, part_watch)
+            if isinstance(found, _Refused):
+                without[modality.name] = found
+            else:
+                parts[modality.name] = found
+        if not parts or (without and not several):
+            raise _no_counts(path, without)
+        for name in without:
+            if name == data.modality or name in data.layers:
+                raise _no_counts(path, {name: without[name]})
+            source.notes.append(f"The modality {name} of '{path.name}' was left out, because it holds no raw counts: {without[name].why}.")
+        return _File(SourceFile(path, source.format, len(obs)), obs, parts, without, list(dict.fromkeys(source.notes)))
+
+
+def _repeated_cells(obs: pd.DataFrame, data: DataSpec, notes: list[str], path: Path) -> None:
+    number = int(obs.index.duplicated().sum())
+    if data.make_names_unique:
+        obs.index = pd.Index(make_unique(obs.index.to_numpy(dtype=object)), dtype=object)
+        notes.append(f"{number:,} repeated cell names in '{path.name}' were made unique.")
+    else:
+        notes.append(f"{number:,} cell names in '{path.name}' repeat others.")
+
+
+def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, data: DataSpec, watch: Watch) -> _Part | _Refused:
+    """Return the modality, or why it holds no counts."""
+    rows = None
+    if modality.read_names is not None:
+        rows = rows_by_name(obs.index.to_numpy(dtype=object), modality.read_names(), modality.name, source.path.name)
+        if modality.read_obs is not None:
+            own = plain_table(modality.read_obs())
+            add_modality_columns(obs, own, rows, modality.name)
+        if (rows < 0).any():
+            source.notes.append(f"{int((rows < 0).sum()):,} cells of {modality.name} are not among the cells of '{source.path.name}' and were left out.")
+    location, counts, reports = _take_counts(modality, data, watch)
+    if counts is None or location is None:
+        cells = obs.index.to_numpy(dtype=object) if rows is None else obs.index.to_numpy(dtype=object)[rows]
+        return _Refused("; ".join(_named(report, modality, cells).finding() for report in reports), any(report.is_usable for report in reports))
+    place = modality.places[location]
+    var = plain_table(place.read_var())
+    if place.columns is not None:
+        var = var.iloc[place.columns]
+    if not var.index.is_unique:
+        number = int(var.index.duplicated().sum())
+        if data.make_names_unique:
+            var.index = pd.Index(make_unique(var.index.to_numpy(dtype=object)), dtype=object)
+            source.notes.append(f"{number:,} repeated feature names of {modality.name} in '{source.path.name}' were made unique.")
+        else:
+            source.notes.append(f"{number:,} feature names of {modality.name} in '{source.path.name}' repeat others.")
+    if location != "X":
+        source.notes.append(f"The counts of {modality.name} in '{source.path.name}' are taken from {location}.")
+    measured = np.ones(len(obs), dtype=bool)
+    if rows is not None:
+        counts = move_rows(counts, rows, len(obs))
+        measured = np.zeros(len(obs), dtype=bool)
+        measured[rows[rows >= 0]] = True
+    return _Part(counts, var, measured, location, modality.features_measured)
+
+
+def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple[str | None, sparse.csr_matrix | None, list[CountsReport]]:
+    """Return where the counts are, the counts, and a report for each place that was looked at."""
+    wanted = data.layers.get(modality.name)
+    if wanted is not None:
+        if wanted not in modality.places:
+            raise DataError(
+                f"{modality.name} has no matrix at '{wanted}'.", f"It has {', '.join(order_of_places(list(modality.places)))}: set data.layers.{modality.name}."
+            )
+        report, counts = modality.places[wanted].read(watch, keep=data.accept_non_integer)
+        usable = report.is_raw or (data.accept_non_integer and report.is_usable)
+        return wanted, counts if usable else None, [report]
+    places = order_of_places(list(modality.places))
+    reports: list[CountsReport] = []
+    spare: sparse.csr_matrix | None = None
+    for number, location in enumerate(places):
+        report, counts = modality.places[location].read(watch.part(number / len(places), 1 / len(places)))
+        reports.append(report)
+        if report.is_raw and (report.maximum > 1 or len(places) == 1):
+            return location, counts, reports
+        if report.is_raw and spare is None:
+            spare = counts  # nothing but 0 and 1: taken where no other place has larger counts
+    best = first_raw(reports) or next((report.location for report in reports if report.is_raw), None)
+    if best is not None:
+        if spare is None or best != next(report.location for report in reports if report.is_raw):
+            _, spare = modality.places[best].read(watch)
+        return best, spare, reports
+    if data.accept_non_integer:
+        usable = next((report.location for report in reports if report.is_usable), None)
+        if usable is not None:
+            _, counts = modality.places[usable].read(watch, keep=True)
+            return usable, counts, reports
+    return None, None, reports
+
+
+def _named(report: CountsReport, modality: ModalitySource, cells: np.ndarray) -> CountsReport:
+    """Return the report with the names of cells and features filled in."""
+    place = modality.places[report.location]
+    features = place.read_var().index.to_numpy(dtype=object)
+    if place.columns is not None:
+        features = features[place.columns]
+    first = tuple(
+        replace(one, cell=str(cells[one.row]) if one.row < len(cells) else "", feature=str(features[one.column])) for one in report.first
+    )
+    return replace(report, first=first)
+
+
+def _no_counts(path: Path, without: dict[str, _Refused]) -> DataError:
+    name, found = next(iter(without.items()))
+    if found.usable:
+        mend = "Open a file with raw counts, or set data.accept_non_integer = true to train on values that are not whole numbers."
+    else:
+        mend = "Open a file with raw counts."
+    return DataError(f"'{path.name}' holds no raw counts of {name}: {found.why}.", mend)
+
+
+def _check_names(data: DataSpec, files: list[_File]) -> None:
+    """Refuse a choice for a modality that no file has, with the nearest name."""
+    known = list(dict.fromkeys(name for file in files for name in file.parts))
+    asked = {f"data.layers.{name}": name for name in data.layers} | {f"data.features.{name}": name for name in data.features}
+    if data.modality is not None:
+        asked["data.modality"] = data.modality
+    for field_name, name in asked.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"Did you mean '{near[0]}'?" if near else f"The data have {', '.join(known)}."
+            raise DataError(f"{field_name} names the modality '{name}', which the data do not have.", hint)
+
+
+def _join(files: list[_File], data: DataSpec) -> Study:
+    """Put the cells of all files under one another, with features aligned by name."""
+    notes = [note for file in files for note in file.notes]
+    lengths = [len(file.obs) for file in files]
+    obs = stack_tables([file.obs for file in files], notes)
+    if len(files) > 1:
+        _name_cells(obs, files, data, notes)
+    modalities = {}
+    for name in dict.fromkeys(name for file in files for name in file.parts):
+        modalities[name] = _join_modality(name, files, lengths, data, notes)
+    return Study(
+        obs=obs,
+        modalities=modalities,
+        sources=tuple(file.source for file in files),
+        file_of_cell=np.repeat(np.arange(len(files)), lengths),
+        row_in_file=np.concatenate([np.arange(length) for length in lengths]),
+        notes=notes,
+        without_counts={name: found.why for file in files for name, found in file.without_counts.items() if name not in modalities},
+    )
+
+
+def _name_cells(obs: pd.DataFrame, files: list[_File], data: DataSpec, notes: list[str]) -> None:
+    """Make cell names unique over the files, and add the column that says which file a cell came from."""
+    numbers = np.repeat(np.arange(len(files)), [len(file.obs) for file in files])
+    names = obs.index.to_numpy(dtype=object)
+    over_files = pd.Series(numbers).groupby(names).nunique()
+    shared = int((over_files > 1).sum())
+    if shared:
+        notes.append(f"{shared:,} cell names occur in several files, so '-1', '-2' ... for the file was appended to all names.")
+        first, *others = [set(file.parts) for file in files]
+        if any(not first & other for other in others):
+            notes.append(
+                "The same names occur in files with different modalities; their cells are kept apart. "
+                "To use them as one cell each, save the modalities as one h5mu."
+            )
+        obs.index = pd.Index([f"{name}-{number + 1}" for name, number in zip(names, numbers, strict=True)], dtype=object)
+    if data.batch_from_file:
+        column = "file" if "file" not in obs.columns else "source_file"
+        labels = make_unique(np.array([_stem(file.source.path) for file in files], dtype=object))
+        obs[column] = pd.Series(pd.Categorical.from_codes(numbers, categories=list(labels)), index=obs.index)
+
+
+def _stem(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return name.rpartition(".")[0] or name
+
+
+def _join_modality(name: str, files: list[_File], lengths: list[int], data: DataSpec, notes: list[str]) -> Modality:
+    having = [number for number, file in enumerate(files) if name in file.parts]
+    parts = [files[number].parts[name] for number in having]
+    locations = list(dict.fromkeys(part.location for part in parts))
+    if len(locations) > 1:
+        notes.append(f"The counts of {name} are in different places of the files: {', '.join(locations)}.")
+    if len(files) == 1:
+        part = parts[0]
+        mask = None if part.features_measured is None or part.features_measured.all() else part.features_measured[None, :]
+        return Modality(name, part.counts, part.var, part.measured, mask, part.location)
+    aligned = align_features([part.var.index.to_numpy(dtype=object) for part in parts], data.join, name)
+    n_features = len(aligned.names)
+    blocks, measured = [], []
+    mask = np.zeros((len(files), n_features), dtype=bool)
+    for number, length in enumerate(lengths):
+        if number in having:
+            at = having.index(number)
+            part, columns = parts[at], aligned.columns[at]
+            blocks.append(move_columns(part.counts, columns, n_features))
+            measured.append(part.measured)
+            known = np.ones(len(columns), bool) if part.features_measured is None else part.features_measured
+            mask[number, columns[(columns >= 0) & known]] = True
+        else:
+            blocks.append(sparse.csr_matrix((length, n_features), dtype=np.float32))
+            measured.append(np.zeros(length, dtype=bool))
+    every = bool(mask[having].all())
+    if data.join == "intersection" and any(len(part.var) > n_features for part in parts):
+        notes.append(f"{n_features:,} features of {name} are in all files that have it; the others were left out.")
+    return Modality(
+        name, stack_rows(blocks), _join_var(parts, aligned.names), np.concatenate(measured), None if every else mask, locations[0]
+    )
+
+
+def _join_var(parts: list[_Part], names: np.ndarray) -> pd.DataFrame:
+    """Return one row a joint feature; what the first file says of it comes first."""
+    index = pd.Index(names, dtype=object)
+    columns: dict[str, pd.Series] = {}
+    for part in parts:
+        table = part.var.reindex(index)
+        for column in table.columns:
+            if column not in columns:
+                columns[column] = table[column]
+            elif columns[column].isna().any() and table[column].notna().any():
+                columns[column] = columns[column].astype(object).where(columns[column].notna(), table[column].astype(object))
+    return plain_table(pd.DataFrame(columns, index=index))
