@@ -1,0 +1,1 @@
+"""Counts, layers, likelihoods and divergences: the parts that networks are made of."""
