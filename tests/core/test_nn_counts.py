@@ -30,7 +30,8 @@ def test_a_csr_slice_gives_its_dense_matrix_totals_and_logarithm(dtype):
 def test_tensors_and_arrays_give_the_same_batch():
     csr = _matrix(1)
     a = CountBatch.from_csr(csr.indptr, csr.indices, csr.data, 11)
-    b = CountBatch.from_csr(torch.as_tensor(csr.indptr), torch.as_tensor(csr.indices), torch.as_tensor(csr.data), 11, "cpu")
+    tensors = [torch.as_tensor(array) for array in (csr.indptr, csr.indices, csr.data)]
+    b = CountBatch.from_csr(*tensors, 11, "cpu")
     for name in ("rows", "cols", "values"):
         assert torch.equal(getattr(a, name), getattr(b, name))
 
