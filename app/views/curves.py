@@ -1,0 +1,459 @@
+"""Plots of loss curves: one for each series, or all in one, with marks, overlays and a cursor."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyqtgraph as pg
+from qtpy.QtCore import QEvent, QPoint, QPointF, QRectF, Qt, Signal
+from qtpy.QtGui import QColor, QContextMenuEvent, QKeyEvent, QPen, QResizeEvent
+from qtpy.QtWidgets import QWidget
+
+from cellweave.app.forms.numberbox import number_text
+from cellweave.app.theme import current, notifier
+from cellweave.app.views.cards import HoverCard
+from cellweave.app.views.history import SPLITS, LossHistory, robust_range, smooth
+
+PLOT_WIDTH = 26
+"""Least width of one of several plots, in heights of a line of text."""
+
+PLOT_HEIGHT = 12
+
+LIGHTER_ON_DARK = 130
+"""By how much, in per cent, a dark hue is lightened on a dark ground, so that a thin line can be seen."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """How one series is written and drawn.
+
+    Attributes
+    ----------
+    name
+        Term, ``total`` or ``elbo``.
+    label
+        In titles, legends and cards.
+    unit
+        On the value axis.
+    colour
+        Hue of the term; None draws it in the colour of text, as the sums are.
+    """
+
+    name: str
+    label: str
+    unit: str = "nats per cell"
+    colour: QColor | None = None
+
+    def hue(self) -> QColor:
+        """Return the colour in the present theme."""
+        theme = current()
+        if self.colour is None:
+            return theme.color("text")
+        return self.colour.lighter(LIGHTER_ON_DARK) if theme.dark and self.colour.lightness() < 128 else self.colour
+
+
+@dataclass(frozen=True)
+class CurveStyle:
+    """What the controls of the view say.
+
+    Attributes
+    ----------
+    log, clip
+        Logarithmic values; range without outliers.
+    smoothing
+        Strength of the moving average, from 0 to below 1.
+    last
+        Only this many epochs, None for all.
+    splits
+        Which of train and validation are drawn.
+    separate
+        One plot a series, or all in one.
+    """
+
+    log: bool = False
+    clip: bool = False
+    smoothing: float = 0.0
+    last: int | None = None
+    splits: tuple[str, ...] = SPLITS
+    separate: bool = True
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one curve, ready to draw: ``x`` in epochs, ``raw`` and ``y`` (smoothed) in the axis' scale."""
+
+    x: np.ndarray
+    raw: np.ndarray
+    y: np.ndarray
+
+
+def curve(history: LossHistory, name: str, split: str, style: CurveStyle) -> Curve:
+    """Return a curve in the scale of the axis: base-10 logarithms where it is logarithmic, NaN for what has none."""
+    x, values = history.series(name, split)
+    smoothed = smooth(values, style.smoothing)
+    if style.last is not None and history.epochs:
+        keep = x > history.epochs[-1] - style.last
+        x, values, smoothed = x[keep], values[keep], smoothed[keep]
+    if style.log:
+        values, smoothed = _log10(values), _log10(smoothed)
+    return Curve(x, values, smoothed)
+
+
+def _log10(values: np.ndarray) -> np.ndarray:
+    return np.log10(values, out=np.full(len(values), np.nan), where=values > 0)
+
+
+class ValueAxis(pg.AxisItem):
+    """A value axis that writes numbers as one reads them, also where it is logarithmic."""
+
+    def logTickValues(self, minVal: float, maxVal: float, size: float, stdTicks: list) -> list:  # noqa: N802
+        """Return ticks at powers of ten, or at 1, 2 and 5 times them where there are few powers in sight."""
+        powers = range(math.floor(minVal), math.ceil(maxVal) + 1)
+        steps = (1, 2, 5) if maxVal - minVal > 0.8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        if maxVal - minVal > 4:
+            steps = (1,)
+        ticks = [power + math.log10(step) for power in powers for step in steps]
+        return [(1.0, [tick for tick in ticks if minVal <= tick <= maxVal])]
+
+    def logTickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:  # noqa: N802
+        """Return the values themselves."""
+        return [number_text(float(f"{10**value:.3g}")) for value in values]
+
+
+@dataclass
+class _Plot:
+    item: pg.PlotItem
+    series: tuple[Series, ...]
+    cursor: pg.InfiniteLine
+    lines: dict[tuple[int, str, str, str], pg.PlotDataItem] = field(default_factory=dict)
+    marks: list[pg.GraphicsObject] = field(default_factory=list)
+    zoomed: bool = False
+
+
+class LossCurves(pg.GraphicsLayoutWidget):
+    """The plots of a :class:`~cellweave.app.views.lossview.LossView`.
+
+    Parameters
+    ----------
+    parent
+        Owner.
+    """
+
+    menuRequested = Signal(QPoint)  # noqa: N815
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._series: tuple[Series, ...] = ()
+        self._style = CurveStyle()
+        self._history = LossHistory()
+        self._overlays: tuple[LossHistory, ...] = ()
+        self._plots: list[_Plot] = []
+        self._columns = 0
+        self._epoch: int | None = None
+        self.setFrameShape(self.Shape.NoFrame)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setAccessibleName("Loss curves")
+        self.card = HoverCard(self)
+        self.ci.layout.setContentsMargins(0, 0, 0, 0)
+        self.scene().sigMouseMoved.connect(self._moved)
+        notifier().changed.connect(self._retheme)
+        self._retheme()
+
+    # -- what to draw ----------------------------------------------------------------------------------------
+
+    def show_curves(
+        self, history: LossHistory, overlays: Sequence[LossHistory], series: Sequence[Series], style: CurveStyle
+    ) -> None:
+        """Draw; plots and lines that are there already are kept."""
+        self._history, self._overlays = history, tuple(overlays)
+        rebuild = tuple(series) != self._series or style.separate != self._style.separate or style.log != self._style.log
+        self._series, self._style = tuple(series), style
+        if rebuild or not self._plots:
+            self._build()
+        for plot in self._plots:
+            self._draw(plot)
+        if self._epoch is not None and self._epoch not in history.epochs:
+            self._hide_cursor()
+
+    def fit(self) -> None:
+        """Show all of every plot again."""
+        for plot in self._plots:
+            plot.zoomed = False
+            self._draw(plot)
+
+    def titles(self) -> list[str]:
+        """Return what each plot shows, for tests and descriptions."""
+        return [", ".join(series.label for series in plot.series) for plot in self._plots]
+
+    def line(self, series: str, split: str, run: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the points drawn for a series: run 0 is the run itself, then the overlays; None where it is not drawn."""
+        for plot in self._plots:
+            item = plot.lines.get((run, series, split, "line"))
+            if item is not None:
+                return item.getOriginalDataset()
+        return None
+
+    def value_range(self, series: str) -> tuple[float, float]:
+        """Return the shown range of the value axis of a series, in the axis' scale."""
+        plot = next(plot for plot in self._plots if any(item.name == series for item in plot.series))
+        low, high = plot.item.viewRange()[1]
+        return low, high
+
+    # -- building --------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self._hide_cursor()
+        for plot in self._plots:
+            self.ci.removeItem(plot.item)
+        groups = [(series,) for series in self._series] if self._style.separate else [self._series] if self._series else []
+        self._plots = [self._make_plot(group) for group in groups]
+        self._columns = 0
+        self._place()
+
+    def _make_plot(self, series: tuple[Series, ...]) -> _Plot:
+        item = pg.PlotItem(axisItems={"left": ValueAxis("left")})
+        item.setMenuEnabled(False)
+        item.hideButtons()
+        item.getViewBox().setDefaultPadding(0.04)
+        cursor = pg.InfiniteLine(angle=90, movable=False)
+        cursor.setZValue(5)
+        cursor.hide()
+        item.addItem(cursor, ignoreBounds=True)
+        plot = _Plot(item, series, cursor)
+        item.getViewBox().sigRangeChangedManually.connect(lambda *_, plot=plot: self._zoomed(plot))
+        self._decorate(plot)
+        return plot
+
+    def _zoomed(self, plot: _Plot) -> None:
+        plot.zoomed = True
+
+    def _decorate(self, plot: _Plot) -> None:
+        theme = current()
+        text, secondary = theme.color("text"), theme.color("secondary")
+        title = plot.series[0].label if len(plot.series) == 1 else "Losses"
+        plot.item.setTitle(f"<b>{html.escape(title)}</b>", color=text.name(), justify="left")
+        unit = plot.series[0].unit if len({series.unit for series in plot.series}) == 1 else "value"
+        plot.item.setLabel("left", html.escape(unit), color=secondary.name())
+        plot.item.setLabel("bottom", "epoch", color=secondary.name())
+        for side in ("left", "bottom"):
+            axis = plot.item.getAxis(side)
+            axis.enableAutoSIPrefix(enable=False)
+            axis.setPen(theme.color("border"))
+            axis.setTextPen(secondary)
+            axis.setLogMode(side == "left" and self._style.log)
+            axis.setStyle(tickLength=4)
+        plot.item.getAxis("left").setWidth(round(7.5 * self.fontMetrics().horizontalAdvance("0")))  # plots below each other align
+        plot.cursor.setPen(pg.mkPen(secondary, width=1))
+        plot.item.showGrid(x=True, y=True, alpha=0.12)
+
+    def _place(self) -> None:
+        """Put the plots into as many columns as there is room for."""
+        count = len(self._plots)
+        if not count:
+            return
+        line = self.fontMetrics().height()
+        fit_across = max(1, self.width() // (PLOT_WIDTH * line))
+        columns = min(count, fit_across)
+        columns = math.ceil(count / math.ceil(count / columns))  # no lonely plot in the last row
+        if columns == self._columns:
+            return
+        for plot in self._plots:
+            if self._columns:
+                self.ci.removeItem(plot.item)
+        self._columns = columns
+        for index, plot in enumerate(self._plots):
+            self.ci.addItem(plot.item, index // columns, index % columns)
+        rows = math.ceil(count / columns)
+        self.setMinimumHeight(rows * PLOT_HEIGHT * line if rows > 1 else 0)
+        for plot in self._plots[1:]:
+            plot.item.setXLink(self._plots[0].item)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
+        """Place the plots anew where the number of columns changes."""
+        super().resizeEvent(event)
+        if getattr(self, "_plots", None):
+            self._place()
+
+    def _retheme(self, *_: object) -> None:
+        self.setBackground(current().color("panel"))
+        for plot in self._plots:
+            self._decorate(plot)
+            for item in plot.lines.values():
+                plot.item.removeItem(item)
+            plot.lines.clear()
+            self._draw(plot)
+
+    # -- drawing ---------------------------------------------------------------------------------------------
+
+    def _draw(self, plot: _Plot) -> None:
+        wanted: dict[tuple[int, str, str, str], tuple[np.ndarray, np.ndarray, QPen]] = {}
+        shown: list[np.ndarray] = []
+        for run, history in reversed(list(enumerate((self._history, *self._overlays)))):
+            for series in plot.series:
+                for split in self._style.splits:
+                    points = curve(history, series.name, split, self._style)
+                    if not len(points.x):
+                        continue
+                    shown.append(points.y)
+                    if self._style.smoothing and run == 0:
+                        wanted[run, series.name, split, "raw"] = (points.x, points.raw, self._pen(series, split, run, raw=True))
+                    wanted[run, series.name, split, "line"] = (points.x, points.y, self._pen(series, split, run))
+        for key in [key for key in plot.lines if key not in wanted]:
+            plot.item.removeItem(plot.lines.pop(key))
+        for key, (x, y, pen) in wanted.items():
+            if key not in plot.lines:
+                plot.lines[key] = self._new_line(key, pen)
+                plot.item.addItem(plot.lines[key])
+            one = len(x) == 1  # a single epoch has no line yet
+            plot.lines[key].setData(x, y, symbol="o" if one else None, symbolSize=5, symbolBrush=pen.color(), symbolPen=None)
+        self._draw_marks(plot)
+        self._set_range(plot, shown)
+
+    def _new_line(self, key: tuple[int, str, str, str], pen: QPen) -> pg.PlotDataItem:
+        item = pg.PlotDataItem(pen=pen, connect="finite", antialias=True, autoDownsample=True, clipToView=False)
+        item.setZValue(2 if key[0] == 0 and key[3] == "line" else 1)
+        return item
+
+    def _pen(self, series: Series, split: str, run: int, *, raw: bool = False) -> QPen:
+        colour = QColor(series.hue())
+        colour.setAlphaF(0.25 if raw else 0.5 if run else 1.0)
+        pen = pg.mkPen(colour, width=1.0 if raw or run else 1.5)
+        if split == "validation":
+            pen.setStyle(Qt.PenStyle.CustomDashLine)
+            pen.setDashPattern([4.0, 3.0])
+        return pen
+
+    def _draw_marks(self, plot: _Plot) -> None:
+        for mark in plot.marks:
+            plot.item.removeItem(mark)
+        plot.marks.clear()
+        theme = current()
+        best = self._history.best_epoch
+        if best is not None and self._in_sight(best):
+            self._mark(plot, best, f"best {best}", theme.color("good"), Qt.PenStyle.DotLine, 0.97)
+        names = {series.name for series in plot.series}
+        for change in self._history.changes:
+            if change.term not in names and "total" not in names:
+                continue
+            place = change.epoch + 0.5  # between the last epoch with the old weight and the first with the new
+            if self._in_sight(place):
+                text = f"{number_text(change.old)} → {number_text(change.new)}"
+                text = text if len(plot.series) == 1 and change.term in names else f"{self._label(change.term)} {text}"
+                self._mark(plot, place, text, theme.color("warn"), Qt.PenStyle.SolidLine, 0.05)
+
+    def _in_sight(self, epoch: float) -> bool:
+        last = self._style.last
+        return last is None or not self._history.epochs or epoch > self._history.epochs[-1] - last
+
+    def _label(self, term: str) -> str:
+        return next((series.label for series in self._series if series.name == term), term)
+
+    def _mark(self, plot: _Plot, x: float, text: str, colour: QColor, style: Qt.PenStyle, height: float) -> None:
+        line = pg.InfiniteLine(
+            pos=x, angle=90, movable=False, pen=pg.mkPen(colour, width=1, style=style), label=text,
+            labelOpts={"position": height, "color": colour, "movable": False, "anchors": [(0, 0.5), (1, 0.5)]},
+        )  # fmt: skip
+        line.setZValue(0)
+        plot.item.addItem(line, ignoreBounds=True)
+        plot.marks.append(line)
+
+    def _set_range(self, plot: _Plot, shown: list[np.ndarray]) -> None:
+        if plot.zoomed:
+            return
+        ends = [history.epochs[-1] for history in (self._history, *self._overlays) if history.epochs]
+        if not ends:
+            return
+        first = 1.0
+        if self._style.last is not None and self._history.epochs:
+            first = max(1.0, self._history.epochs[-1] - self._style.last + 1)
+        plot.item.setXRange(first, max([*ends, first + 1]), padding=0.03)
+        if self._style.clip:
+            span = robust_range(shown)
+        else:
+            finite = [part[np.isfinite(part)] for part in shown if np.isfinite(part).any()]
+            span = (min(float(part.min()) for part in finite), max(float(part.max()) for part in finite)) if finite else None
+        if span is None:
+            return
+        low, high = span
+        room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+        plot.item.setYRange(low - room, high + room, padding=0)
+
+    # -- cursor ----------------------------------------------------------------------------------------------
+
+    def _moved(self, position: QPointF) -> None:
+        for plot in self._plots:
+            box = plot.item.getViewBox()
+            if box.sceneBoundingRect().contains(position):
+                self._show_cursor(plot, round(box.mapSceneToView(position).x()), self.mapFromScene(position))
+                return
+        self._hide_cursor()
+
+    def _show_cursor(self, plot: _Plot, epoch: int, at: QPoint | None = None) -> None:
+        if not self._history.epochs:
+            return
+        epoch = min(self._history.epochs, key=lambda known: abs(known - epoch))
+        self._epoch = epoch
+        for other in self._plots:
+            other.cursor.setValue(epoch)
+            other.cursor.show()
+        if at is None:
+            box: QRectF = plot.item.getViewBox().sceneBoundingRect()
+            x = plot.item.getViewBox().mapViewToScene(QPointF(epoch, 0)).x()
+            at = self.mapFromScene(QPointF(x, box.center().y()))
+        self.card.show_at(at, self.card_text(plot.series, epoch))
+
+    def _hide_cursor(self) -> None:
+        self._epoch = None
+        for plot in self._plots:
+            plot.cursor.hide()
+        self.card.hide()
+
+    def card_text(self, series: Sequence[Series], epoch: int) -> str:
+        """Return the values at an epoch as a table in rich text."""
+        rows = [f"<tr><td colspan='3'><b>Epoch {epoch}</b></td></tr>"]
+        for history in (self._history, *self._overlays):
+            event = history.at(epoch)
+            if event is None:
+                continue
+            if self._overlays:
+                rows.append(f"<tr><td colspan='3'>{html.escape(history.name)}</td></tr>")
+            for item in series:
+                values: Mapping[str, Mapping[str, float]] = {"train": event.train, "validation": event.validation or {}}
+                cells = [f"{split} {values[split][item.name]:.5g}" for split in self._style.splits if item.name in values[split]]
+                dot = f"<font color='{item.hue().name()}'>●</font> "
+                rows.append(f"<tr><td>{dot}{html.escape(item.label)}</td>" + "".join(f"<td>&nbsp; {cell}</td>" for cell in cells) + "</tr>")
+        for change in self._history.changes:
+            if change.epoch in (epoch - 1, epoch):
+                text = f"weight of {self._label(change.term)}: {number_text(change.old)} → {number_text(change.new)}"
+                rows.append(f"<tr><td colspan='3'>{html.escape(text)}</td></tr>")
+        return f"<table cellspacing='0'>{''.join(rows)}</table>"
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Move the cursor by keyboard: arrows, Home, End; Escape puts it away."""
+        epochs = self._history.epochs
+        if not epochs or not self._plots:
+            super().keyPressEvent(event)
+            return
+        here = epochs.index(self._epoch) if self._epoch in epochs else len(epochs) - 1
+        steps = {Qt.Key.Key_Left: here - 1, Qt.Key.Key_Right: here + 1, Qt.Key.Key_Home: 0, Qt.Key.Key_End: len(epochs) - 1}
+        if event.key() in steps:
+            place = min(len(epochs) - 1, max(0, steps[Qt.Key(event.key())]))
+            self._show_cursor(self._plots[0], epochs[place])
+        elif event.key() == Qt.Key.Key_Escape and self._epoch is not None:
+            self._hide_cursor()
+        else:
+            super().keyPressEvent(event)
+
+    def leaveEvent(self, event: QEvent) -> None:  # noqa: N802
+        """Put the cursor away with the mouse."""
+        self._hide_cursor()
+        super().leaveEvent(event)
+
+    def contextMenuEvent(self, event: QContextMenuEvent) -> None:  # noqa: N802
+        """Leave the menu to the view."""
+        self.menuRequested.emit(event.globalPos())
+        event.accept()

@@ -1,0 +1,347 @@
+"""The Losses view: every term of the objective, train and validation, while it happens and afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from qtpy.QtCore import QPoint, QSize, Qt, QTimer, Signal
+from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap, QShowEvent
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QHBoxLayout,
+    QLabel,
+    QMenu,
+    QPushButton,
+    QSlider,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QFlowLayout
+
+from cellweave.app.forms.fields import FormField
+from cellweave.app.forms.numberbox import NumberBox
+from cellweave.app.forms.scroll import ColumnScroll
+from cellweave.app.theme import SPACE, current, icon, notifier, series_color
+from cellweave.app.views.cards import Message
+from cellweave.app.views.curves import CurveStyle, LossCurves, Series
+from cellweave.app.views.history import ELBO, SPLITS, TOTAL, LossHistory
+from cellweave.core.models.declare import LossTerm
+from cellweave.core.runs.events import Event
+
+REDRAW_MS = 100
+WELCOME = "The losses of a run appear here while it trains: every term, for the training cells and the held-out ones."
+SUM_LABELS = {TOTAL: "Total (weighted)", ELBO: "Negative ELBO"}
+
+
+class LossView(QWidget):
+    """Loss curves of a run, fed by its events.
+
+    Parameters
+    ----------
+    parent
+        Owner.
+    """
+
+    csvRequested = Signal(str)  # noqa: N815
+    exportRequested = Signal()  # noqa: N815
+    overlayRemoved = Signal(str)  # noqa: N815
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._history = LossHistory()
+        self._overlays: dict[str, LossHistory] = {}
+        self._terms: dict[str, LossTerm] = {}
+        self._hidden: set[str] = {ELBO}
+        self._message = ""
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(REDRAW_MS)
+        self._timer.timeout.connect(self._redraw)
+        self._stale = False
+        self._legend_of: tuple[object, ...] = ()
+        self._build()
+        self.set_message("")
+        notifier().changed.connect(self._retheme)
+
+    # -- what it shows ---------------------------------------------------------------------------------------
+
+    def set_terms(self, terms: Sequence[LossTerm]) -> None:
+        """Set labels, units and hues, as the model declares them; without them the names stand for themselves."""
+        self._terms = {term.name: term for term in terms}
+        self._later()
+
+    def set_run(self, name: str, events: Iterable[Event] = ()) -> None:
+        """Show a run from what its events said so far."""
+        self._history = LossHistory.of(name, events)
+        self._curves.fit()
+        self._later(at_once=True)
+
+    def add_event(self, event: Event) -> None:
+        """Take in what the run says now; the picture follows at most ten times a second."""
+        if self._history.add(event):
+            self._later()
+
+    def add_overlay(self, name: str, events: Iterable[Event]) -> None:
+        """Draw another run behind this one, thinner."""
+        self._overlays[name] = LossHistory.of(name, events)
+        self._later(at_once=True)
+
+    def remove_overlay(self, name: str) -> None:
+        """Take another run away."""
+        if self._overlays.pop(name, None) is not None:
+            self.overlayRemoved.emit(name)
+            self._later(at_once=True)
+
+    def clear(self) -> None:
+        """Show nothing, and say what will be shown."""
+        self._history = LossHistory()
+        self._overlays.clear()
+        self._message = ""
+        self._later(at_once=True)
+
+    def set_message(self, text: str) -> None:
+        """Say what an empty view waits for; an empty text leaves that to the events."""
+        self._message = text
+        self._show_message()
+
+    def history(self) -> LossHistory:
+        """Return what is known of the run."""
+        return self._history
+
+    def to_csv(self) -> str:
+        """Return the run's losses as CSV text."""
+        return self._history.to_csv()
+
+    def style_now(self) -> CurveStyle:
+        """Return what the controls say."""
+        splits = tuple(split for split, button in self._splits.items() if button.isChecked())
+        last = self._last.value()
+        return CurveStyle(
+            log=self._log.isChecked(), clip=self._clip.isChecked(), smoothing=self._smoothing.value() / 100,
+            last=None if last is None else int(last), splits=splits, separate=self._separate.isChecked(),
+        )  # fmt: skip
+
+    def series(self) -> list[Series]:
+        """Return every series the run and its overlays have, the total first."""
+        names = dict.fromkeys(name for history in (self._history, *self._overlays.values()) for name in history.series_names())
+        order = [TOTAL, *(name for name in self._terms if name in names), *(name for name in names if name not in SUM_LABELS), ELBO]
+        return [self._describe(name, index) for index, name in enumerate(dict.fromkeys(order)) if name in names]
+
+    def _describe(self, name: str, index: int) -> Series:
+        if name in SUM_LABELS:
+            return Series(name, SUM_LABELS[name])
+        term = self._terms.get(name)
+        if term is None:
+            return Series(name, name.replace("_", " ").capitalize(), "value", series_color(index - 1))
+        return Series(name, term.label, term.unit, series_color(term.colour))
+
+    # -- building --------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(2 * SPACE, 2 * SPACE, 2 * SPACE, 2 * SPACE)
+        outer.setSpacing(2 * SPACE)
+        outer.addWidget(self._build_controls())
+        self._legend = QWidget(self)
+        self._legend_row = QFlowLayout(self._legend)
+        self._legend_row.setContentsMargins(0, 0, 0, 0)
+        self._legend_row.setSpacing(SPACE)
+        outer.addWidget(self._legend)
+        self._curves = LossCurves()
+        self._curves.menuRequested.connect(self._menu)
+        self._scroll = ColumnScroll(self)
+        self._scroll.show_widget(self._curves)
+        outer.addWidget(self._scroll, 1)
+        self._note = Message(self._scroll)
+
+    def _build_controls(self) -> QWidget:
+        bar = QWidget(self)
+        row = QFlowLayout(bar)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(3 * SPACE)
+        self._separate = QPushButton("Separate plots")
+        self._separate.setCheckable(True)
+        self._separate.setChecked(True)
+        self._separate.setToolTip("A plot for each term, or all terms in one plot")
+        self._log = QCheckBox("Log axis")
+        self._log.setToolTip("Logarithmic value axis; values of 0 and less are left out")
+        self._clip = QCheckBox("Clip outliers")
+        self._clip.setToolTip("Fit the value axis to the bulk of the values, so that a few large ones do not flatten the curve")
+        self._smoothing = QSlider(Qt.Orientation.Horizontal)
+        self._smoothing.setRange(0, 99)
+        self._smoothing.setPageStep(10)
+        self._smoothing.setAccessibleName("Smoothing, per cent")
+        self._smoothing.setToolTip("Moving average over the epochs; the values themselves stay visible, faintly")
+        self._smoothing_text = QLabel("0.00")
+        self._smoothing_text.setProperty("secondary", "true")
+        field = FormField("last", "last", "int", "Last", "Show only this many epochs.", None, unit="epochs", nullable=True, low=2)
+        self._last = NumberBox(field)
+        self._last.set_placeholder("all")
+        self._last.setAccessibleName("Show the last epochs")
+        self._last.setAccessibleDescription("Empty shows all epochs")
+        self._last.setToolTip("Show only the last epochs; empty shows all")
+        self._fit = QPushButton("Fit")
+        self._fit.setToolTip("Show all of every curve again after zooming")
+        self._csv = QPushButton("CSV…")
+        self._csv.setIcon(icon("table"))
+        self._csv.setToolTip("Save the losses as a table")
+        self._csv.clicked.connect(lambda: self.csvRequested.emit(self.to_csv()))
+        for group in (
+            (self._separate,), (self._log,), (self._clip,), (QLabel("Smoothing"), self._smoothing, self._smoothing_text),
+            (QLabel("Last"), self._last), (self._fit, self._csv),
+        ):  # fmt: skip
+            row.addWidget(_side_by_side(*group))
+        tallest = max(row.itemAt(index).sizeHint().height() for index in range(row.count()))
+        for index in range(row.count()):
+            row.itemAt(index).widget().setMinimumHeight(tallest)
+        self._separate.toggled.connect(self._style_changed)
+        self._log.toggled.connect(self._style_changed)
+        self._clip.toggled.connect(self._style_changed)
+        self._smoothing.valueChanged.connect(self._style_changed)
+        self._last.edited.connect(self._style_changed)
+        self._fit.clicked.connect(self._curves.fit)
+        self._splits: dict[str, QToolButton] = {}
+        return bar
+
+    # -- legend ----------------------------------------------------------------------------------------------
+
+    def _refresh_legend(self) -> None:
+        wanted = (tuple(self.series()), tuple(self._overlays), current().name)
+        if wanted == self._legend_of:
+            return
+        self._legend_of = wanted
+        checked = {split: button.isChecked() for split, button in self._splits.items()}
+        while self._legend_row.count():
+            item = self._legend_row.takeAt(0)
+            if item is not None and item.widget() is not None:
+                item.widget().hide()
+                item.widget().deleteLater()
+        for series in self.series():
+            button = self._chip(series.label, line_icon(series.hue(), Qt.PenStyle.SolidLine), f"Show {series.label}")
+            button.setChecked(series.name not in self._hidden)
+            button.toggled.connect(lambda on, name=series.name: self._toggle(name, on=on))
+            self._legend_row.addWidget(button)
+        for split, style in zip(SPLITS, (Qt.PenStyle.SolidLine, Qt.PenStyle.DashLine), strict=True):
+            button = self._chip(split, line_icon(current().color("secondary"), style), f"Show the {split} curves")
+            button.setChecked(checked.get(split, True))
+            button.toggled.connect(self._style_changed)
+            self._splits[split] = button
+            self._legend_row.addWidget(button)
+        for name in self._overlays:
+            button = self._chip(name, icon("cancel", "secondary"), f"Take the curves of {name} away")
+            button.setCheckable(False)
+            button.clicked.connect(lambda *_, name=name: self.remove_overlay(name))
+            self._legend_row.addWidget(button)
+
+    def _chip(self, text: str, picture: QIcon, tip: str) -> QToolButton:
+        button = QToolButton(self._legend)
+        button.setText(f" {text}")
+        button.setIcon(picture)
+        height = self.fontMetrics().height()
+        button.setIconSize(QSize(round(1.6 * height), height))
+        button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        button.setCheckable(True)
+        button.setToolTip(tip)
+        button.setAccessibleName(tip)
+        return button
+
+    def _toggle(self, name: str, *, on: bool) -> None:
+        (self._hidden.discard if on else self._hidden.add)(name)
+        self._later(at_once=True)
+
+    # -- drawing ---------------------------------------------------------------------------------------------
+
+    def _style_changed(self, *_: object) -> None:
+        self._smoothing_text.setText(f"{self._smoothing.value() / 100:.2f}")
+        self._later(at_once=True)
+
+    def _later(self, *, at_once: bool = False) -> None:
+        self._stale = True
+        if at_once and self.isVisible():
+            self._redraw()
+        elif not self._timer.isActive():
+            self._timer.start()
+
+    def showEvent(self, event: QShowEvent) -> None:  # noqa: N802
+        """Draw what came while the view was out of sight."""
+        super().showEvent(event)
+        if self._stale:
+            self._redraw()
+
+    def _redraw(self) -> None:
+        self._timer.stop()
+        self._show_message()
+        if not self.isVisible():
+            return  # it is drawn when it is looked at
+        self._stale = False
+        self._refresh_legend()
+        shown = [series for series in self.series() if series.name not in self._hidden]
+        self._curves.show_curves(self._history, list(self._overlays.values()), shown, self.style_now())
+        self._curves.setAccessibleDescription(self.in_words())
+
+    def _show_message(self) -> None:
+        empty = not self._history.epochs and not any(history.epochs for history in self._overlays.values())
+        self._note.set_text((self._message or self._history.phase or WELCOME) if empty else "")
+        self._legend.setVisible(not empty)
+        self._curves.setVisible(not empty)
+        self._csv.setEnabled(bool(self._history.epochs))
+
+    def in_words(self) -> str:
+        """Return the last values in words, for screen readers."""
+        if not self._history.epochs:
+            return self._history.phase or WELCOME
+        last = self._history.at(self._history.epochs[-1])
+        assert last is not None
+        parts = [f"{series.label} {last.train[series.name]:.5g}" for series in self.series() if series.name in last.train]
+        return f"Epoch {last.epoch} of {last.max_epochs}. " + ", ".join(parts)
+
+    def _retheme(self, *_: object) -> None:
+        self._refresh_legend()
+
+    # -- menu ------------------------------------------------------------------------------------------------
+
+    def _menu(self, position: QPoint) -> None:
+        self.make_menu().popup(position)
+
+    def make_menu(self) -> QMenu:
+        """Return the context menu of the curves."""
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        menu.addAction(icon("figure"), "Export figure…", self.exportRequested.emit)
+        menu.addAction(icon("copy"), "Copy image", self.copy_image)
+        menu.addAction(icon("table"), "Save as CSV…", self._csv.click).setEnabled(self._csv.isEnabled())
+        menu.addSeparator()
+        menu.addAction("Fit", self._curves.fit)
+        return menu
+
+    def copy_image(self) -> None:
+        """Copy the curves as a picture."""
+        QApplication.clipboard().setPixmap(self._curves.grab())
+
+
+def line_icon(colour: QColor, style: Qt.PenStyle) -> QIcon:
+    """Return a short line as a legend shows it."""
+    pixmap = QPixmap(64, 40)
+    pixmap.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(pixmap)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    pen = QPen(colour, 6)
+    if style != Qt.PenStyle.SolidLine:
+        pen.setDashPattern([2.2, 1.6])
+        pen.setCapStyle(Qt.PenCapStyle.FlatCap)
+    painter.setPen(pen)
+    painter.drawLine(2, 20, 62, 20)
+    painter.end()
+    return QIcon(pixmap)
+
+
+def _side_by_side(*widgets: QWidget) -> QWidget:
+    holder = QWidget()
+    row = QHBoxLayout(holder)
+    row.setContentsMargins(0, 0, 0, 0)
+    row.setSpacing(SPACE)
+    for widget in widgets:
+        row.addWidget(widget)
+    return holder
