@@ -112,7 +112,7 @@ class Stages:
         self.spec = self.spec.with_changes({"data.sha256": tuple(sums)})
 
     def _prepare(self, study: Study) -> TrainingData:
-        from cellweave.core.study import preflight
+        from cellweave.core.study.preflight import preflight
 
         self.journal.state(RunState.PREPARING)
         for note in study.notes:

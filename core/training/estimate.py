@@ -113,7 +113,9 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
     fit = Fit.FITS if needed < 0.6 * free else Fit.TIGHT if needed < 0.9 * free else Fit.TOO_LARGE
     mend = ""
     if fit is not Fit.FITS:
-        mend = "Take counts from the disk cache (training.source = 'disk')." if data_bytes > step_bytes and not on_disk else "Use a smaller minibatch or fewer features."
+        mend = "Use a smaller minibatch or fewer features."
+        if data_bytes > step_bytes and not on_disk:
+            mend = "Take the counts from the disk cache (training.source = 'disk')."
     text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and at most {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
     return Estimate(data_bytes, model_bytes, step_bytes, free, seconds, fit, text, mend)
 

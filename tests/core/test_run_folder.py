@@ -8,11 +8,21 @@ import os
 from pathlib import Path
 
 import pytest
+from toy import toy_spec
+
 from cellweave.core.errors import RunFolderError
-from cellweave.core.runs.events import EpochDone, FinishReason, Progress, RunState, StateChanged, Warned, WeightChanged, from_json
+from cellweave.core.runs.events import (
+    EpochDone,
+    FinishReason,
+    Progress,
+    RunState,
+    StateChanged,
+    Warned,
+    WeightChanged,
+    from_json,
+)
 from cellweave.core.runs.folder import RunFolder, RunStatus, read_loss_rows
 from cellweave.core.runs.journal import Journal
-from toy import toy_spec
 
 
 def epoch(number: int, value: float = 1.5) -> EpochDone:

@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+from toy import CPU, toy_spec, toy_study
+
 from cellweave.core.errors import DataError
 from cellweave.core.training.cache import cached_counts, open_cache, write_cache
 from cellweave.core.training.data import Encoding, encode_column, library_statistics, prepare
 from cellweave.core.training.preview import sample_cells
 from cellweave.core.training.sources import DeviceSource, HostSource
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import sparse
-from toy import CPU, toy_spec, toy_study
 
 
 def test_levels_are_sorted_and_missing_is_minus_one() -> None:

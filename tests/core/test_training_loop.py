@@ -9,13 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from toy import toy_spec, toy_study, toy_trainer
+
 from cellweave.core.errors import Cancelled, TrainingError
-from cellweave.core.runs.events import Checkpointed, EpochDone, FinishReason, RunState, StateChanged, Warned, WeightChanged
+from cellweave.core.runs.events import (
+    Checkpointed,
+    EpochDone,
+    FinishReason,
+    RunState,
+    StateChanged,
+    Warned,
+    WeightChanged,
+)
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.training import checkpoint as store
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.position import unpack
-from toy import toy_spec, toy_study, toy_trainer
 
 
 class CancelAfter(RunControl):

@@ -8,10 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cellweave.core.training.schedule import EarlyStopping, LearningRate, default_kl_warmup, default_max_epochs, kl_factor, split_sizes
-from cellweave.core.training.sources import epoch_batches
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cellweave.core.training.schedule import (
+    EarlyStopping,
+    LearningRate,
+    default_kl_warmup,
+    default_max_epochs,
+    kl_factor,
+    split_sizes,
+)
+from cellweave.core.training.sources import epoch_batches
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "golden" / "scvi.json").read_text())["tables"]
 

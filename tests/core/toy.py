@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
+from torch import Tensor
+
 from cellweave.core.models.base import Minibatch, Model, StepContext
 from cellweave.core.models.vae import FAMILY
 from cellweave.core.runs.folder import RunFolder
@@ -17,8 +20,6 @@ from cellweave.core.training.control import RunControl
 from cellweave.core.training.data import prepare
 from cellweave.core.training.loop import Trainer
 from cellweave.core.training.sources import Loader
-from scipy import sparse
-from torch import Tensor
 
 CPU = torch.device("cpu")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from cellweave.core.errors import RunFolderError
 from cellweave.core.training import checkpoint as store
 
@@ -51,7 +52,7 @@ def test_the_checkpoint_before_a_damaged_one_serves_and_that_is_said(tmp_path: P
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
-    import pickle
+    import pickle  # noqa: TID251  (to show that such a file is refused)
 
     class Trap:
         def __reduce__(self) -> tuple:
