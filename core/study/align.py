@@ -63,10 +63,7 @@ def align_features(names: Sequence[np.ndarray], join: str, modality: str = "") -
     joint = pd.Index(names[0], dtype=object)
     for own in names[1:]:
         other = pd.Index(own, dtype=object)
-        if join == "union":
-            joint = joint.append(other[~other.isin(joint)])
-        else:
-            joint = joint[joint.isin(other)]
+        joint = joint.append(other[~other.isin(joint)]) if join == "union" else joint[joint.isin(other)]
     if len(joint) == 0:
         raise DataError(
             f"The files share no feature of {modality}: the first calls them '{names[0][0]}' ..., another '{names[-1][0]}' ....",

@@ -114,7 +114,7 @@ def stack_tables(tables: Sequence[pd.DataFrame], notes: list[str]) -> pd.DataFra
     index = pd.Index(np.concatenate([table.index.to_numpy(dtype=object) for table in tables]), dtype=object)
     columns = {}
     for name in names:
-        parts = [table[name] if name in table else None for table in tables]
+        parts = [table.get(name) for table in tables]
         columns[name] = _stack_column(name, parts, [len(table) for table in tables], notes).set_axis(index)
     return pd.DataFrame(columns, index=index)
 

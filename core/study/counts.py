@@ -97,9 +97,7 @@ class CountsReport:
         numbers = {
             "not_finite": self.n_not_finite, "negative": self.n_negative, "non_integer": self.n_non_integer
         }  # fmt: skip
-        found = []
-        for offender in self.first:
-            found.append(f"{numbers[offender.kind]:,} {KINDS[offender.kind]} (first {offender.sentence()})")
+        found = [f"{numbers[one.kind]:,} {KINDS[one.kind]} (first {one.sentence()})" for one in self.first]
         return f"{self.location} has {' and '.join(found)}"
 
 

@@ -63,6 +63,7 @@ def load_study(
     data: DataSpec,
     progress: Callable[[float | None, str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
+    scratch: Path | None = None,
 ) -> Study:
     """Read the files of a spec.
 
@@ -74,6 +75,8 @@ def load_study(
         Called with the share that is done (None where it is not known) and what is being done.
     cancelled
         Asked between blocks.
+    scratch
+        Folder for memory-mapped counts, for data larger than the memory; the caller removes it. None keeps them in memory.
 
     Returns
     -------
@@ -90,7 +93,7 @@ def load_study(
     Cancelled
         Where ``cancelled`` said so.
     """
-    watch = Watch(progress, cancelled)
+    watch = Watch(progress, cancelled, scratch=scratch)
     watch.at(0.0, "looking at the files")
     paths = [part for path in data.paths for part in expand(absolute(path))]
     if not paths:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 LARGEST_EXACT = 2**24
 BYTES_PER_VALUE = 8  # float32 value and int32 column of a CSR matrix
 SAMPLE_ROWS = 64
+SMALL = 1 << 16  # arrays shorter than this are not worth a file
 
 
 @dataclass
@@ -39,12 +42,24 @@ class Watch:
         Asked between blocks.
     start, share
         Which part of the whole this watch covers.
+    scratch
+        Folder for memory-mapped arrays, where the data may be larger than the memory; None keeps arrays in memory.
     """
 
     progress: Callable[[float | None, str], None] | None = None
     cancelled: Callable[[], bool] | None = None
     start: float = 0.0
     share: float = 1.0
+    scratch: Path | None = None
+
+    def empty(self, n: int, dtype: type) -> np.ndarray:
+        """Return a flat array to be filled: in memory, or mapped from a new file in ``scratch``."""
+        if self.scratch is None or n < SMALL:
+            return np.empty(n, dtype=dtype)
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(suffix=".bin", dir=self.scratch)
+        os.close(handle)
+        return np.memmap(name, dtype=dtype, mode="w+", shape=(n,))
 
     def at(self, fraction: float | None, text: str) -> None:
         """Report progress and honour a cancel.
@@ -61,7 +76,7 @@ class Watch:
 
     def part(self, start: float, share: float) -> Watch:
         """Return a watch over a part of this one."""
-        return Watch(self.progress, self.cancelled, self.start + self.share * start, self.share * share)
+        return Watch(self.progress, self.cancelled, self.start + self.share * start, self.share * share, self.scratch)
 
 
 class StoredMatrix(ABC):
@@ -116,19 +131,16 @@ class StoredSparse(StoredMatrix):
         indptr = np.asarray(self._indptr[:])  # type: ignore[index]
         _check_pointers(indptr, self.shape, n_stored, by_column=self._by_column)
         scanner = Scanner(self.location)
-        values: np.ndarray | None = np.empty(n_stored, dtype=np.float32)
+        values: np.ndarray | None = watch.empty(n_stored, np.float32)
         text = f"reading {self.location}"
         for start in range(0, n_stored, BLOCK_VALUES):
             watch.at(0.7 * start / n_stored, text)
             block = np.asarray(self._data[start : start + BLOCK_VALUES])  # type: ignore[index]
             scanner.add(block)
-            if values is not None and (keep or scanner.looks_raw):
-                values = _store(values, start, block)
-            else:
-                values = None
+            values = _store(values, start, block) if values is not None and (keep or scanner.looks_raw) else None
         if values is None:
             return self._report(scanner, indptr), None
-        columns = np.empty(n_stored, dtype=np.int32 if max(self.shape) < 2**31 else np.int64)
+        columns = watch.empty(n_stored, np.int32 if max(max(self.shape), n_stored) < 2**31 else np.int64)
         for start in range(0, n_stored, BLOCK_VALUES):
             watch.at(0.7 + 0.3 * start / n_stored, text)
             columns[start : start + BLOCK_VALUES] = self._indices[start : start + BLOCK_VALUES]  # type: ignore[index]

@@ -91,4 +91,4 @@ def matrix_at(node: Any, location: str) -> StoredMatrix | None:
 
 def child(group: Group, path: str) -> Any:
     """Return the node at a path below a group, or None."""
-    return group[path] if path in group else None
+    return group[path] if path in group else None  # noqa: SIM401  (zarr 2 has no get for paths)

@@ -1,0 +1,211 @@
+"""Checks of the counts: raw or not, what is empty, names that repeat, modalities that do not hang together."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cellweave.core.spec.run import RunSpec
+from cellweave.core.study.checks import Check, Fix, Level
+from cellweave.core.study.counts import scan_matrix
+from cellweave.core.study.header import FileHeader
+from cellweave.core.study.study import Modality, Study
+
+FEW_CELLS = 100
+
+
+def used_modalities(spec: RunSpec, study: Study) -> list[Modality]:
+    """Return the modalities that the model of a spec is trained on."""
+    if spec.family.modalities == "many":
+        return list(study.modalities.values())
+    if spec.data.modality is not None and spec.data.modality not in study.modalities:
+        return []
+    return [study.main_modality(spec.data.modality)]
+
+
+def check_data(spec: RunSpec, study: Study) -> list[Check]:
+    """Return what was found in the data."""
+    used = used_modalities(spec, study)
+    found = list(_modality(spec, list(study.modalities)))
+    for modality in used:
+        found += _raw_counts(spec, study, modality)
+        found += _empty(spec, study, modality)
+        found += _features(spec, modality)
+        found += _peaks(modality)
+    found += _names(spec, study, used)
+    found += _left_out(spec, study)
+    found += _enough(spec, study, used)
+    if len(used) > 1:
+        found += _connected(spec, study, used)
+    return found
+
+
+def _modality(spec: RunSpec, names: Sequence[str]) -> Iterator[Check]:
+    wanted = spec.data.modality
+    if wanted is not None and wanted not in names:
+        near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.3) or list(names[:1])
+        fixes = tuple(Fix(f"Use {name}", {"data.modality": name}) for name in near)
+        text = f"The data have no modality '{wanted}'; they have {', '.join(names) or 'none'}."
+        yield Check("modality", Level.FAIL, "Modality", text, fixes, "data.modality")
+
+
+def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
+    where = f"data.layers.{modality.name}"
+    report = scan_matrix(modality.counts, modality.location, study.obs.index, modality.var.index)
+    title = f"Raw counts of {modality.name}"
+    if report.is_raw:
+        largest = f"whole numbers from 0 to {report.maximum:,.0f}" if report.n_values else "without a single count"
+        level = Level.OK if report.n_values else Level.FAIL
+        yield Check("raw-counts", level, title, f"The values in {modality.location} are {largest}.", where=where)
+        return
+    other = _place_fixes(spec, modality)
+    if not report.is_usable:
+        text = f"{report.sentence()} The likelihoods are made for counts and would give no number."
+        yield Check("raw-counts", Level.FAIL, title, text, other, where)
+    elif spec.data.accept_non_integer:
+        text = f"{report.sentence()} They are accepted as you asked, but the likelihoods are made for counts."
+        yield Check("raw-counts", Level.WARN, title, text, other, where)
+    else:
+        accept = Fix("Accept values that are not whole", {"data.accept_non_integer": True})
+        text = f"{report.sentence()} They look normalised; the model needs raw counts."
+        yield Check("raw-counts", Level.FAIL, title, text, (*other, accept), where)
+
+
+def _place_fixes(spec: RunSpec, modality: Modality) -> tuple[Fix, ...]:
+    """Offer to look through all places again where the spec names one."""
+    if modality.name in spec.data.layers:
+        return (Fix("Look for raw counts in every layer", {f"data.layers.{modality.name}": None}),)
+    return ()
+
+
+def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
+    cells = int((modality.measured & (np.diff(modality.counts.indptr) == 0)).sum())
+    if cells:
+        text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}, so that they have no library size."
+        fix = Fix("Leave out empty cells", {"data.drop_empty_cells": True})
+        level = Level.WARN if getattr(spec.model, "gene_likelihood", "") == "normal" else Level.FAIL
+        yield Check("empty-cells", level, f"Empty cells in {modality.name}", text, (fix,), "data.drop_empty_cells")
+    else:
+        yield Check("empty-cells", Level.OK, f"Empty cells in {modality.name}", "Every cell that was measured has counts.", where="data.drop_empty_cells")
+    features = int((modality.counts.getnnz(axis=0) == 0).sum())
+    if features:
+        text = f"{features:,} of {modality.n_features:,} features of {modality.name} have no count in any cell. They cost time and teach nothing."
+        fix = Fix("Leave out empty features", {"data.drop_empty_features": True})
+        yield Check("empty-features", Level.WARN, f"Empty features in {modality.name}", text, (fix,), "data.drop_empty_features")
+
+
+def _features(spec: RunSpec, modality: Modality) -> Iterator[Check]:
+    how = spec.data.features.get(modality.name)
+    if how is not None and how.mode == "variable" and how.n > modality.n_features:
+        yield _too_few_features(modality.name, modality.n_features, how.n)
+
+
+def _too_few_features(name: str, n_features: int, wanted: int) -> Check:
+    text = f"{name} has {n_features:,} features, fewer than the {wanted:,} that are to be kept; all of them are used."
+    fix = Fix("Use all features", {f"data.features.{name}.mode": "all"})
+    return Check("feature-count", Level.WARN, f"Features of {name}", text, (fix,), f"data.features.{name}.n")
+
+
+def _peaks(modality: Modality) -> Iterator[Check]:
+    if modality.name != "atac" or modality.counts.nnz == 0:
+        return
+    largest, above = float(modality.counts.data.max()), int((modality.counts.data > 1).sum())
+    if above:
+        text = f"{above:,} of {modality.counts.nnz:,} values are above 1 (largest {largest:,.0f}). A model that needs open or closed makes them 1 by itself."
+        yield Check("atac-values", Level.OK, "ATAC counts", text, where="data.modality")
+
+
+def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]:
+    fix = Fix("Make names unique", {"data.make_names_unique": True})
+    where = "data.make_names_unique"
+    if study.obs.index.is_unique:
+        yield Check("cell-names", Level.OK, "Cell names", "No two cells have the same name.", where=where)
+    else:
+        repeated = study.obs.index[study.obs.index.duplicated()]
+        text = f"{len(repeated):,} cell names repeat others ('{repeated[0]}'). Results could not be told apart by name."
+        yield Check("cell-names", Level.FAIL, "Cell names repeat", text, (fix,), where)
+    for modality in used:
+        index = modality.var.index
+        if not index.is_unique:
+            repeated = index[index.duplicated()]
+            text = f"{len(repeated):,} feature names of {modality.name} repeat others ('{repeated[0]}'). Training works; tables by name would be ambiguous."
+            yield Check("feature-names", Level.WARN, f"Feature names of {modality.name} repeat", text, (fix,), where)
+
+
+def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
+    for name, found in study.without_counts.items():
+        text = f"{name} was left out, because it holds no raw counts: {found}."
+        fix = (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),) if "negative" not in found else ()
+        level = Level.WARN if spec.family.modalities == "many" else Level.OK
+        yield Check("modality-without-counts", level, f"{name} is not used", text, fix, f"data.layers.{name}")
+    if len(study.left_out):
+        numbers = study.left_out["reason"].value_counts()
+        text = "; ".join(f"{number:,} cells: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."
+        yield Check("left-out", Level.OK, "Cells left out", text, where="data")
+
+
+def _enough(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]:
+    if not used:
+        return
+    measured = np.logical_or.reduce([modality.measured for modality in used])
+    number, names = int(measured.sum()), " or ".join(modality.name for modality in used)
+    if number < 3:
+        others = [name for name, modality in study.modalities.items() if modality.measured.sum() >= 3 and modality not in used]
+        fixes = tuple(Fix(f"Use {name}", {"data.modality": name}) for name in others)
+        text = f"{names} was measured in {number} cells; at least 3 are needed to train and to validate."
+        yield Check("cells", Level.FAIL, "Too few cells", text, fixes, "data.paths")
+    elif number < FEW_CELLS:
+        text = f"There are {number:,} cells with {names}. With fewer than {FEW_CELLS} a model learns little; look at the result with care."
+        yield Check("cells", Level.WARN, "Few cells", text, where="data.paths")
+    else:
+        text = f"{number:,} of {study.n_cells:,} cells were measured in {names}."
+        yield Check("cells", Level.OK, "Cells", text, where="data.paths")
+
+
+def _connected(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]:
+    """Blocks of cells with the same modalities must hang together through shared modalities."""
+    patterns = np.unique(np.stack([modality.measured for modality in used], axis=1), axis=0)
+    patterns = patterns[patterns.any(axis=1)]
+    group = {0}
+    grown = True
+    while grown:
+        reached = patterns[sorted(group)].any(axis=0)
+        new = {row for row in range(len(patterns)) if (patterns[row] & reached).any()} | group
+        grown, group = new != group, new
+    if len(group) == len(patterns):
+        text = f"{len(patterns)} patterns of measured modalities, all linked through modalities they share."
+        yield Check("connected", Level.OK, "Modalities hang together", text, where="data.paths")
+        return
+    apart = [row for row in range(len(patterns)) if row not in group]
+    first = ", ".join(m.name for m, there in zip(used, patterns[sorted(group)].any(axis=0), strict=True) if there)
+    other = ", ".join(m.name for m, there in zip(used, patterns[apart].any(axis=0), strict=True) if there)
+    text = (
+        f"Cells with {first} and cells with {other} share no modality, so that nothing links them in the latent space. "
+        "Add cells in which both were measured."
+    )
+    yield Check("connected", Level.FAIL, "Modalities are not linked", text, where="data.paths")
+
+
+def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
+    """Return what headers alone say of modalities, layers and features."""
+    modalities = [modality for header in headers for modality in header.modalities]
+    names = list(dict.fromkeys(modality.name for modality in modalities))
+    found = list(_modality(spec, names))
+    for name, location in spec.data.layers.items():
+        places = [{matrix.location for matrix in modality.matrices} for modality in modalities if modality.name == name]
+        if not places or not all(location in there for there in places):
+            shared = sorted(set.intersection(*places)) if places else []
+            fixes = (Fix("Look for raw counts in every layer", {f"data.layers.{name}": None}),)
+            text = f"{name} has no matrix at '{location}' in every file" + (f"; it has {', '.join(shared)}." if shared else ".")
+            found.append(Check("layer", Level.FAIL, f"Counts of {name}", text, fixes, f"data.layers.{name}"))
+    for name, how in spec.data.features.items():
+        widths = [modality.n_features for modality in modalities if modality.name == name]
+        if widths and how.mode == "variable" and how.n > max(widths):
+            found.append(_too_few_features(name, max(widths), how.n))
+    total = sum(header.n_cells for header in headers)
+    if headers and total < FEW_CELLS:
+        text = f"There are {total:,} cells. With fewer than {FEW_CELLS} a model learns little; look at the result with care."
+        found.append(Check("cells", Level.WARN, "Few cells", text, where="data.paths"))
+    return found
