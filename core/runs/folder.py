@@ -134,6 +134,11 @@ class RunFolder:
         return self.path / "preview"
 
     @property
+    def cache(self) -> Path:
+        """Folder of memory-mapped counts, while the run goes on."""
+        return self.path / "cache"
+
+    @property
     def log_file(self) -> Path:
         """The log."""
         return self.path / "log.txt"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from cellweave.core.errors import Cancelled, DataError
@@ -26,6 +28,7 @@ from cellweave.core.training import checkpoint as store
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.data import TrainingData, prepare
 from cellweave.core.training.devices import (
+    KEEP_FREE,
     candidate_threads,
     choose_device,
     choose_source,
@@ -83,6 +86,8 @@ class Stages:
             self._analyse(study, data)
         finally:
             torch.set_num_threads(threads_before)
+            # Only of use while the run goes on: a resume reads the data again.
+            shutil.rmtree(self.run_folder.cache, ignore_errors=True)
         return outcome.reason
 
     # ------------------------------------------------------------------ stages
@@ -96,7 +101,18 @@ class Stages:
         self._stamp_inputs()
         if self.study is not None:
             return self.study
-        return load_study(self.spec.data, progress=self._progress("loading data"), cancelled=lambda: self.control.cancelled)
+        scratch = self.run_folder.cache if self._larger_than_memory() else None
+        report = self._progress("loading data")
+        return load_study(self.spec.data, progress=report, cancelled=lambda: self.control.cancelled, scratch=scratch)
+
+    def _larger_than_memory(self) -> bool:
+        """Return whether the counts are read into memory-mapped files: asked for, or because they would not fit."""
+        if self.spec.training.source != "auto":
+            return self.spec.training.source == "disk"
+        from cellweave.core.study import read_header
+
+        needed = sum(read_header(path).estimated_bytes for path in self.spec.data.paths)
+        return needed > KEEP_FREE * psutil.virtual_memory().available
 
     def _stamp_inputs(self) -> None:
         """Record the check sum of the inputs; on a resume make sure that they are still the same."""
@@ -150,8 +166,8 @@ class Stages:
         device = choose_device(training.device)
         count_bytes = sum(int(m.counts.data.nbytes + m.counts.indices.nbytes + m.counts.indptr.nbytes) for m in data.modalities)
         source = choose_source(training.source, device, count_bytes)
-        if source == "disk":
-            data = self._to_disk(data)
+        if source == "disk" or self._larger_than_memory():
+            source, data = "disk", self._to_disk(data)
         context = data.context(self.spec)
         seed_everything(training.seed, 0, "build")
         model = self.spec.family.build(context).to(device)
@@ -180,11 +196,13 @@ class Stages:
         return threads
 
     def _to_disk(self, data: TrainingData) -> TrainingData:
-        from cellweave.core.training.cache import cached_counts
+        from cellweave.core.training.cache import cached_counts, is_mapped
 
         report = self._progress("writing the disk cache")
         for modality in data.modalities:
-            folder = self.run_folder.path / "cache" / modality.name
+            if is_mapped(modality.counts):
+                continue
+            folder = self.run_folder.cache / modality.name
             modality.counts = cached_counts(modality.counts, folder, lambda fraction: report(fraction, ""))
         return data
 

@@ -152,3 +152,13 @@ def open_cache(folder: Path) -> sparse.csr_matrix:
     matrix.has_sorted_indices = True
     matrix.has_canonical_format = True
     return matrix
+
+
+def is_mapped(counts: sparse.csr_matrix) -> bool:
+    """Return whether the values of a matrix lie in a memory-mapped file."""
+    array = counts.data
+    while array is not None:
+        if isinstance(array, np.memmap):
+            return True
+        array = getattr(array, "base", None)
+    return False

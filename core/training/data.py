@@ -147,7 +147,7 @@ def library_statistics(counts: sparse.csr_matrix, batch: np.ndarray, n_batch: in
     mean, var
         Each float64 ``(n_batch,)``.
     """
-    totals = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()[rows]
+    totals = row_totals(counts)[rows]
     logs = np.log(np.where(totals > 0, totals, 1.0))
     mean, var = np.zeros(n_batch), np.ones(n_batch)
     for code in range(n_batch):
@@ -155,6 +155,17 @@ def library_statistics(counts: sparse.csr_matrix, batch: np.ndarray, n_batch: in
         if here.size:
             mean[code], var[code] = here.mean(), here.var()
     return mean, var
+
+
+def row_totals(counts: sparse.csr_matrix, rows: int = 16_384) -> np.ndarray:
+    """Return the total count of each cell, float64 ``(n_cells,)``; in blocks, as the counts may lie on disk."""
+    totals = np.zeros(counts.shape[0])
+    for start in range(0, counts.shape[0], rows):
+        stop = min(start + rows, counts.shape[0])
+        pointers = counts.indptr[start : stop + 1]
+        running = np.concatenate([[0.0], np.cumsum(counts.data[pointers[0] : pointers[-1]], dtype=np.float64)])
+        totals[start:stop] = np.diff(running[pointers - pointers[0]])
+    return totals
 
 
 def prepare(spec: RunSpec, study: Study) -> TrainingData:

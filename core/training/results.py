@@ -14,7 +14,7 @@ from cellweave.core.errors import Cancelled
 from cellweave.core.files import write_atomic
 from cellweave.core.models.base import Model
 from cellweave.core.study.study import Study
-from cellweave.core.training.data import TrainingData
+from cellweave.core.training.data import TrainingData, row_totals
 from cellweave.core.training.preview import save_array
 from cellweave.core.training.sources import Loader
 
@@ -90,7 +90,7 @@ def write_denoised(
         with h5py.File(temporary, "w") as file:
             scales = {}
             for modality in data.modalities:
-                totals = np.asarray(modality.counts.sum(axis=1)).ravel()[rows]
+                totals = row_totals(modality.counts)[rows]
                 scales[modality.name] = float(np.median(totals))
                 group = file.create_group(modality.name)
                 group.attrs["scaled_to"] = scales[modality.name]

@@ -140,7 +140,7 @@ class StoredSparse(StoredMatrix):
             values = _store(values, start, block) if values is not None and (keep or scanner.looks_raw) else None
         if values is None:
             return self._report(scanner, indptr), None
-        columns = watch.empty(n_stored, np.int32 if max(max(self.shape), n_stored) < 2**31 else np.int64)
+        columns = watch.empty(n_stored, np.int32 if max(*self.shape, n_stored) < 2**31 else np.int64)
         for start in range(0, n_stored, BLOCK_VALUES):
             watch.at(0.7 + 0.3 * start / n_stored, text)
             columns[start : start + BLOCK_VALUES] = self._indices[start : start + BLOCK_VALUES]  # type: ignore[index]
