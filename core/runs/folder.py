@@ -322,9 +322,11 @@ def read_loss_rows(path: Path) -> list[dict[str, float]]:
 def loss_row(event: EpochDone) -> dict[str, str]:
     """Return the row of ``losses.csv`` for an epoch; numbers are written so that they read back exactly."""
     row = {"epoch": str(event.epoch)}
+    # Every term has its column from the first row on, also one that is switched off and turned up later.
+    names = dict.fromkeys([*event.weights, "elbo", "total", *event.train])
     sides: tuple[tuple[str, Mapping[str, float] | None], ...] = (("train", event.train), ("validation", event.validation))
     for side, values in sides:
-        for name in event.train:
+        for name in names:
             row[f"{name}_{side}"] = "" if values is None or name not in values else repr(float(values[name]))
     row["kl_factor"] = repr(float(event.kl_factor))
     row["learning_rate"] = repr(float(event.learning_rate))

@@ -134,7 +134,7 @@ class Stages:
         for note in study.notes:
             LOG.info("%s", note)
         failed = []
-        for check in preflight(self.spec, study):
+        for check in preflight(self.spec, study, self.run_folder.path):
             if check.level is Level.FAIL:
                 failed.append(check)
             elif check.level is Level.WARN and not self.resumed:
