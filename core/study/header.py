@@ -134,11 +134,22 @@ def read_header(path: str | Path) -> FileHeader:
     DataError
         One sentence on why the file cannot be read, and what to do.
     """
-    from cellweave.core.study.counts import order_of_places
     from cellweave.core.study.readers.base import explained
-    from cellweave.core.study.readers.detect import absolute, open_source
+    from cellweave.core.study.readers.detect import absolute
+    from cellweave.core.study.readers.midas import expand
 
     place = absolute(path)
+    with explained(place):
+        parts = expand(place)
+        headers = [_header_of(part) for part in parts]
+    return headers[0] if parts == [place] else _joined(place, headers)
+
+
+def _header_of(place: Path) -> FileHeader:
+    from cellweave.core.study.counts import order_of_places
+    from cellweave.core.study.readers.base import explained
+    from cellweave.core.study.readers.detect import open_source
+
     with explained(place), open_source(place) as source:
         modalities, memory = [], 0
         for modality in source.modalities:
@@ -158,6 +169,31 @@ def read_header(path: str | Path) -> FileHeader:
             place, source.format, source.n_cells, tuple(modalities), columns, source.obsm, tuple(source.notes),
             _size(place), memory,
         )  # fmt: skip
+
+
+def _joined(place: Path, headers: list[FileHeader]) -> FileHeader:
+    """Return the header of a folder whose parts are the batches of one study."""
+    modalities = []
+    for name in dict.fromkeys(modality.name for header in headers for modality in header.modalities):
+        parts = [modality for header in headers for modality in header.modalities if modality.name == name]
+        matrices = tuple(
+            MatrixHeader(
+                first.location, (sum(part.n_cells for part in parts), first.shape[1]), first.storage, first.dtype,
+                None if first.n_stored is None else sum(part.matrices[0].n_stored or 0 for part in parts),
+            )
+            for first in parts[0].matrices
+        )  # fmt: skip
+        modalities.append(ModalityHeader(name, sum(part.n_cells for part in parts), parts[0].n_features, matrices))
+    columns = {}
+    for name in dict.fromkeys(column.name for header in headers for column in header.obs_columns):
+        there = [column for header in headers for column in header.obs_columns if column.name == name]
+        n_levels = len(headers) if name == "batch" else None
+        columns[name] = ColumnHeader(name, there[0].kind, n_levels, sum(column.n_missing or 0 for column in there))
+    notes = (f"{len(headers)} batches: {', '.join(header.path.name for header in headers)}.",)
+    return FileHeader(
+        place, "midas", sum(header.n_cells for header in headers), tuple(modalities), tuple(columns.values()), (), notes,
+        _size(place), sum(header.estimated_bytes for header in headers),
+    )  # fmt: skip
 
 
 def _size(path: Path) -> int:

@@ -157,9 +157,7 @@ def _open_folder(path: Path) -> Source:
     names = {item.name for item in path.iterdir()}
     if names & {"zarr.json", ".zgroup", ".zmetadata"}:
         return _open_zarr(path)
-    if (path / "feat" / "feat_dims.toml").is_file():
-        raise DataError(f"'{path.name}' is a MIDAS folder with several batches.", "Open it as a study: its batches are read as files.")
-    if (path / "mat").is_dir():
+    if (path / "mat").is_dir() and not (path / "mat").is_symlink():
         from cellweave.core.study.readers.midas import open_batch
 
         return open_batch(path)
