@@ -1,0 +1,100 @@
+"""Run folders without training: the files the engine leaves, filled with plain numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from cellweave.core.files import sha256_of
+from cellweave.core.runs.events import EpochDone, FinishReason, RunState, WeightChanged
+from cellweave.core.runs.folder import RunFolder
+from cellweave.core.runs.journal import Journal
+from cellweave.core.spec import RunSpec
+
+N_LATENT = 4
+
+
+def make_run(
+    folder: Path,
+    paths: list[Path],
+    sizes: list[int],
+    *,
+    left_out: tuple[int, ...] = (),
+    no_latent: tuple[int, ...] = (),
+    columns: dict[str, np.ndarray] | None = None,
+    names: list[str] | None = None,
+    denoised: dict[str, list[str]] | None = None,
+    epochs: int = 30,
+    **changes: object,
+) -> RunFolder:
+    """Write a finished run.
+
+    ``left_out`` are input rows that are not in the study, ``no_latent`` study rows without a latent. The latent of a cell
+    holds its input row in its first dimension, its UMAP ``(row, -row)``, denoised value ``row + column / 1000``: exports
+    are checked against that.
+    """
+    spec = RunSpec().with_changes(
+        {"name": "synthetic", "data.paths": tuple(map(str, paths)), "data.sha256": tuple(sha256_of(path) for path in paths), **changes}
+    )
+    run = RunFolder.create(folder, spec)
+    file = np.repeat(np.arange(len(sizes)), sizes)
+    row = np.concatenate([np.arange(size) for size in sizes])
+    kept = np.setdiff1d(np.arange(len(file)), left_out)
+    n_cells = len(kept)
+    latent = np.tile(kept[:, None].astype(np.float32), (1, N_LATENT)) + np.arange(N_LATENT, dtype=np.float32)
+    latent[list(no_latent)] = np.nan
+    umap = np.column_stack([kept, -kept]).astype(np.float32)
+    umap[list(no_latent)] = np.nan
+    np.save(run.results / "latent.npy", latent)
+    np.save(run.results / "umap.npy", umap)
+    np.save(run.results / "library.npy", kept.astype(np.float32) + 0.5)
+    cells = pd.DataFrame({"name": names or [f"c{each}" for each in kept], "file": file[kept], "row": row[kept]})
+    cells["split"] = np.where(kept % 10 == 0, "validation", "train")
+    cells.loc[list(no_latent), "split"] = "left out"
+    for name, values in (columns or {}).items():
+        cells[name] = np.asarray(values)[kept]
+    cells.to_csv(run.results / "cells.csv", index=False)
+    leiden = pd.array(kept % 3, dtype="Int64")
+    clusters = pd.DataFrame({"name": cells["name"], "leiden": leiden})
+    clusters.loc[list(no_latent), "leiden"] = pd.NA
+    clusters.to_csv(run.results / "clusters.csv", index=False)
+    if denoised:
+        with h5py.File(run.results / "denoised.h5", "w") as stored:
+            for modality, features in denoised.items():
+                values = kept[:, None] + np.arange(len(features)) / 1000
+                values[list(no_latent)] = np.nan
+                group = stored.create_group(modality)
+                group.create_dataset("X", data=values.astype(np.float32))
+                group.create_dataset("features", data=features, dtype=h5py.string_dtype())
+    (run.results / "scores.json").write_text(json.dumps(example_scores()))
+    _train(run, epochs)
+    assert n_cells == len(latent)
+    return run
+
+
+def _train(run: RunFolder, epochs: int) -> None:
+    journal = Journal(run)
+    rng = np.random.default_rng(0)
+    for epoch in range(1, epochs + 1):
+        reconstruction = 900 + 700 * np.exp(-epoch / 4) + rng.normal(scale=1.5)
+        kl = 18 * (1 - np.exp(-epoch / 8)) + rng.normal(scale=0.2)
+        train = {"reconstruction": reconstruction, "kl_z": kl, "total": reconstruction + kl, "elbo": reconstruction + kl}
+        held_out = {name: value * 1.01 + 2 for name, value in train.items()} if epoch % 2 == 0 else None
+        if epoch == 20:
+            journal.emit(WeightChanged(term="kl_z", old=1.0, new=3.0, epoch=20, step=400))
+        journal.emit(EpochDone(epoch=epoch, max_epochs=epochs, train=train, validation=held_out, weights={"kl_z": 1.0}, best_epoch=min(epoch, 26)))
+    journal.state(RunState.DONE, "completed", FinishReason.COMPLETED)
+
+
+def example_scores() -> dict:
+    """Scores as the pipeline writes them."""
+    rows = [
+        ("batch_mixing", "", 0.81, 0.12, 1.0), ("batch_same_share", "", 0.59, 0.94, 0.5), ("batch_mixing_in_label", "", 0.84, 0.10, 1.0),
+        ("label_purity", "", 0.88, 0.86, 0.24), ("label_accuracy", "", 0.93, 0.91, 0.4), ("label_purity", "T cell", 0.91, 0.90, 0.4),
+    ]  # fmt: skip
+    keys = ("name", "group", "value", "baseline", "expected")
+    return {"k": 30, "n_cells": 500, "columns": {"batch": "batch", "labels": "cell_type"}, "scores": [dict(zip(keys, row, strict=True)) for row in rows]}
