@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from cellweave.core.models.declare import Family, LossTerm, Result, RoleUse
+from cellweave.core.models.latent_mmd import LatentMmdOptions, mmd_term
 from cellweave.core.spec.fields import option
-from cellweave.core.spec.options import ModelOptions
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
@@ -15,7 +15,7 @@ Where = Literal["encoder", "decoder", "both", "none"]
 NETWORK, LIKELIHOOD, LATENT, COVARIATES = "Network", "Likelihood", "Latent space", "Covariates"
 
 
-class VaeOptions(ModelOptions):
+class VaeOptions(LatentMmdOptions):
     """Options of the VAE; names and defaults are those of scvi-tools."""
 
     kind: Literal["vae"] = "vae"
@@ -76,6 +76,8 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
         found.append(
             LossTerm("kl_l", "KL of the library size", "Pull of the learned library sizes to those observed in their batch.", colour=2)
         )
+    if spec.covariates.batch is not None:
+        found.append(mmd_term(colour=3))
     return tuple(found)
 
 

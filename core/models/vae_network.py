@@ -12,9 +12,10 @@ from torch.nn.functional import softplus
 from cellweave.core.models.base import BuildContext, Minibatch, Model, StepContext
 from cellweave.core.models.vae import FAMILY, VaeOptions, learns_library
 from cellweave.core.nn.kl import kl_normal, kl_standard_normal
-from cellweave.core.nn.layers import Decoder, Encoder
+from cellweave.core.nn.layers import Decoder, Encoder, full_precision
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.logistic_normal import mean_share
+from cellweave.core.nn.mmd import mmd
 from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, zinb_nll
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ class VaeNetwork(Model):
         self.has_size_factor = context.spec.covariates.size_factor is not None
         self.learns_library = learns_library(context.spec)
         n_batches, columns = _level(context, "batch"), context.n_levels.get("decoder", ())
+        self.n_batches = n_batches
         levels = (n_batches, *(columns if isinstance(columns, tuple) else (columns,)))
         embedded = options.batch_representation == "embedding"
         self.batch_embedding = nn.Embedding(n_batches, options.batch_embedding_dim) if embedded else None
@@ -214,13 +216,27 @@ class VaeNetwork(Model):
         return batch.size_factor
 
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
-        """Return ``reconstruction``, ``kl_z`` and, with a learned library, ``kl_l``, each ``(n_cells,)``."""
+        """Return ``reconstruction``, ``kl_z`` and, with a learned library, ``kl_l``, each ``(n_cells,)``; and ``mmd``, a scalar.
+
+        The discrepancy between batches is computed only where its weight is above 0.
+        """
         posterior = self.posterior(batch)
         z = _draw(posterior.mean, posterior.var, context.generator)
         log_library = None
         if posterior.log_library is not None:
             log_library = _draw(*posterior.log_library, context.generator)
-        return self.terms_at(batch, posterior, z, log_library)
+        terms = self.terms_at(batch, posterior, z, log_library)
+        if context.weights.get("mmd", 0.0) > 0:
+            terms["mmd"] = self.discrepancy(batch, z)
+        return terms
+
+    def discrepancy(self, batch: Minibatch, z: Tensor) -> Tensor:
+        """Return the maximum mean discrepancy between the batches' latents ``z`` ``(n_cells, n_latent)``, a scalar."""
+        options = self.options
+        return mmd(
+            full_precision(self.transform(z)), self._batch_codes(batch), self.n_batches,
+            mode=options.mmd_mode, kernel=options.mmd_kernel, pairs=options.mmd_pairs, unbiased=options.mmd_unbiased,
+        )
 
     def terms_at(
         self, batch: Minibatch, posterior: Posterior, z: Tensor, log_library: Tensor | None

@@ -1,0 +1,49 @@
+"""The MMD term on a latent: options and declaration, for every family that has a batch and a latent space."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cellweave.core.models.declare import LossTerm
+from cellweave.core.spec.fields import option
+from cellweave.core.spec.options import ModelOptions
+
+MMD = "Discrepancy between batches (MMD)"
+
+
+class LatentMmdOptions(ModelOptions):
+    """How the discrepancy between the latents of batches is measured; its weight is a loss weight."""
+
+    mmd_mode: Literal["normal", "fast"] = option(
+        "normal", "MMD estimate", "Over all pairs of cells, or in time linear in the number of cells (noisier).", group=MMD, advanced=True
+    )
+    mmd_kernel: Literal["unit", "dimension", "median", "multiscale"] = option(
+        "unit",
+        "MMD kernel",
+        "Width 1 as published, which says little beyond a few latent dimensions; or scaled by the number of dimensions, by the "
+        "median distance, or a mixture of five widths around it.",
+        group=MMD,
+        advanced=True,
+    )
+    mmd_pairs: Literal["sequential", "all", "one_vs_rest"] = option(
+        "sequential", "MMD pairs", "Compare each batch with the next, all batches with each other, or each with the rest.", group=MMD, advanced=True
+    )
+    mmd_unbiased: bool = option(
+        False, "Unbiased MMD", "Leave out the comparison of a cell with itself, which matters where batches are small.", group=MMD, advanced=True
+    )
+
+
+def mmd_term(colour: int) -> LossTerm:
+    """Return the declaration of the term (scVI+MMD; Gretton et al. 2012)."""
+    return LossTerm(
+        "mmd",
+        "Discrepancy between batches (MMD)",
+        "Pulls the latents of the batches together. 0 switches it off; reconstruction is some thousand nats, so weights of 100 to 10,000 act. "
+        "Too high a weight mixes cell types that only one batch has.",
+        default=0.0,
+        scope="minibatch",
+        maximum=10_000.0,
+        colour=colour,
+        in_elbo=False,
+        unit="squared discrepancy per minibatch",
+    )
