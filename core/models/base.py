@@ -209,6 +209,10 @@ class Model(nn.Module, ABC):
         """Return the library size of each cell by modality, ``(n_cells,)``."""
         raise NotImplementedError(f"{self.family.title} gives no library size")
 
+    def loadings(self) -> dict[str, Tensor]:
+        """Return the weight of each feature in each latent dimension by modality, ``(n_features, n_latent)``."""
+        raise NotImplementedError(f"the decoder of {self.family.title} is not linear, so it has no loadings; LDVAE has them")
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the optimiser's groups; one group of all parameters unless a family says otherwise."""
         return [ParameterGroup("model", [p for p in self.parameters() if p.requires_grad])]

@@ -16,7 +16,7 @@ from cellweave.core.nn.layers import Decoder, Encoder, full_precision
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.logistic_normal import mean_share
 from cellweave.core.nn.mmd import mmd
-from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, zinb_nll
+from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll
 
 if TYPE_CHECKING:
     from cellweave.core.nn.counts import CountBatch
@@ -43,10 +43,13 @@ class Generated(NamedTuple):
 
     Attributes
     ----------
-    share
-        Expression before the library size, ``(n_cells, n_features)``.
-    mu
-        Expected counts without extra zeros, ``(n_cells, n_features)``.
+    logits
+        Of the expression: :attr:`share` is their softmax, or their softplus where there is a size factor,
+        ``(n_cells, n_features)``.
+    library
+        Library sizes ``(n_cells,)``, not their logarithms.
+    sums_to_one
+        Whether the shares are a softmax.
     theta
         Inverse dispersion (standard deviation of the normal likelihood): ``(n_features,)``, ``(n_groups, n_features)`` with
         ``group``, or ``(n_cells, n_features)``; None for the Poisson likelihood.
@@ -56,11 +59,22 @@ class Generated(NamedTuple):
         Logits of an extra zero ``(n_cells, n_features)``, or None.
     """
 
-    share: Tensor
-    mu: Tensor
+    logits: Tensor
+    library: Tensor
+    sums_to_one: bool
     theta: Tensor | None
     group: Tensor | None
     zero: Tensor | None
+
+    @property
+    def share(self) -> Tensor:
+        """Expression before the library size, ``(n_cells, n_features)``."""
+        return torch.softmax(self.logits, -1) if self.sums_to_one else softplus(self.logits)
+
+    @property
+    def mu(self) -> Tensor:
+        """Expected counts without extra zeros, ``(n_cells, n_features)``."""
+        return self.share * self.library[:, None]
 
 
 class VaeNetwork(Model):
@@ -88,7 +102,7 @@ class VaeNetwork(Model):
         self.options, self.modality, self.n_features = options, modality.name, modality.n_features
         self.has_size_factor = context.spec.covariates.size_factor is not None
         self.learns_library = learns_library(context.spec)
-        n_batches, columns = _level(context, "batch"), context.n_levels.get("decoder", ())
+        n_batches, columns = level_of(context, "batch"), context.n_levels.get("decoder", ())
         self.n_batches = n_batches
         levels = (n_batches, *(columns if isinstance(columns, tuple) else (columns,)))
         embedded = options.batch_representation == "embedding"
@@ -112,8 +126,8 @@ class VaeNetwork(Model):
                 n_in, 1, encoder_levels,
                 n_layers=1, var_activation=options.var_activation, **shared, **encoder_norms,
             )
-            self.register_buffer("library_log_mean", _prior(context.library_log_mean[modality.name]))
-            self.register_buffer("library_log_var", _prior(context.library_log_var[modality.name]))
+            self.register_buffer("library_log_mean", library_prior(context.library_log_mean[modality.name]))
+            self.register_buffer("library_log_var", library_prior(context.library_log_var[modality.name]))
         self.decoder = Decoder(
             options.n_latent + n_extra, self.n_features, levels,
             n_layers=options.n_layers, n_hidden=options.n_hidden, inject=inject,
@@ -125,7 +139,7 @@ class VaeNetwork(Model):
         """Return the logarithms of the dispersions, or None where the decoder gives them or none are needed."""
         if self.options.gene_likelihood == "poisson" or self.options.dispersion == "gene-cell":
             return None
-        groups = {"gene-batch": n_batches, "gene-label": _level(context, "labels")}.get(self.options.dispersion)
+        groups = {"gene-batch": n_batches, "gene-label": level_of(context, "labels")}.get(self.options.dispersion)
         return nn.Parameter(torch.randn(self.n_features if groups is None else (groups, self.n_features)))
 
     def _batch_codes(self, batch: Minibatch, transform_batch: int | None = None) -> Tensor:
@@ -186,7 +200,6 @@ class VaeNetwork(Model):
         batch_codes = self._batch_codes(batch, transform_batch)
         codes, extra = self._covariates(batch, batch_codes)
         out = self.decoder(torch.cat([z, *extra], 1) if extra else z, codes)
-        share = softplus(out.scale) if self.has_size_factor else torch.softmax(out.scale, -1)
         group = None
         if self.options.dispersion == "gene-batch":
             group = batch_codes
@@ -194,19 +207,21 @@ class VaeNetwork(Model):
             group = batch.categorical["labels"]
         log_theta = self.log_theta if self.log_theta is not None else out.dispersion
         theta = None if log_theta is None else torch.exp(log_theta)
-        return Generated(share, share * library[:, None], theta, group, out.zero)
+        return Generated(out.scale, library, not self.has_size_factor, theta, group, out.zero)
 
     def nll(self, counts: CountBatch, generated: Generated) -> Tensor:
         """Return the negative log-likelihood of each cell, ``(n_cells,)``."""
-        _, mu, theta, group, zero = generated
+        theta, group = generated.theta, generated.group
         if theta is None:
-            return poisson_nll(counts, mu)
+            return poisson_nll(counts, generated.mu)
         if self.options.gene_likelihood == "normal":
             sd = theta if group is None else theta.index_select(0, group)
-            return -normal_log_prob(counts.dense, mu, sd).sum(1)
-        if zero is None:
-            return nb_nll(counts, mu, theta, group=group)
-        return zinb_nll(counts, mu, theta, zero, group=group)
+            return -normal_log_prob(counts.dense, generated.mu, sd).sum(1)
+        if generated.sums_to_one:
+            return softmax_nll(
+                counts, generated.logits, generated.library, theta, zi_logits=generated.zero, group=group
+            )
+        return nb_nll(counts, generated.mu, theta, zi_logits=generated.zero, group=group)
 
     def observed_library(self, batch: Minibatch) -> Tensor:
         """Return the size factor, or the total count, of each cell, ``(n_cells,)``."""
@@ -312,7 +327,7 @@ class VaeNetwork(Model):
         return torch.exp(mean + var / 2)
 
 
-def _level(context: BuildContext, role: str) -> int:
+def level_of(context: BuildContext, role: str) -> int:
     """Return the number of levels of a single role; 1 where no column has it."""
     levels = context.n_levels.get(role, 1)
     return max(1, levels if isinstance(levels, int) else levels[0])
@@ -325,7 +340,8 @@ def _norms(options: VaeOptions, where: str) -> dict[str, bool]:
     }
 
 
-def _prior(values: np.ndarray) -> Tensor:
+def library_prior(values: np.ndarray) -> Tensor:
+    """Return a prior's numbers, one a batch, as a tensor ``(n_batches,)``."""
     return torch.as_tensor(np.asarray(values, dtype=np.float32))
 
 

@@ -39,7 +39,7 @@ from cellweave.core.training.loop import Outcome, Trainer
 from cellweave.core.training.model_files import save_model
 from cellweave.core.training.position import unpack
 from cellweave.core.training.preview import Preview, sample_cells
-from cellweave.core.training.results import write_cells, write_denoised, write_latents
+from cellweave.core.training.results import write_cells, write_denoised, write_latents, write_loadings
 from cellweave.core.training.schedule import default_kl_warmup, default_max_epochs
 from cellweave.core.training.sources import Loader
 from cellweave.core.training.tools import seed_everything
@@ -247,6 +247,8 @@ class Stages:
         paths = write_latents(results, model, loader, progress=lambda f: report(f, ""), cancelled=cancelled)
         for name, path in paths.items():
             self.journal.emit(ResultReady(name=name, path=str(path)))
+        if any(result.kind == "loadings" for result in model.family.results):
+            self.journal.emit(ResultReady(name="loadings", path=str(write_loadings(results, model, data))))
         if self.spec.analysis.denoised:
             report = self._progress("denoised expression")
             path = results / "denoised.h5"

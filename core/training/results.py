@@ -73,6 +73,22 @@ def write_latents(
     return paths
 
 
+def write_loadings(results: Path, model: Model, data: TrainingData) -> Path:
+    """Write ``loadings.csv``: one row a feature, columns ``Z_0`` ... ``Z_{d-1}``, as scvi-tools names them."""
+    tables = []
+    for modality in data.modalities:
+        values = model.loadings().get(modality.name)
+        if values is None:
+            continue
+        table = pd.DataFrame(values.cpu().numpy(), index=modality.var.index, columns=[f"Z_{k}" for k in range(values.shape[1])])
+        if len(data.modalities) > 1:
+            table.insert(0, "modality", modality.name)
+        tables.append(table)
+    path = results / "loadings.csv"
+    write_atomic(path, lambda temporary: pd.concat(tables).to_csv(temporary, index_label="feature"))
+    return path
+
+
 @torch.no_grad()
 def write_denoised(
     path: Path, model: Model, loader: Loader, *, progress: Callable[[float], None], cancelled: Callable[[], bool]
