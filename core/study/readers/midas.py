@@ -19,7 +19,7 @@ from cellweave.core.errors import DataError
 from cellweave.core.study.readers.base import ModalitySource, Place, Source, StoredMatrix
 from cellweave.core.study.readers.frames import describe_values
 from cellweave.core.study.readers.mtx import StoredMtx, matrix_size
-from cellweave.core.study.readers.text import StoredText, row_names, find_layout
+from cellweave.core.study.readers.text import StoredText, find_layout, row_names
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,10 +11,12 @@ FEATURE = re.compile(
 )
 CELL = re.compile(r"((^|[_.:#-])[ACGTN]{10,}|^(cell|well|barcode|sample|bc|plate)[-_. ]?\d+|^-?\d+(\.\d+)?x-?\d+(\.\d+)?$|^\d+$)", re.IGNORECASE)
 GENE_LIKE = re.compile(r"^([A-Z][A-Z0-9]{1,9}(-[A-Z0-9]{1,4})?|[A-Z][a-z]{1,8}\d{0,4}[a-z]?\d?)$")
-COMMON = frozenset(
-    "ACTB GAPDH MALAT1 B2M CD3D CD3E CD4 CD8A CD14 CD19 CD79A MS4A1 NKG7 GNLY LYZ PPBP FCGR3A S100A8 S100A9 TMSB4X EEF1A1 TUBB TUBA1A HSP90AA1 "
-    "PTPRC VIM FTL FTH1 A1BG A1CF A2M A2ML1 A4GALT AAAS SAMD11 NOC2L ISG15 HES4 TP53 MYC KRAS EGFR FAM138A OR4F5 XIST".split()
-)
+COMMON = frozenset({
+    "ACTB", "GAPDH", "MALAT1", "B2M", "CD3D", "CD3E", "CD4", "CD8A", "CD14", "CD19", "CD79A", "MS4A1", "NKG7",
+    "GNLY", "LYZ", "PPBP", "FCGR3A", "S100A8", "S100A9", "TMSB4X", "EEF1A1", "TUBB", "TUBA1A", "HSP90AA1", "PTPRC",
+    "VIM", "FTL", "FTH1", "A1BG", "A1CF", "A2M", "A2ML1", "A4GALT", "AAAS", "SAMD11", "NOC2L", "ISG15", "HES4",
+    "TP53", "MYC", "KRAS", "EGFR", "FAM138A", "OR4F5", "XIST",
+})  # fmt: skip
 FEATURE_TITLES = frozenset({"gene", "genes", "gene_id", "geneid", "gene_name", "gene_symbol", "symbol", "feature", "features", "protein", "peak", "ensembl"})
 CELL_TITLES = frozenset({"cell", "cells", "cell_id", "cellid", "cell_name", "barcode", "barcodes", "sample", "spot"})
 PROTEIN = re.compile(r"^(anti[-_ ])?(CD\d+|HLA[-_]|TCR|Ig[GMDA]|isotype|KLRG1|PD-?1|CTLA)", re.IGNORECASE)
