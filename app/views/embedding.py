@@ -1,0 +1,540 @@
+"""The Embedding view: the same cells side by side, each panel coloured by another column, with one selection."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from qtpy.QtCore import QRectF, QSignalBlocker, Qt, QTimer, Signal
+from qtpy.QtGui import QAction, QKeySequence, QResizeEvent
+from qtpy.QtWidgets import (
+    QApplication,
+    QComboBox,
+    QGridLayout,
+    QHBoxLayout,
+    QLabel,
+    QMenu,
+    QPushButton,
+    QSlider,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QFlowLayout
+
+from cellweave.app.theme import SPACE, icon
+from cellweave.app.views.cards import Message
+from cellweave.app.views.columns import ColumnData
+from cellweave.app.views.motion import Motion
+from cellweave.app.views.pointcloud import Mode
+from cellweave.app.views.raster import PointSet
+from cellweave.app.views.scatterpanel import ScatterPanel
+
+WELCOME = "The cells appear here once there is an embedding: after training, and every few epochs while it runs."
+MOST_PANELS = 4
+PANEL_WIDTH = 28
+"""Least width of a panel, in letters, before more than two of them take a second row."""
+
+Loader = Callable[[], ArrayLike]
+
+
+class EmbeddingView(QWidget):
+    """Cells in the plane, side by side, coloured by any column.
+
+    Parameters
+    ----------
+    parent
+        Owner.
+    panels
+        How many panels there are at first.
+    """
+
+    selectionChanged = Signal(object)  # noqa: N815
+    exportRequested = Signal()  # noqa: N815
+    columnsChanged = Signal(list)  # noqa: N815
+    epochChosen = Signal(int)  # noqa: N815
+    coloursChanged = Signal(object)  # noqa: N815
+
+    def __init__(self, parent: QWidget | None = None, *, panels: int = 2) -> None:
+        super().__init__(parent)
+        self._columns: dict[str, ColumnData] = {}
+        self._names: Sequence[str] | None = None
+        self._points = PointSet(np.empty((0, 2), np.float32))
+        self._selected: NDArray[np.bool_] | None = None
+        self._colours: dict[str, dict[str, str]] = {}
+        self._axes = "UMAP"
+        self._panels: list[ScatterPanel] = []
+        self._by_hand = False
+        self._message = WELCOME
+        self._epochs: list[tuple[int, Loader]] = []
+        self._legend_timer = QTimer(self)
+        self._legend_timer.setSingleShot(True)
+        self._legend_timer.setInterval(0)  # once the layout has settled
+        self._legend_timer.timeout.connect(self._place_legends)
+        self._motion = Motion(self)
+        self._motion.moved.connect(self._show_positions)
+        self._build()
+        for _ in range(panels):
+            self.add_panel()
+        self._refresh()
+
+    # -- building --------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self._stage = QWidget(self)
+        self._grid = QGridLayout(self._stage)
+        self._grid.setContentsMargins(0, 0, 0, 0)
+        self._grid.setSpacing(3 * SPACE)
+        self._note = Message(self._stage)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(2 * SPACE, 2 * SPACE, 2 * SPACE, 2 * SPACE)
+        outer.setSpacing(2 * SPACE)
+        outer.addWidget(self._build_bar())
+        outer.addWidget(self._stage, 1)
+        outer.addWidget(self._build_epochs())
+
+    def _build_bar(self) -> QWidget:
+        bar = QWidget(self)
+        row = QFlowLayout(bar)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(2 * SPACE)
+        self._lasso = self._tool("Lasso", "lasso", "Draw around cells to select them; Shift adds, Ctrl takes away", "L")
+        self._lasso.setCheckable(True)
+        self._lasso.toggled.connect(self._set_lasso)
+        self._fit = self._tool("Fit", "grid", "Show all cells", "0")
+        self._fit.clicked.connect(self.fit)
+        self._more = self._tool("", "plus", "Add a panel")
+        self._more.clicked.connect(self._add_panel)
+        self._fewer = self._tool("", "minus", "Take the last panel away")
+        self._fewer.clicked.connect(self.remove_panel)
+        self._mode = QComboBox()
+        for text, mode in (("Auto", "auto"), ("Dots", "dots"), ("Density", "density")):
+            self._mode.addItem(text, mode)
+        self._mode.setAccessibleName("Draw as")
+        self._mode.setToolTip("Dots, or the mean colour of the cells of each pixel; auto takes dots up to 100,000 cells in sight")
+        self._mode.activated.connect(lambda: self.set_mode(self._mode.currentData()))
+        self._size = QSlider(Qt.Orientation.Horizontal)
+        self._size.setRange(-20, 20)
+        self._size.setPageStep(5)
+        self._size.setAccessibleName("Size of the dots")
+        self._size.setToolTip("Size of the dots")
+        self._size.valueChanged.connect(self._resize_dots)
+        self._export = self._tool("Export…", "figure", "Export as a figure")
+        self._export.clicked.connect(self.exportRequested)
+        self._status = QLabel("")
+        self._status.setProperty("secondary", "true")
+        self._clear = QPushButton("Clear selection")
+        self._clear.setProperty("link", "true")
+        self._clear.setToolTip("Select no cells (Esc)")
+        self._clear.clicked.connect(lambda: self.select(None))
+        size = QLabel("Size")
+        size.setBuddy(self._size)
+        for group in (
+            (self._lasso, self._fit), (QLabel("Draw as"), self._mode), (size, self._size), (QLabel("Panels"), self._fewer, self._more),
+            (self._export,), (self._status, self._clear),
+        ):  # fmt: skip
+            holder = QWidget(bar)
+            inner = QHBoxLayout(holder)
+            inner.setContentsMargins(0, 0, 0, 0)
+            inner.setSpacing(SPACE)
+            for widget in group:
+                inner.addWidget(widget)
+            holder.setMinimumHeight(self._mode.sizeHint().height())
+            row.addWidget(holder)
+        escape = QAction(self)
+        escape.setShortcut(QKeySequence(Qt.Key.Key_Escape))
+        escape.setShortcutContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+        escape.triggered.connect(lambda: self.select(None))
+        self.addAction(escape)
+        return bar
+
+    def _tool(self, text: str, picture: str, tip: str, key: str = "") -> QToolButton:
+        button = QToolButton(self)
+        button.setText(text)
+        button.setIcon(icon(picture))
+        if text:
+            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        button.setToolTip(f"{tip} ({key})" if key else tip)
+        button.setAccessibleName(tip)
+        if key:
+            button.setShortcut(QKeySequence(key))
+        return button
+
+    def _build_epochs(self) -> QWidget:
+        self._epoch_bar = QWidget(self)
+        row = QHBoxLayout(self._epoch_bar)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(2 * SPACE)
+        self._epoch = QSlider(Qt.Orientation.Horizontal)
+        self._epoch.setRange(0, 0)
+        self._epoch.setAccessibleName("Epoch shown")
+        self._epoch.setToolTip("Go back through the embeddings of this run")
+        self._epoch_text = QLabel("")
+        label = QLabel("Epoch")
+        label.setBuddy(self._epoch)
+        row.addWidget(label)
+        row.addWidget(self._epoch, 1)
+        row.addWidget(self._epoch_text)
+        self._epoch_timer = QTimer(self)
+        self._epoch_timer.setSingleShot(True)
+        self._epoch_timer.setInterval(40)
+        self._epoch_timer.timeout.connect(self._load_epoch)
+        self._epoch.valueChanged.connect(self._epoch_moved)
+        self._epoch_bar.hide()
+        return self._epoch_bar
+
+    # -- panels ----------------------------------------------------------------------------------------------
+
+    def add_panel(self, column: str = "") -> None:
+        """Add a panel, coloured by the next column that no panel shows."""
+        if len(self._panels) >= MOST_PANELS:
+            return
+        panel = ScatterPanel()
+        panel.viewMoved.connect(lambda rect, panel=panel: self._follow(panel, rect))
+        panel.fitWanted.connect(self.fit)
+        panel.menuWanted.connect(lambda at: self.make_menu().popup(at.toPoint()))
+        panel.hovered.connect(lambda index, panel=panel: self._hover(panel, index))
+        panel.lassoed.connect(self._select_some)
+        panel.levelSelected.connect(self._select_some)
+        panel.colourChanged.connect(self._set_colour)
+        panel.legendChanged.connect(self._legend_timer.start)
+        panel.columnChosen.connect(lambda _: self.columnsChanged.emit(self.shown_columns()))
+        panel.box.lasso_on = self._lasso.isChecked()
+        panel.cloud.set_mode(self._mode.currentData())
+        panel.cloud.set_dot_scale(2 ** (self._size.value() / 10))
+        panel.set_axes(self._axes)
+        panel.set_chosen_colours(self._colours)
+        panel.set_selected(self._selected)
+        shown = self.shown_columns()
+        free = next((name for name in self._columns if name not in shown), next(iter(self._columns), ""))
+        self._panels.append(panel)
+        self._arrange()
+        panel.set_columns(self._columns, column or free)
+        panel.set_points(self._points)
+        if len(self._panels) > 1:
+            panel.show_rect(self._panels[0].box.viewRect())
+        self._note.raise_()
+        self._refresh()
+
+    def _add_panel(self) -> None:
+        self.add_panel()
+        self.columnsChanged.emit(self.shown_columns())
+
+    def remove_panel(self) -> None:
+        """Take the last panel away; one stays."""
+        if len(self._panels) > 1:
+            panel = self._panels.pop()
+            panel.hide()
+            panel.setParent(None)
+            panel.deleteLater()
+            self._arrange()
+            self._refresh()
+            self.columnsChanged.emit(self.shown_columns())
+
+    def _arrange(self) -> None:
+        """Put the panels beside each other, or in two rows where they would be too narrow; all are of one size."""
+        for panel in self._panels:
+            self._grid.removeWidget(panel)
+        narrow = self.width() < len(self._panels) * PANEL_WIDTH * self.fontMetrics().horizontalAdvance("n")
+        columns = math.ceil(len(self._panels) / 2) if narrow and len(self._panels) > 2 else len(self._panels)
+        for index, panel in enumerate(self._panels):
+            self._grid.addWidget(panel, index // columns, index % columns)
+        for place in range(MOST_PANELS):
+            self._grid.setColumnStretch(place, int(place < columns))
+            self._grid.setRowStretch(place, int(place < math.ceil(len(self._panels) / columns)))
+
+    def _place_legends(self) -> None:
+        """Give all panels legends of one shape, where the clouds get the more room: beside or below."""
+        if not self._panels or not self._points.size:
+            return
+        width, height = self._panels[0].width(), self._panels[0].height()
+        wide = min(width // 2, max(panel.legend_hint(beside=True) for panel in self._panels))
+        tall = min(height * 2 // 5, max(panel.legend_hint(beside=False) for panel in self._panels))
+        beside = min(width - wide, height) >= min(width, height - tall)
+        for panel in self._panels:
+            panel.place_legend(wide if beside else tall, beside=beside)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
+        """Arrange the panels for the new width."""
+        super().resizeEvent(event)
+        self._arrange()
+        self._legend_timer.start()
+
+    def panels(self) -> list[ScatterPanel]:
+        """Return the panels from left to right."""
+        return list(self._panels)
+
+    def shown_columns(self) -> list[str]:
+        """Return the column of each panel."""
+        return [panel.column_name() for panel in self._panels]
+
+    def show_columns(self, names: Sequence[str]) -> None:
+        """Colour the panels by these columns, adding panels where there are more columns."""
+        for index, name in enumerate(names[:MOST_PANELS]):
+            if index >= len(self._panels):
+                self.add_panel(name)
+            elif name in self._columns:
+                self._panels[index].show_column(name)
+
+    # -- data ------------------------------------------------------------------------------------------------
+
+    def set_points(self, xy: ArrayLike, names: Sequence[str] | None = None, *, axes: str = "UMAP") -> None:
+        """Show cells at once, without motion.
+
+        Parameters
+        ----------
+        xy
+            Positions of shape ``(n_cells, 2)``.
+        names
+            Names of the cells, for the card under the cursor.
+        axes
+            What the plane is: ``"UMAP"``, ``"PCA"``, ``"Latent"``.
+        """
+        self._motion.stop()
+        positions = np.asarray(xy, dtype=np.float32)
+        new_cells = len(positions) != self._points.size
+        self._names, self._axes = names, axes
+        for panel in self._panels:
+            panel.set_axes(axes)
+        if new_cells:
+            self._selected = None
+            self._by_hand = False
+            self._hover(None, None)
+        self._show_positions(positions)
+        if new_cells:
+            for panel in self._panels:
+                panel.set_selected(None)
+            self._emit_selection()
+
+    def move_points(self, xy: ArrayLike, epoch: int | None = None) -> None:
+        """Let the cells wander to new positions; a move that is under way goes on from where it is.
+
+        Parameters
+        ----------
+        xy
+            Positions of the same cells, of shape ``(n_cells, 2)``; another number of cells is shown at once.
+        epoch
+            Epoch that the positions belong to.
+        """
+        target = np.asarray(xy, dtype=np.float32)
+        if epoch is not None:
+            self._set_epoch_text(epoch)
+        if len(target) != self._points.size or not self.isVisible() or len(target) > self._motion.most:
+            if len(target) == self._points.size:
+                self._motion.stop()
+                self._show_positions(target)
+            else:
+                self.set_points(target, None, axes=self._axes)
+            return
+        self._motion.start(self._points.xy, target)
+
+    def _show_positions(self, positions: NDArray[np.float32]) -> None:
+        self._points = PointSet(positions)
+        for panel in self._panels:
+            panel.set_points(self._points)
+        if not self._by_hand:
+            self.fit()
+        self._refresh()
+
+    def set_columns(self, columns: Mapping[str, ColumnData]) -> None:
+        """Set what cells can be coloured by; panels keep their column where it is still there, else take the first ones."""
+        kept = [name for name in self.shown_columns() if name in columns]
+        self._columns = dict(columns)
+        free = [name for name in self._columns if name not in kept]
+        for panel in self._panels:
+            name = panel.column_name()
+            if name not in self._columns:
+                name = free.pop(0) if free else next(iter(self._columns), "")
+            panel.set_columns(self._columns, name)
+        self._refresh()
+
+    def set_message(self, text: str) -> None:
+        """Say what an empty view waits for; an empty text brings the usual one back."""
+        self._message = text or WELCOME
+        self._refresh()
+
+    def clear(self) -> None:
+        """Show no cells."""
+        self.set_epoch_slider([])
+        self.set_points(np.empty((0, 2), np.float32))
+
+    def points(self) -> PointSet:
+        """Return the positions that are shown now."""
+        return self._points
+
+    # -- epochs ----------------------------------------------------------------------------------------------
+
+    def set_epoch_slider(self, epochs: Sequence[tuple[int, Loader]]) -> None:
+        """Offer the embeddings of earlier epochs.
+
+        Parameters
+        ----------
+        epochs
+            Epoch numbers with a function each that returns the positions, ``(n_cells, 2)``; none hides the slider.
+        """
+        at_end = self._epoch.value() == self._epoch.maximum()
+        self._epochs = list(epochs)
+        with QSignalBlocker(self._epoch):
+            self._epoch.setRange(0, max(0, len(self._epochs) - 1))
+            if at_end:
+                self._epoch.setValue(self._epoch.maximum())
+        self._epoch_bar.setVisible(len(self._epochs) > 1)
+        if self._epochs:
+            self._set_epoch_text(self._epochs[self._epoch.value()][0])
+
+    def _set_epoch_text(self, epoch: int) -> None:
+        last = self._epochs[-1][0] if self._epochs else epoch
+        width = self._epoch_text.fontMetrics().horizontalAdvance("0000 of 0000")
+        self._epoch_text.setMinimumWidth(width)
+        self._epoch_text.setText(f"{epoch} of {max(epoch, last)}")
+
+    def _epoch_moved(self, index: int) -> None:
+        self._set_epoch_text(self._epochs[index][0])
+        self._epoch_timer.start()
+
+    def _load_epoch(self) -> None:
+        index = self._epoch.value()
+        if not index < len(self._epochs):
+            return
+        epoch, load = self._epochs[index]
+        try:
+            positions = load()
+        except (OSError, ValueError) as error:
+            self._epoch_text.setText(f"{epoch}: cannot be read")
+            self._epoch_text.setToolTip(str(error))
+            return
+        self._epoch_text.setToolTip("")
+        self.move_points(positions, epoch)
+        self.epochChosen.emit(epoch)
+
+    # -- selection -------------------------------------------------------------------------------------------
+
+    def select(self, indices: ArrayLike | None) -> None:
+        """Select cells by their index; None or none of them clears the selection."""
+        chosen = np.empty(0, np.intp) if indices is None else np.asarray(indices, dtype=np.intp)
+        selected: NDArray[np.bool_] | None = None
+        if len(chosen):
+            selected = np.zeros(self._points.size, bool)
+            selected[chosen] = True
+        self._take_selection(selected)
+
+    def selection(self) -> NDArray[np.intp]:
+        """Return the indices of the selected cells, sorted."""
+        return np.empty(0, np.intp) if self._selected is None else np.flatnonzero(self._selected)
+
+    def _select_some(self, indices: NDArray[np.intp], modifiers: Qt.KeyboardModifier) -> None:
+        chosen = np.zeros(self._points.size, bool)
+        chosen[indices] = True
+        if self._selected is not None and modifiers & Qt.KeyboardModifier.ShiftModifier:
+            chosen |= self._selected
+        elif modifiers & Qt.KeyboardModifier.ControlModifier:
+            chosen = (self._selected if self._selected is not None else np.zeros_like(chosen)) & ~chosen
+        self._take_selection(chosen if chosen.any() else None)
+
+    def _take_selection(self, selected: NDArray[np.bool_] | None) -> None:
+        if (selected is None and self._selected is None) or (
+            selected is not None and self._selected is not None and np.array_equal(selected, self._selected)
+        ):
+            return
+        self._selected = selected
+        for panel in self._panels:
+            panel.set_selected(selected)
+        self._emit_selection()
+
+    def _emit_selection(self) -> None:
+        self._refresh()
+        self.selectionChanged.emit(self.selection())
+
+    def _set_lasso(self, on: bool) -> None:
+        for panel in self._panels:
+            panel.box.lasso_on = on
+            panel.canvas.setCursor(Qt.CursorShape.CrossCursor if on else Qt.CursorShape.ArrowCursor)
+
+    # -- colours and drawing ---------------------------------------------------------------------------------
+
+    def set_colours(self, colours: Mapping[str, Mapping[str, str]]) -> None:
+        """Set the colours that the person gave, ``{column: {level: "#RRGGBB"}}``."""
+        self._colours = {name: dict(levels) for name, levels in colours.items()}
+        for panel in self._panels:
+            panel.set_chosen_colours(self._colours)
+
+    def _set_colour(self, column: str, level: str, colour: str) -> None:
+        self._colours.setdefault(column, {})[level] = colour
+        self.set_colours(self._colours)
+        self.coloursChanged.emit(self._colours)
+
+    def set_mode(self, mode: Mode) -> None:
+        """Draw dots, density, or what suits the number of cells."""
+        self._mode.setCurrentIndex(self._mode.findData(mode))
+        for panel in self._panels:
+            panel.cloud.set_mode(mode)
+
+    def _resize_dots(self, value: int) -> None:
+        for panel in self._panels:
+            panel.cloud.set_dot_scale(2 ** (value / 10))
+
+    def fit(self) -> None:
+        """Show all cells in every panel."""
+        self._by_hand = False
+        for panel in self._panels:
+            panel.fit()
+
+    def _follow(self, source: ScatterPanel, rect: QRectF) -> None:
+        """Move the other panels to the same middle at the same scale."""
+        self._by_hand = True
+        for panel in self._panels:
+            if panel is source:
+                continue
+            scale = rect.width() / max(1.0, source.box.rect().width())
+            size = panel.box.rect()
+            width, height = size.width() * scale, size.height() * scale
+            panel.show_rect(QRectF(rect.center().x() - width / 2, rect.center().y() - height / 2, width, height))
+
+    # -- card ------------------------------------------------------------------------------------------------
+
+    def _hover(self, source: ScatterPanel | None, index: int | None) -> None:
+        for panel in self._panels:
+            panel.show_hovered(index, self.card_text(index) if index is not None and panel is source else "")
+
+    def card_text(self, index: int) -> str:
+        """Return what the card says of a cell, as rich text: its name and the value of every shown column."""
+        name = self._names[index] if self._names is not None and index < len(self._names) else f"cell {index + 1:,}"
+        lines = [f"<b>{html.escape(str(name))}</b>"]
+        for column_name in dict.fromkeys(self.shown_columns()):
+            column = self._columns.get(column_name)
+            if column is not None and index < len(column):
+                lines.append(f"{html.escape(column_name)}: {html.escape(column.text_of(index))}")
+        return "<br>".join(lines)
+
+    # -- menu ------------------------------------------------------------------------------------------------
+
+    def make_menu(self) -> QMenu:
+        """Return the context menu of the cells."""
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        menu.addAction(icon("figure"), "Export figure…", self.exportRequested.emit)
+        menu.addAction(icon("copy"), "Copy image", self.copy_image)
+        menu.addSeparator()
+        menu.addAction(icon("lasso"), "Lasso", self._lasso.toggle)
+        menu.addAction("Fit", self.fit)
+        menu.addAction("Clear selection", lambda: self.select(None)).setEnabled(self._selected is not None)
+        return menu
+
+    def copy_image(self) -> None:
+        """Copy the panels as a picture."""
+        QApplication.clipboard().setPixmap(self._stage.grab())
+
+    def _refresh(self) -> None:
+        shown, chosen = self._points.size, 0 if self._selected is None else int(self._selected.sum())
+        self._note.set_text("" if shown else self._message)
+        for panel in self._panels:
+            panel.setVisible(bool(shown))
+        self._status.setText(f"{shown:,} cells" + (f", {chosen:,} selected" if chosen else "") if shown else "")
+        self._clear.setVisible(bool(chosen))
+        for button in (self._lasso, self._fit, self._export, self._more, self._fewer, self._mode, self._size):
+            button.setEnabled(bool(shown))
+        self._more.setEnabled(bool(shown) and len(self._panels) < MOST_PANELS)
+        self._fewer.setEnabled(bool(shown) and len(self._panels) > 1)

@@ -1,0 +1,385 @@
+"""Legends of a cloud of points: levels with their counts, or a range of numbers with its histogram."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import QModelIndex, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal
+from qtpy.QtGui import (
+    QBrush,
+    QColor,
+    QFontMetrics,
+    QIcon,
+    QKeyEvent,
+    QLinearGradient,
+    QPainter,
+    QPaintEvent,
+    QPen,
+    QPixmap,
+)
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QApplication,
+    QColorDialog,
+    QListView,
+    QListWidget,
+    QListWidgetItem,
+    QMenu,
+    QSizePolicy,
+    QStyle,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QWidget,
+)
+
+from cellweave.app.forms.numberbox import number_text
+from cellweave.app.theme import SPACE, current, tabular_font
+from cellweave.app.views.columns import ColumnData
+
+MOST_LEVELS = 500
+"""A legend lists at most this many levels, the largest first where there are more."""
+
+MISSING = "missing"
+CODE, COUNT = Qt.ItemDataRole.UserRole, Qt.ItemDataRole.UserRole + 1
+
+
+def swatch(colour: QColor, *, filled: bool) -> QIcon:
+    """Return a dot of a colour; a ring where the level is hidden."""
+    pixmap = QPixmap(32, 32)
+    pixmap.fill(Qt.GlobalColor.transparent)
+    painter = QPainter(pixmap)
+    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
+    painter.setPen(QPen(colour, 4))
+    painter.setBrush(colour if filled else QBrush())
+    painter.drawEllipse(QRectF(5, 5, 22, 22))
+    painter.end()
+    return QIcon(pixmap)
+
+
+class CategoryLegend(QListWidget):
+    """Levels with their colours and counts.
+
+    A click hides or shows a level, a double click shows it alone; by keyboard Space and Enter do the same. The menu also
+    selects the cells of a level and changes its colour. Level 0 is 'missing'.
+
+    Parameters
+    ----------
+    parent
+        Owner.
+    """
+
+    hiddenChanged = Signal(object)  # noqa: N815
+    selectWanted = Signal(object)  # noqa: N815
+    colourWanted = Signal(int)  # noqa: N815
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setItemDelegate(_LevelDelegate(self))
+        self.setUniformItemSizes(True)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
+        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setResizeMode(QListView.ResizeMode.Adjust)
+        self.setMovement(QListView.Movement.Static)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        line = self.fontMetrics().height()
+        self.setIconSize(QSize(line, line))
+        self.setAccessibleName("Legend")
+        self.setAccessibleDescription("Space hides or shows a level, Enter shows it alone, the menu key offers more")
+        self.setToolTip("Click to hide or show, double click to show alone, right click for more")
+        self._hidden: frozenset[int] = frozenset()
+        self._before_click: frozenset[int] = frozenset()
+        self._items: dict[int, QListWidgetItem] = {}
+        self._colours: NDArray[np.uint8] = np.zeros((1, 3), np.uint8)
+        self._names: tuple[str, ...] = ()
+        self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
+        self.customContextMenuRequested.connect(self._menu)
+        self.itemClicked.connect(self._clicked)
+        self.itemDoubleClicked.connect(self._double_clicked)
+
+    def show_levels(
+        self, names: Iterable[str], counts: NDArray[np.intp], colours: NDArray[np.uint8], hidden: frozenset[int],
+        selected: NDArray[np.intp] | None = None,
+    ) -> None:  # fmt: skip
+        """Show levels; code 0 is 'missing' and listed last, only where there are any.
+
+        Parameters
+        ----------
+        names
+            Of the levels, without 'missing'.
+        counts, selected
+            Cells of each code, and of those how many are selected (None where nothing is).
+        colours
+            Of each code.
+        hidden
+            Codes that are not drawn.
+        """
+        self._names, self._colours, self._hidden = (MISSING, *names), colours, hidden
+        listed = list(range(1, len(self._names)))
+        left_out = len(listed) - MOST_LEVELS
+        if left_out > 0:
+            listed = sorted(sorted(listed, key=lambda code: -counts[code])[:MOST_LEVELS])
+        if counts[0]:
+            listed.append(0)
+        if listed != list(self._items) or any(self._items[code].text() != self._names[code] for code in listed):
+            self._rebuild(listed, left_out)
+        self.updateGeometry()
+        for code, item in self._items.items():
+            text = f"{counts[code]:,}" if selected is None else f"{selected[code]:,} / {counts[code]:,}"
+            item.setData(COUNT, text)
+            item.setToolTip(f"{self._names[code]}: {text} cells")
+            self._paint(code, item)
+        self.scheduleDelayedItemsLayout()
+
+    def hidden(self) -> frozenset[int]:
+        """Return the codes that are not drawn."""
+        return self._hidden
+
+    def _rebuild(self, listed: list[int], left_out: int) -> None:
+        self.clear()
+        self._items = {}
+        for code in listed:
+            item = QListWidgetItem(self._names[code])
+            item.setData(CODE, code)
+            self.addItem(item)
+            self._items[code] = item
+        if left_out > 0:
+            rest = QListWidgetItem(f"and {left_out:,} smaller levels")
+            rest.setFlags(Qt.ItemFlag.NoItemFlags)
+            self.addItem(rest)
+
+    def _paint(self, code: int, item: QListWidgetItem) -> None:
+        hidden = code in self._hidden
+        item.setIcon(swatch(QColor(*(int(part) for part in self._colours[code])), filled=not hidden))
+        item.setForeground(QBrush(current().color("disabled" if hidden else "text")))
+        state = "hidden" if hidden else "shown"
+        item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{self._names[code]}, {item.data(COUNT)} cells, {state}")
+
+    # -- acts ------------------------------------------------------------------------------------------------
+
+    def toggle(self, codes: Iterable[int]) -> None:
+        """Hide what is shown of these codes, or show them where all are hidden."""
+        chosen = frozenset(codes)
+        self._set(self._hidden - chosen if chosen <= self._hidden else self._hidden | chosen)
+
+    def solo(self, codes: Iterable[int], before: frozenset[int] | None = None) -> None:
+        """Show only these codes; where they are the only ones already, show all."""
+        others = frozenset(range(len(self._names))) - frozenset(codes)
+        was = self._hidden if before is None else before
+        self._set(frozenset() if was & others == others and not was - others else others)
+
+    def show_all(self) -> None:
+        """Show every level."""
+        self._set(frozenset())
+
+    def _set(self, hidden: frozenset[int]) -> None:
+        if hidden != self._hidden:
+            self._hidden = hidden
+            for code, item in self._items.items():
+                self._paint(code, item)
+            self.hiddenChanged.emit(hidden)
+
+    def _code(self, item: QListWidgetItem | None) -> int | None:
+        code = None if item is None else item.data(CODE)
+        return None if code is None else int(code)
+
+    def _chosen(self) -> list[int]:
+        codes = [self._code(item) for item in self.selectedItems()] or [self._code(self.currentItem())]
+        return [code for code in codes if code is not None]
+
+    def _clicked(self, item: QListWidgetItem) -> None:
+        code = self._code(item)
+        if code is not None and len(self.selectedItems()) <= 1:
+            self._before_click = self._hidden
+            self.toggle([code])
+
+    def _double_clicked(self, item: QListWidgetItem) -> None:
+        code = self._code(item)
+        if code is not None:
+            self.solo([code], self._before_click)
+
+    def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
+        """Space hides or shows, Enter shows alone."""
+        codes = self._chosen()
+        if event.key() == Qt.Key.Key_Space and codes:
+            self.toggle(codes)
+        elif event.key() in {Qt.Key.Key_Return, Qt.Key.Key_Enter} and codes:
+            self.solo(codes)
+        else:
+            super().keyPressEvent(event)
+
+    def _menu(self, position: QPoint) -> None:
+        item = self.itemAt(position) or self.currentItem()
+        if self._code(item) is not None:
+            self.setCurrentItem(item)
+            self.make_menu().popup(self.viewport().mapToGlobal(position))
+
+    def make_menu(self) -> QMenu:
+        """Return the menu of the chosen levels."""
+        codes = self._chosen()
+        menu = QMenu(self)
+        menu.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
+        hidden = bool(codes) and frozenset(codes) <= self._hidden
+        menu.addAction("Show" if hidden else "Hide", lambda: self.toggle(codes))
+        menu.addAction("Show alone", lambda: self.solo(codes))
+        menu.addAction("Show all", self.show_all)
+        menu.addSeparator()
+        menu.addAction("Select these cells", lambda: self.selectWanted.emit(codes))
+        if len(codes) == 1:
+            menu.addAction("Change colour…", lambda: self.colourWanted.emit(codes[0]))
+        return menu
+
+    # -- size ------------------------------------------------------------------------------------------------
+
+    def cell(self) -> QSize:
+        """Return the size of one level: the longest name, up to some 30 letters, with its count."""
+        metrics = self.fontMetrics()
+        names = max((metrics.horizontalAdvance(item.text()) for item in self._items.values()), default=0)
+        counts = max((metrics.horizontalAdvance(str(item.data(COUNT))) for item in self._items.values()), default=0)
+        width = min(names, metrics.horizontalAdvance("n" * 30)) + counts + self.iconSize().width() + 6 * SPACE
+        return QSize(width, metrics.height() + SPACE)
+
+    def hint_beside(self) -> QSize:
+        """Return the size that shows every level in one column."""
+        cell, frame = self.cell(), 2 * self.frameWidth()
+        bar = self.verticalScrollBar().sizeHint().width()
+        return QSize(cell.width() + frame + bar, max(1, self.count()) * cell.height() + frame + 2)
+
+    def hint_below(self, width: int) -> QSize:
+        """Return the size that shows every level in as many columns as a width allows."""
+        cell, frame = self.cell(), 2 * self.frameWidth()
+        columns = max(1, (width - frame - self.verticalScrollBar().sizeHint().width()) // cell.width())
+        return QSize(width, -(-max(1, self.count()) // columns) * cell.height() + frame + 2)
+
+    def set_beside(self, beside: bool) -> None:
+        """Stand in one column, or flow in several."""
+        self.setFlow(QListView.Flow.TopToBottom if beside else QListView.Flow.LeftToRight)
+        self.setWrapping(not beside)
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Return the size beside the cloud."""
+        return self.hint_beside()
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """Return room for two levels."""
+        return QSize(self.fontMetrics().horizontalAdvance("n" * 10), 2 * self.cell().height())
+
+
+class _LevelDelegate(QStyledItemDelegate):
+    """Draws a level: its dot, its name, and its count at the right."""
+
+    def __init__(self, legend: CategoryLegend) -> None:
+        super().__init__(legend)
+        self._legend = legend
+
+    def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex) -> QSize:  # noqa: N802
+        cell = self._legend.cell()
+        return QSize(min(cell.width(), self._legend.viewport().width() - 2), cell.height())
+
+    def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex) -> None:
+        count = str(index.data(COUNT) or "")
+        metrics = QFontMetrics(tabular_font())
+        room = metrics.horizontalAdvance(count) + 2 * SPACE
+        left = QStyleOptionViewItem(option)
+        self.initStyleOption(left, index)
+        widget = option.widget
+        style = widget.style() if widget is not None else QApplication.style()
+        whole = QStyleOptionViewItem(left)
+        whole.text, whole.icon = "", QIcon()
+        style.drawControl(QStyle.ControlElement.CE_ItemViewItem, whole, painter, widget)
+        side = left.decorationSize.height()
+        box = option.rect
+        left.icon.paint(painter, QRect(box.x() + SPACE, box.center().y() - side // 2, side, side))
+        chosen = bool(option.state & QStyle.StateFlag.State_Selected)
+        theme = current()
+        ink = theme.color("on_accent") if chosen else left.palette.color(left.palette.ColorRole.Text)
+        text = QRect(box.x() + 2 * SPACE + side, box.y(), box.width() - 2 * SPACE - side - room, box.height())
+        painter.save()
+        painter.setPen(ink)
+        name = QFontMetrics(left.font).elidedText(index.data(Qt.ItemDataRole.DisplayRole), Qt.TextElideMode.ElideRight, text.width())
+        painter.drawText(text, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, name)
+        painter.setFont(tabular_font())
+        painter.setPen(ink if chosen else theme.color("secondary"))
+        painter.drawText(box.adjusted(0, 0, -SPACE, 0), Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, count)
+        painter.restore()
+
+
+def ask_colour(now: QColor, parent: QWidget) -> QColor | None:
+    """Ask for a colour; None where the person changed their mind."""
+    colour = QColorDialog.getColor(now, parent, "Colour of the level")
+    return colour if colour.isValid() else None
+
+
+class GradientLegend(QWidget):
+    """The range of a column of numbers: its histogram above the colours, with the ends named.
+
+    Parameters
+    ----------
+    parent
+        Owner.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._low, self._high, self._unit = 0.0, 1.0, ""
+        self._counts: NDArray[Any] = np.zeros(1)
+        self._colours: NDArray[np.uint8] = np.zeros((2, 3), np.uint8)
+        self._missing = 0
+        self.setFont(tabular_font())
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+
+    def show_column(self, column: ColumnData, colours: NDArray[np.uint8]) -> None:
+        """Show a column of numbers with the colours of its 256 steps."""
+        assert column.values is not None
+        self._low, self._high = column.range()
+        self._unit, self._colours = column.unit, colours
+        finite = column.values[np.isfinite(column.values)]
+        self._missing = len(column.values) - len(finite)
+        self._counts = np.histogram(np.clip(finite, self._low, self._high), bins=48, range=(self._low, self._high))[0]
+        self.setAccessibleName("Legend")
+        self.setAccessibleDescription(f"from {number_text(self._rounded(self._low))} to {number_text(self._rounded(self._high))} {self._unit}")
+        self.setToolTip("Colours span the 1st to the 99th percentile; values beyond have the colour of the end")
+        self.updateGeometry()
+        self.update()
+
+    @staticmethod
+    def _rounded(value: float) -> float:
+        return float(f"{value:.3g}")
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Return room for the histogram, the colours and a line or two of text."""
+        line = self.fontMetrics().height()
+        return QSize(12 * line, (6 if self._missing else 5) * line + 3 * SPACE)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """Return the height and half the width."""
+        return QSize(self.sizeHint().width() // 2, self.sizeHint().height())
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        """Draw histogram, colours and ends."""
+        painter = QPainter(self)
+        theme, line = current(), self.fontMetrics().height()
+        width, tall, bar = float(self.width() - 2 * SPACE), 2.5 * line, 0.7 * line
+        painter.translate(SPACE, 0)
+        step = width / len(self._counts)
+        painter.setPen(Qt.PenStyle.NoPen)
+        painter.setBrush(theme.color("secondary"))
+        most = max(1.0, float(np.sqrt(self._counts.max())))
+        for index, count in enumerate(self._counts):  # roots, so that a peak at 0 leaves the rest to be seen
+            height = tall * float(np.sqrt(count)) / most
+            painter.drawRect(QRectF(index * step, tall - height, max(1.0, step - 1), height))
+        gradient = QLinearGradient(QPointF(0, 0), QPointF(width, 0))
+        colours = self._colours[1:]
+        for share in np.linspace(0, 1, 32):
+            gradient.setColorAt(float(share), QColor(*(int(part) for part in colours[round(share * (len(colours) - 1))])))
+        painter.setBrush(QBrush(gradient))
+        painter.drawRect(QRectF(0, tall + 2, width, bar))
+        painter.setPen(theme.color("secondary"))
+        words = QRectF(0, tall + bar + SPACE, width, line)
+        painter.drawText(words, Qt.AlignmentFlag.AlignLeft, number_text(self._rounded(self._low)))
+        painter.drawText(words, Qt.AlignmentFlag.AlignRight, f"{number_text(self._rounded(self._high))} {self._unit}".strip())
+        if self._missing:
+            painter.drawText(words.translated(0, line), Qt.AlignmentFlag.AlignLeft, f"{self._missing:,} missing")
+        painter.end()
