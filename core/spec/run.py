@@ -11,9 +11,9 @@ from pydantic import Field, SerializeAsAny, ValidationError, field_validator, mo
 
 from cellweave.core.errors import SpecError
 from cellweave.core.models.declare import Family, LossTerm
-from cellweave.core.models.registry import families
+from cellweave.core.models.registry import families, family
 from cellweave.core.spec.analysis import AnalysisSpec
-from cellweave.core.spec.covariates import CovariateSpec
+from cellweave.core.spec.covariates import SINGLE_ROLES, CovariateSpec
 from cellweave.core.spec.data import DataSpec
 from cellweave.core.spec.fields import Frozen, option
 from cellweave.core.spec.losses import LossSpec
@@ -92,6 +92,37 @@ class RunSpec(Frozen):
         """Return the weight of every term: what the spec says, or the family's default."""
         return {term.name: self.losses.weights.get(term.name, term.default) for term in self.terms()}
 
+    def with_model(self, kind: str) -> tuple[RunSpec, list[str]]:
+        """Return a copy with another model family, and what had to be left behind.
+
+        Options that both families know are carried over where the person had changed them; covariate roles and loss
+        weights that the new family does not have are taken out.
+
+        Parameters
+        ----------
+        kind
+            The new family.
+
+        Returns
+        -------
+        spec
+            The new, valid spec.
+        dropped
+            One sentence for each role and weight that was taken out.
+        """
+        tree, dropped = self.model_dump(mode="python"), []
+        tree["model"] = _carry_over(tree["model"], kind)
+        new = family(kind)
+        for role, columns in self.covariates.assigned().items():
+            if new.uses(role) is None:
+                tree["covariates"][role] = None if role in SINGLE_ROLES else ()
+                dropped.append(f"{', '.join(columns)} is no longer {role}: {new.why_unused(role)}")
+        weights, tree["losses"]["weights"] = tree["losses"]["weights"], {}
+        spec = parse_spec(tree)
+        known = {term.name for term in spec.terms()}
+        dropped += [f"{new.title} has no loss term '{name}', so its weight was left out." for name in weights if name not in known]
+        return spec.with_changes({f"losses.weights.{name}": weight for name, weight in weights.items() if name in known}), dropped
+
     def with_changes(self, changes: Mapping[str, Any]) -> RunSpec:
         """Return a copy with some fields changed.
 
@@ -160,12 +191,11 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
 
 
 def _carry_over(old: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    from cellweave.core.models.registry import family
-
-    options = family(kind).options
+    options, before = family(kind).options, family(old["kind"]).options().model_dump(mode="python")  # type: ignore[call-arg]
     kept: dict[str, Any] = {"kind": kind}
     for name, value in old.items():
-        if name == "kind" or name not in options.model_fields:
+        # What the person never touched becomes the new family's own default.
+        if name == "kind" or name not in options.model_fields or value == before.get(name):
             continue
         try:
             options.model_validate({**kept, name: value})
