@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from operator import attrgetter
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QAction, QActionGroup, QKeySequence
@@ -18,14 +19,12 @@ class ActionRegistry:
     Parameters
     ----------
     window
-        The widget that owns the actions; their shortcuts work wherever it has the focus.
-    commands
-        Object with one method for each ``call``.
+        The widget that owns the actions and has what each ``call`` names; shortcuts work wherever it has the focus.
     shortcuts
         Keys that the user gave, by id; an empty text means none.
     """
 
-    def __init__(self, window: QWidget, commands: object, shortcuts: Mapping[str, str]) -> None:
+    def __init__(self, window: QWidget, shortcuts: Mapping[str, str]) -> None:
         self.infos = {info.id: info for info in ACTIONS}
         self.actions: dict[str, QAction] = {}
         self.menus: dict[str, QMenu] = {}
@@ -39,7 +38,7 @@ class ActionRegistry:
             if info.group:
                 groups.setdefault(info.group, QActionGroup(window)).addAction(action)
             action.setShortcutContext(Qt.ShortcutContext.WindowShortcut)
-            action.triggered.connect(getattr(commands, info.call))
+            action.triggered.connect(_without_argument(attrgetter(info.call)(window)))
             window.addAction(action)
             self.actions[info.id] = action
         self.set_shortcuts(shortcuts)
@@ -81,6 +80,15 @@ class ActionRegistry:
     def why_not(self, info: ActionInfo, conditions: Mapping[str, bool]) -> str:
         """Return why an action is greyed, or an empty text."""
         return next((REASONS.get(need, "") for need in info.needs if not conditions.get(need, False)), "")
+
+
+def _without_argument(call: Callable[[], object]) -> Callable[..., None]:
+    """Return a slot that leaves out whether the action is checked: the methods know that themselves."""
+
+    def slot(*_: object) -> None:
+        call()
+
+    return slot
 
 
 def conflicts(shortcuts: Mapping[str, str]) -> dict[str, list[str]]:

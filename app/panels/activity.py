@@ -9,16 +9,6 @@ from cellweave.app import theme
 from cellweave.app.panels.parts import ElidedLabel, button, tool
 
 
-def duration(seconds: float) -> str:
-    """Return a length of time in words that one reads at a glance."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
 class ActivityBar(QWidget):
     """State sentence, progress, and pause, stop and cancel while a run goes on."""
 

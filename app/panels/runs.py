@@ -70,9 +70,9 @@ class RunDelegate(QStyledItemDelegate):
         area, line = option.rect, metrics.height()
         selected = bool(option.state & QStyle.StateFlag.State_Selected)
         if selected:
-            painter.fillRect(area, now.mix("accent", "panel", 0.14))
+            painter.fillRect(area, now.shade("accent", "panel", 0.14))
         elif option.state & QStyle.StateFlag.State_MouseOver:
-            painter.fillRect(area, now.mix("text", "panel", 0.05))
+            painter.fillRect(area, now.shade("text", "panel", 0.05))
         if selected and option.state & QStyle.StateFlag.State_HasFocus:
             painter.setPen(QPen(now.color("accent"), 1.2))
             painter.drawRect(area.adjusted(1, 1, -2, -2))

@@ -51,7 +51,7 @@ class StepHeader(QAbstractButton):
         now, metrics = theme.current(), self.fontMetrics()
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        ground = now.mix("accent", "panel", 0.08) if self.isChecked() else now.mix("text", "panel", 0.04) if self.underMouse() else now.panel
+        ground = now.shade("accent", "panel", 0.08) if self.isChecked() else now.shade("text", "panel", 0.04) if self.underMouse() else now.color("panel")
         painter.fillRect(self.rect(), ground)
         painter.setPen(now.color("border"))
         painter.drawLine(0, self.height() - 1, self.width(), self.height() - 1)

@@ -64,11 +64,16 @@ class Theme:
         parts = (round(share * x + (1 - share) * y) for x, y in zip(a.getRgb()[:3], b.getRgb()[:3], strict=True))
         return QColor(*parts).name()
 
+    def shade(self, over: str, ground: str, share: float) -> QColor:
+        """Return :meth:`mix` as a ``QColor``, for painting."""
+        return QColor(self.mix(over, ground, share))
+
     def tokens(self) -> dict[str, str]:
         """Return every colour by name, with the shades that follow from them (hover, pressed)."""
         own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in {"name", "dark"}}
         own["hover"] = self.mix("text", "panel", 0.06)
         own["pressed"] = self.mix("text", "panel", 0.12)
+        own["notice"] = self.mix("accent", "panel", 0.10)
         own["field_border"] = self.mix("text", "panel", 0.34)
         own["scroll"] = self.mix("text", "panel", 0.22)
         own["accent_hover"] = self.mix("text", "accent", 0.12)

@@ -144,6 +144,10 @@ class TaskRunner(QObject):
         if task in self._tasks:
             self._tasks.remove(task)
 
+    def busy(self) -> bool:
+        """Return whether any task is at work."""
+        return bool(self._tasks)
+
     def shutdown(self) -> None:
         """Ask every task to stop and wait for it."""
         for task in list(self._tasks):

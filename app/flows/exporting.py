@@ -1,0 +1,203 @@
+"""Taking results away: figures, h5ad, tables, spec, command and script."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject
+from qtpy.QtGui import QGuiApplication
+from qtpy.QtWidgets import QFileDialog
+
+from cellweave.app.state.script import as_command, as_script
+from cellweave.app.state.session import Session
+from cellweave.app.workers.analysis import Analysis
+from cellweave.app.workers.tasks import Task, TaskRunner
+from cellweave.core.errors import Cancelled, CellweaveError
+from cellweave.core.runs.folder import RunFolder
+from cellweave.core.spec import save_spec
+
+if TYPE_CHECKING:
+    from cellweave.app.window import MainWindow
+
+LOG = logging.getLogger("cellweave.window")
+
+
+class Exporting(QObject):
+    """Writes what the person takes away."""
+
+    def __init__(self, window: MainWindow, session: Session, analysis: Analysis, tasks: TaskRunner) -> None:
+        super().__init__(window)
+        self._window, self._session, self._analysis, self._tasks = window, session, analysis, tasks
+        self._task: Task | None = None
+
+    # ------------------------------------------------------------------ spec
+
+    def ask_save_spec(self) -> None:
+        """Write the spec as a TOML file."""
+        start = str(Path(self._session.settings.last_folder) / f"{self._session.spec.name or 'run'}.toml")
+        file, _ = QFileDialog.getSaveFileName(self._window, "Save spec", start, "Run spec (*.toml)")
+        if file:
+            self.save_spec(Path(file if file.endswith(".toml") else f"{file}.toml"))
+
+    def save_spec(self, path: Path) -> None:
+        """Write the spec to a path."""
+        try:
+            save_spec(self._session.spec, path)
+        except OSError as error:
+            self._window.show_error(CellweaveError(f"'{path}' could not be written: {error.strerror or error}.", "Choose another folder."), "")
+            return
+        self._window.notify(f"The spec is in '{path}'.")
+
+    def copy_command(self) -> None:
+        """Put the command line that trains this on the clipboard."""
+        QGuiApplication.clipboard().setText(as_command(self._session.spec))
+        self._window.notify("The command line is on the clipboard.")
+
+    def copy_script(self) -> None:
+        """Put a script that trains this on the clipboard."""
+        QGuiApplication.clipboard().setText(as_script(self._session.spec))
+        self._window.notify("The Python script is on the clipboard.")
+
+    # ------------------------------------------------------------------ results
+
+    def figure(self) -> None:
+        """Open the figure dialog for the shown (or selected) run."""
+        target = self._window.watching.shown or self._window.runs.target
+        if target is None:
+            return
+        from cellweave.app.views import FigureDialog
+
+        try:
+            dialog = FigureDialog(target, self._window, self._analysis.process)
+        except CellweaveError as error:
+            self._window.show_error(error, "")
+            return
+        dialog.setAttribute(self._window.delete_on_close)
+        self._window.figure_dialog = dialog
+        dialog.show()
+
+    def _ask(self, title: str, suffix: str, kind: str) -> Path | None:
+        target = self._window.watching.shown or self._window.runs.target
+        if target is None:
+            return None
+        run = self._session.library.get(target)
+        stem = (run.name if run is not None else target.name).replace("/", "-")
+        start = str(Path(self._session.settings.last_folder) / f"{stem}{suffix}")
+        file, _ = QFileDialog.getSaveFileName(self._window, title, start, kind)
+        return Path(file) if file else None
+
+    def h5ad(self) -> None:
+        """Ask where, and write the input with the results."""
+        out = self._ask("Export h5ad", ".h5ad", "AnnData (*.h5ad)")
+        if out is not None:
+            self.write_h5ad(out)
+
+    def write_h5ad(self, out: Path) -> None:
+        """Write the h5ad of the shown run in a thread."""
+        target = self._window.watching.shown or self._window.runs.target
+        if target is None:
+            return
+        denoised = (target / "results" / "denoised.h5").is_file()
+
+        def work(report: Any) -> Path:
+            from cellweave.core.export.h5ad import export_h5ad
+
+            return export_h5ad(target, out, denoised=denoised, progress=lambda fraction, text="": report(text, fraction))
+
+        self._run(work, f"Writing {out.name}", f"'{out}' is written.")
+
+    def tables(self) -> None:
+        """Ask for a folder and write the tables of the run there."""
+        folder = QFileDialog.getExistingDirectory(self._window, "Folder for the tables", self._session.settings.last_folder)
+        if folder:
+            self.write_tables(Path(folder))
+
+    def write_tables(self, folder: Path) -> None:
+        """Write losses, latent space and coordinates as CSV, in a thread."""
+        target = self._window.watching.shown or self._window.runs.target
+        if target is None:
+            return
+
+        def work(report: Any) -> list[Path]:
+            report("reading the results", None)
+            return write_tables(target, folder)
+
+        self._run(work, "Writing tables", f"The tables are in '{folder}'.")
+
+    def _run(self, work: Any, doing: str, done_words: str) -> None:
+        window = self._window
+
+        def done(_result: Any) -> None:
+            self._task = None
+            window.say_idle()
+            window.notify(done_words)
+            LOG.info("%s", done_words)
+
+        def failed(error: Exception, details: str) -> None:
+            self._task = None
+            window.say_idle()
+            if not isinstance(error, Cancelled):
+                window.show_error(error, details)
+
+        def progressed(text: str, fraction: float | None) -> None:
+            window.say_busy(f"{doing}: {text}" if text else doing, fraction, cancellable=True)
+
+        window.say_busy(doing, None, cancellable=True)
+        self._task = self._tasks.run(work, done, failed, progressed)
+
+    def cancel(self) -> bool:
+        """Stop what is being written; return whether there was anything."""
+        if self._task is None or not self._task.running():
+            return False
+        self._task.cancel()
+        return True
+
+
+def write_tables(run: Path, folder: Path) -> list[Path]:
+    """Write ``losses.csv``, ``metrics.csv``, ``latent.csv`` and ``umap.csv`` of a run into a folder.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    folder
+        Where the tables go; files of the same name are replaced.
+
+    Returns
+    -------
+    list of Path
+        What was written: only what the run has.
+
+    Raises
+    ------
+    CellweaveError
+        Where the folder cannot be written.
+    """
+    import pandas as pd
+
+    from cellweave.core.export.run_data import RunData
+    from cellweave.core.files import write_atomic
+
+    source = RunFolder.open(run)
+    written: list[Path] = []
+    try:
+        for file in (source.losses_file, source.metrics_file):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+                written.append(folder / file.name)
+        data = RunData(run)
+        for name, prefix in (("latent", "latent"), ("umap", "umap")):
+            if not data.has(f"{name}.npy"):
+                continue
+            values = data.array(name)
+            table = pd.DataFrame(values, columns=[f"{prefix}_{number + 1}" for number in range(values.shape[1])])
+            table.insert(0, "cell", data.cells["name"].to_numpy())
+            target = folder / f"{name}.csv"
+            write_atomic(target, lambda temporary, table=table: table.to_csv(temporary, index=False))
+            written.append(target)
+    except OSError as error:
+        raise CellweaveError(f"The tables could not be written: {error.strerror or error}.", "Choose another folder.") from None
+    return written

@@ -1,0 +1,212 @@
+"""What one does with runs: open, overlay, duplicate, rename, trash, restore, continue."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QObject, QTimer, QUrl
+from qtpy.QtGui import QDesktopServices
+
+from cellweave.app.flows import dialogs
+from cellweave.app.state import runs as store
+from cellweave.app.state.results import RunResults
+from cellweave.app.state.session import Session
+from cellweave.app.workers.following import Following
+from cellweave.core.errors import CellweaveError
+from cellweave.core.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from cellweave.app.window import MainWindow
+
+LOG = logging.getLogger("cellweave.window")
+LOOK = 2000  # milliseconds between two looks at the list of runs
+
+
+class RunsFlow(QObject):
+    """Keeps the list of runs and does what its buttons say."""
+
+    def __init__(self, window: MainWindow, session: Session) -> None:
+        super().__init__(window)
+        self._window, self._session = window, session
+        self.selected: Path | None = None
+        self.following: Following | None = None
+        self._timer = QTimer(self)
+        self._timer.setInterval(LOOK)
+        self._timer.timeout.connect(self.refresh)
+
+    def start(self) -> None:
+        """Read the list, and again every two seconds."""
+        for path in self._session.settings.recent_runs:
+            self._session.library.add(Path(path))
+        self.refresh()
+        self._timer.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._timer.stop()
+        self._follow(None)
+
+    def refresh(self) -> None:
+        """Read what changed on disk."""
+        library = self._session.library
+        library.refresh()
+        queued = self._window.training.queued()
+        waiting = {run.path for run in queued}
+        self._window.runs_panel.set_runs([*queued, *(run for run in library.runs if run.path not in waiting)])
+        shown = self._window.watching.shown
+        training = self._window.training
+        if shown is not None and not shown.is_dir() and not (training.current and training.current.folder == shown):
+            self._window.watching.shown = None
+            self._window.notify(f"The folder of the run '{shown.name}' is gone. What is shown stays until another run is opened.")
+        self._window.update_actions()
+
+    @property
+    def target(self) -> Path | None:
+        """The run that an action means: the selected one, else the one shown."""
+        return self.selected or self._window.watching.shown
+
+    def select(self, path: Path | None) -> None:
+        """Another run is selected in the list."""
+        self.selected = path
+        self._window.update_actions()
+
+    # ------------------------------------------------------------------ looking
+
+    def open(self, path: Path) -> None:
+        """Show a run; one that trains elsewhere is followed."""
+        training = self._window.training
+        if training.current is not None and training.current.folder == path:
+            self._window.show_view("losses")
+            return
+        if any(waiting.folder == path for waiting in training.queue):
+            self._window.notify("This run waits in the queue; it can be opened once it has begun.")
+            return
+        self._follow(None)
+        self._window.watching.open(path, then=self._opened)
+
+    def _opened(self, results: RunResults) -> None:
+        self._session.library.add(results.folder)
+        self._session.settings.remember("runs", str(results.folder))
+        self._window.save_soon()
+        self.refresh()
+        self._window.runs_panel.set_current(results.folder)
+        if results.status.state.active and not results.status.lost:
+            self._follow(Following(results.folder, results.end, self))
+        if not self._session.headers:
+            there = results.spec.data.paths and all(Path(path).exists() for path in results.spec.data.paths)
+            if there:
+                self._window.opening.open_spec(results.spec, results.name)
+
+    def _follow(self, following: Following | None) -> None:
+        if self.following is not None:
+            self.following.stop()
+            self.following.deleteLater()
+        self.following = following
+        if following is not None:
+            following.events.connect(self._window.watching.take)
+            following.ended.connect(self._followed_to_the_end)
+            following.start()
+            self._window.notify(f"'{following.folder.name}' trains in another process; it is followed live.")
+
+    def _followed_to_the_end(self, folder: Path) -> None:
+        self._follow(None)
+        if self._window.watching.shown == folder and folder.is_dir():
+            self._window.watching.open(folder)
+
+    def overlay(self) -> None:
+        """Draw the losses of the selected run over those shown."""
+        path = self.target
+        if path is None:
+            return
+        try:
+            folder = RunFolder.open(path)
+            name = folder.spec.name or path.name
+            self._window.losses.add_overlay(name, list(folder.events()))
+        except CellweaveError as error:
+            self._window.show_error(error, "")
+            return
+        self._window.show_view("losses")
+
+    def open_folder(self) -> None:
+        """Show the files of the selected run."""
+        if self.target is not None:
+            QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.target)))
+
+    # ------------------------------------------------------------------ changing
+
+    def duplicate(self) -> None:
+        """Begin a new run with the settings of the selected one."""
+        if self.target is None:
+            return
+        try:
+            spec = RunFolder.open(self.target).spec
+        except CellweaveError as error:
+            self._window.show_error(error, "")
+            return
+        fresh = spec.with_changes({"name": ""})
+        if self._session.headers and fresh.data.paths == self._session.spec.data.paths:
+            self._session.editor.replace(fresh, f"settings of '{self.target.name}'")
+        else:
+            self._window.opening.open_spec(fresh, self.target.name)
+        self._window.notify(f"The settings of '{self.target.name}' are in the steps now; Train begins a new run with them.")
+
+    def rename(self) -> None:
+        """Ask for another name of the selected run."""
+        path = self.target
+        run = self._session.library.get(path)
+        if path is None or run is None:
+            return
+        name = dialogs.ask_text(self._window, "Rename the run", "Name:", run.name)
+        if not name:
+            return
+        try:
+            store.rename(path, name)
+        except CellweaveError as error:
+            self._window.show_error(error, "")
+        self.refresh()
+
+    def trash(self) -> None:
+        """Move the selected run to the trash."""
+        path = self.target
+        if path is None:
+            return
+        if any(waiting.folder == path for waiting in self._window.training.queue):
+            self._window.training.forget(path)
+            self.refresh()
+            return
+        try:
+            self._session.trash.put(path)
+        except CellweaveError as error:
+            self._window.show_error(error, "")
+            return
+        if self._window.watching.shown == path:
+            self._window.watching.clear()
+        self.selected = None
+        LOG.info("%s moved to the trash", path.name)
+        self.refresh()
+        self._window.notify(f"'{path.name}' is in the trash.", "Put it back", self.restore)
+
+    def restore(self) -> None:
+        """Put the run that was deleted last back."""
+        try:
+            path = self._session.trash.restore_last()
+        except CellweaveError as error:
+            self._window.show_error(error, "")
+            return
+        self.refresh()
+        if path is not None:
+            self._window.runs_panel.set_current(path)
+            self._window.notify(f"'{path.name}' is back.")
+
+    def resume(self) -> None:
+        """Continue the selected run from its last checkpoint."""
+        if self.target is not None:
+            self._window.training.resume(self.target)
+
+    def steer(self, verb: str) -> None:
+        """Send a command to the run that is followed."""
+        if self.following is not None:
+            problem = self.following.send(verb)
+            self._window.notify(problem or f"'{self.following.folder.name}' was asked to {verb}.")

@@ -1,0 +1,175 @@
+"""Brings what a run says into the views: curves as they come, and an embedding that moves while the model learns."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject
+
+from cellweave.app.state.results import Cells, RunResults, default_pair, read_run, study_cells
+from cellweave.app.state.session import Session
+from cellweave.app.workers.analysis import Analysis
+from cellweave.app.workers.tasks import TaskRunner
+from cellweave.core.analysis.jobs import JobUpdate, UpdateKind
+from cellweave.core.errors import Cancelled
+from cellweave.core.runs.events import Event, FinishReason, PreviewReady
+from cellweave.core.spec import RunSpec
+
+if TYPE_CHECKING:
+    from cellweave.app.window import MainWindow
+
+LOG = logging.getLogger("cellweave.window")
+
+
+class Watching(QObject):
+    """Fills the Losses and Embedding views.
+
+    Attributes
+    ----------
+    shown
+        Folder of the run that the views show, or None.
+    """
+
+    def __init__(self, window: MainWindow, session: Session, analysis: Analysis, tasks: TaskRunner) -> None:
+        super().__init__(window)
+        self._window, self._session, self._analysis, self._tasks = window, session, analysis, tasks
+        self.shown: Path | None = None
+        self.results: RunResults | None = None
+        self.cells: Cells | None = None
+        self.spec: RunSpec | None = None
+        self._generation = 0
+        self._refresh: tuple[int, int, Path] | None = None  # job, epoch, file
+        self._waiting: tuple[Path, int] | None = None
+        self._previous: Path | None = None
+        analysis.updated.connect(self._updated)
+
+    # ------------------------------------------------------------------ a run that trains
+
+    def begin(self, folder: Path, spec: RunSpec) -> None:
+        """Show a run that begins to train."""
+        self._generation += 1
+        self.shown, self.spec, self.results, self.cells = folder, spec, None, None
+        self._refresh = self._waiting = self._previous = None
+        losses, embedding = self._window.losses, self._window.embedding
+        losses.set_terms(spec.terms())
+        losses.set_run(spec.name or folder.name, ())
+        embedding.set_message(self._waiting_words(spec))
+        self._window.show_view("losses")
+
+    def _waiting_words(self, spec: RunSpec) -> str:
+        every = spec.training.preview_every
+        if every:
+            return f"The first live embedding comes after epoch {every}; then it moves every {every} epochs."
+        return "The embedding is computed when training ends. A live one can be switched on in step 5."
+
+    def take(self, events: list[Event]) -> None:
+        """Take in what the shown run says."""
+        losses = self._window.losses
+        for event in events:
+            losses.add_event(event)
+            if isinstance(event, PreviewReady) and event.path:
+                self._waiting = (Path(event.path), event.epoch)
+        self._next_refresh()
+
+    # ------------------------------------------------------------------ the live embedding
+
+    def _next_refresh(self) -> None:
+        """Lay out the newest preview, unless one is being laid out: the one in between is left out."""
+        if self._waiting is None or self._refresh is not None or self.spec is None:
+            return
+        latent, epoch = self._waiting
+        self._waiting = None
+        out = latent.with_name(f"layout-{epoch:06d}.npy")
+        job = self._analysis.submit(
+            "refresh", latent=str(latent), previous=str(self._previous) if self._previous else None, out=str(out),
+            n_neighbors=self.spec.analysis.n_neighbors, min_dist=self.spec.analysis.min_dist,
+        )  # fmt: skip
+        self._refresh = (job, epoch, out)
+
+    def _updated(self, update: JobUpdate) -> None:
+        if update.kind is UpdateKind.RESTARTED:
+            self._window.notify(update.text)
+            return
+        if self._refresh is None or update.job != self._refresh[0] or not update.final:
+            return
+        _, epoch, out = self._refresh
+        self._refresh = None
+        if update.kind is UpdateKind.DONE:
+            self._previous = out
+            self._show_layout(out, epoch)
+        elif update.kind is UpdateKind.FAILED:
+            LOG.warning("live embedding: %s %s", update.text, update.mend)
+            self._window.notify(f"{update.text} {update.mend}".strip())
+        self._next_refresh()
+
+    def _show_layout(self, path: Path, epoch: int) -> None:
+        if self.shown is None or path.parent.parent != self.shown or self.results is not None:
+            return  # of a run that is no longer shown, or that has its final embedding
+        try:
+            layout = np.load(path, allow_pickle=False)
+            rows = np.load(path.with_name("cells.npy"), allow_pickle=False)
+        except (OSError, ValueError) as error:
+            LOG.warning("the live embedding could not be read: %s", error)
+            return
+        there = np.isfinite(layout).all(axis=1)
+        embedding = self._window.embedding
+        if self.cells is not None and len(self.cells.rows) == int(there.sum()):
+            embedding.move_points(layout[there], epoch)
+            return
+        if self._session.study is None or self.spec is None:
+            return
+        self.cells = study_cells(self._session.study, rows[there])
+        self._window.fill_embedding(layout[there], self.cells, default_pair(self.spec, list(self.cells.columns)))
+        self._window.show_view("embedding", only_from="losses", once=True)
+
+    # ------------------------------------------------------------------ a run that is there
+
+    def open(self, folder: Path, *, then: Any = None) -> None:
+        """Read a run folder in a thread and show it."""
+        self._generation += 1
+        generation = self._generation
+        self._window.say_busy(f"Opening the run {folder.name}")
+
+        def done(results: RunResults) -> None:
+            if generation == self._generation:
+                self._window.say_idle()
+                self.show(results)
+                if then is not None:
+                    then(results)
+
+        def failed(error: Exception, details: str) -> None:
+            if generation == self._generation:
+                self._window.say_idle()
+                if not isinstance(error, Cancelled):
+                    self._window.show_error(error, details)
+
+        self._tasks.run(lambda report: read_run(folder), done, failed)
+
+    def show(self, results: RunResults) -> None:
+        """Show a run that was read."""
+        window = self._window
+        self.shown, self.spec, self.results, self.cells = results.folder, results.spec, results, results.cells
+        self._refresh = self._waiting = None
+        window.losses.set_terms(results.spec.terms())
+        window.losses.set_run(results.name, results.events)
+        if not any(event.kind == "epoch" for event in results.events):
+            window.losses.set_message(f"'{results.name}' has no losses: it ended before its first epoch.")
+        if results.xy is not None and results.cells is not None:
+            window.fill_embedding(results.xy, results.cells, tuple(name for name in results.prefer if name in results.cells.columns))
+            if results.note:
+                window.notify(results.note)
+        else:
+            reason = results.status.reason
+            why = "it was cancelled" if reason is FinishReason.CANCELLED else "it failed" if reason is FinishReason.FAILED else "it has none yet"
+            window.embedding.set_message(f"'{results.name}' has no embedding: {why}. {results.note}".strip())
+        window.run_shown(results)
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self._generation += 1
+        self.shown = self.spec = self.results = self.cells = None
+        self._window.losses.clear()
+        self._window.embedding.set_message("")

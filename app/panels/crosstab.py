@@ -1,0 +1,66 @@
+"""A table of counts for two columns, shaded, that warns at a glance of confounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtGui import QBrush, QColor
+from qtpy.QtWidgets import QTableWidget, QTableWidgetItem, QWidget
+
+from cellweave.app import theme
+
+MOST = 40
+
+
+class CrossTable(QTableWidget):
+    """Levels of one column in rows, of another in columns."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setAccessibleName("Cross table of two columns")
+        self.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
+        self.setFont(theme.tabular_font())
+        self._table: Any = None
+        theme.notifier().changed.connect(self._again)
+
+    def clear_table(self) -> None:
+        """Show nothing."""
+        self._table = None
+        self.setRowCount(0)
+        self.setColumnCount(0)
+        self.updateGeometry()
+
+    def _again(self, *_: object) -> None:
+        if self._table is not None:
+            self.show_counts(self._table)
+
+    def show_counts(self, table: Any) -> None:
+        """Show a table of counts (``pandas.DataFrame``)."""
+        self._table = table
+        shown = table.iloc[:MOST, :MOST]
+        self.setRowCount(shown.shape[0])
+        self.setColumnCount(shown.shape[1])
+        self.setVerticalHeaderLabels([str(name) for name in shown.index])
+        self.setHorizontalHeaderLabels([str(name) for name in shown.columns])
+        now = theme.current()
+        rows = shown.to_numpy()
+        for line, counts in enumerate(rows):
+            total = max(1, int(counts.sum()))
+            for place, count in enumerate(counts):
+                item = QTableWidgetItem(f"{int(count):,}" if count else "·")
+                item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+                item.setBackground(QBrush(QColor(now.mix("accent", "panel", 0.45 * float(count) / total))))
+                item.setToolTip(f"{shown.index[line]} and {shown.columns[place]}: {int(count):,} cells")
+                self.setItem(line, place, item)
+        self.resizeColumnsToContents()
+        self.updateGeometry()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Return room for the rows there are, up to ten."""
+        lines = min(self.rowCount(), 10)
+        return QSize(200, (lines + 1) * (self.fontMetrics().height() + 12) + 14)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """Return room for a few rows."""
+        return QSize(100, min(4, self.rowCount() + 1) * (self.fontMetrics().height() + 12))

@@ -1,0 +1,269 @@
+"""Step 1: which files, what they hold, which matrix has the counts, which features, and what the checks found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QVBoxLayout, QWidget
+
+from cellweave.app.forms import SpecForm
+from cellweave.app.panels.checks import ChecksList
+from cellweave.app.panels.features import ModalityForm
+from cellweave.app.panels.mosaic import Mosaic, MosaicGrid
+from cellweave.app.panels.parts import ElidedLabel, button, clear, row, subheading, text
+from cellweave.app.state.session import Session
+from cellweave.core.spec import RunSpec
+
+if TYPE_CHECKING:
+    from cellweave.core.study.header import FileHeader
+
+ELSEWHERE = (
+    "paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine", "batch_from_file",
+)  # fmt: skip
+
+
+def size(n_bytes: float) -> str:
+    """Return a number of bytes in words."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if n_bytes >= 10 or unit == "bytes" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+class DataPanel(QWidget):
+    """The body of step 1."""
+
+    openClicked = Signal()  # noqa: N815
+    exampleClicked = Signal()  # noqa: N815
+
+    def __init__(self, session: Session, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._session = session
+        self._forms: dict[str, ModalityForm] = {}
+        self._mosaic_key: tuple[Any, ...] = ()
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(12, 12, 12, 16)
+        layout.setSpacing(16)
+        self.empty = text("No data yet. Open a file, drop one on the window, or begin with the example.", secondary=True)
+        self.open = button("Open data…", "open", self.openClicked.emit)
+        self.example = button("Example", "example", self.exampleClicked.emit)
+        self.name = ElidedLabel(mode=Qt.TextElideMode.ElideMiddle)
+        font = self.name.font()
+        font.setWeight(font.Weight.DemiBold)
+        self.name.setFont(font)
+        top = QVBoxLayout()
+        top.setSpacing(8)
+        top.addWidget(self.empty)
+        top.addWidget(self.name)
+        top.addLayout(row(self.open, self.example, None))
+        layout.addLayout(top)
+        self._parts = QWidget()
+        inner = QVBoxLayout(self._parts)
+        inner.setContentsMargins(0, 0, 0, 0)
+        inner.setSpacing(16)
+        self._card = QFrame()
+        self._card.setProperty("card", "true")
+        self._summary = QGridLayout(self._card)
+        self._summary.setContentsMargins(12, 8, 12, 8)
+        self._summary.setVerticalSpacing(4)
+        inner.addWidget(self._card)
+        self.checks = ChecksList()
+        self.checks_title = subheading("Checks")
+        inner.addLayout(_group(self.checks_title, self.checks))
+        inner.addLayout(self._choices())
+        self.mosaic_title = subheading("Mosaic: cells by batch and modality")
+        self.mosaic = MosaicGrid()
+        self.mosaic.switched.connect(self._switch)
+        inner.addLayout(_group(self.mosaic_title, self.mosaic))
+        self.form = SpecForm("data", leave_out=ELSEWHERE, scrolling=False)
+        self.form.changed.connect(session.editor.edit)
+        inner.addLayout(_group(subheading("Reading"), self.form))
+        layout.addWidget(self._parts)
+        layout.addStretch(1)
+        self.checks.fixAsked.connect(lambda fix: session.editor.edit(fix.changes, fix.label))
+        session.headers_changed.connect(self._headers)
+        session.study_changed.connect(self._study)
+        session.checks_changed.connect(self._show_checks)
+        session.editor.changed.connect(self._spec)
+        self._headers(())
+
+    def _choices(self) -> QVBoxLayout:
+        """Modality, join, and the form of each modality."""
+        self.modality = QComboBox()
+        self.modality.setAccessibleName("Modality to train on")
+        self.modality.activated.connect(lambda: self._edit({"data.modality": self.modality.currentData()}))
+        self.modality_label = text("Train on", secondary=True, wrap=False)
+        self.modality_label.setBuddy(self.modality)
+        self.join = QComboBox()
+        self.join.setAccessibleName("Features of several files")
+        self.join.addItem("Features all files have", "intersection")
+        self.join.addItem("Features any file has", "union")
+        self.join.activated.connect(lambda: self._edit({"data.join": self.join.currentData()}))
+        self.join_label = text("Several files", secondary=True, wrap=False)
+        self.join_label.setBuddy(self.join)
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(8)
+        grid.setVerticalSpacing(4)
+        for line, (label, widget) in enumerate(((self.modality_label, self.modality), (self.join_label, self.join))):
+            grid.addWidget(label, line, 0)
+            grid.addWidget(widget, line, 1)
+        grid.setColumnStretch(1, 1)
+        self._modalities = QVBoxLayout()
+        self._modalities.setSpacing(12)
+        layout = QVBoxLayout()
+        layout.setSpacing(12)
+        layout.addLayout(grid)
+        layout.addLayout(self._modalities)
+        return layout
+
+    def _edit(self, changes: dict[str, Any]) -> None:
+        self._session.editor.edit(changes)
+
+    # ------------------------------------------------------------------ showing
+
+    def _headers(self, headers: tuple[FileHeader, ...]) -> None:
+        self._parts.setVisible(bool(headers))
+        self.empty.setVisible(not headers)
+        self.name.setVisible(bool(headers))
+        self.open.setText("Open other data…" if headers else "Open data…")
+        self.open.setAccessibleName(self.open.text())
+        self.example.setVisible(not headers)
+        paths = [header.path for header in headers]
+        self.name.setText(" + ".join(path.name for path in paths))
+        self.name.setToolTip("\n".join(str(path) for path in paths))
+        clear(self._modalities)
+        self._forms = {}
+        for name in dict.fromkeys(modality.name for header in headers for modality in header.modalities):
+            form = ModalityForm(name)
+            form.changed.connect(self._session.editor.edit)
+            self._forms[name] = form
+            self._modalities.addWidget(form)
+        self._refresh()
+
+    def _study(self, _study: object) -> None:
+        self._refresh()
+
+    def _spec(self, _spec: RunSpec) -> None:
+        self._refresh()
+
+    def _show_checks(self, checks: tuple[Any, ...]) -> None:
+        own = [check for check in checks if not check.where.startswith("covariates")]
+        self.checks.set_checks(own)
+        self.checks_title.setVisible(bool(own))
+        self.checks.setVisible(bool(own))
+
+    def _refresh(self) -> None:
+        session = self._session
+        if not session.headers:
+            return
+        spec, study = session.spec, session.study
+        self.form.set_spec(spec)
+        self._show_summary()
+        names = list(self._forms)
+        several = len(names) > 1 and spec.family.modalities == "one"
+        self.modality.setVisible(several)
+        self.modality_label.setVisible(several)
+        self.modality.clear()
+        self.modality.addItem("RNA where there is one", None)
+        for name in names:
+            self.modality.addItem(name, name)
+        self.modality.setCurrentIndex(max(0, self.modality.findData(spec.data.modality)))
+        self.join.setVisible(len(session.headers) > 1)
+        self.join_label.setVisible(len(session.headers) > 1)
+        self.join.setCurrentIndex(self.join.findData(spec.data.join))
+        columns = [str(name) for name in study.obs.columns] if study is not None else []
+        for name, form in self._forms.items():
+            loaded = study.modalities.get(name) if study is not None else None
+            form.show_modality(spec.data, self._locations(name), loaded.location if loaded else "", columns, self._size_of(name, loaded))
+        self._show_mosaic()
+
+    def _locations(self, modality: str) -> list[str]:
+        found = [
+            matrix.location
+            for header in self._session.headers
+            for item in header.modalities
+            if item.name == modality
+            for matrix in item.matrices
+        ]
+        return list(dict.fromkeys(found))
+
+    def _size_of(self, name: str, loaded: Any) -> str:
+        if loaded is not None:
+            return f"{int(loaded.measured.sum()):,} × {loaded.n_features:,}"
+        items = [item for header in self._session.headers for item in header.modalities if item.name == name]
+        return f"{sum(item.n_cells for item in items):,} × {items[0].n_features:,}" if items else ""
+
+    def _show_summary(self) -> None:
+        clear(self._summary)
+        headers, study = self._session.headers, self._session.study
+        cells = study.n_cells if study is not None else sum(header.n_cells for header in headers)
+        rows = [("Cells", f"{cells:,}" + (f" ({len(study.left_out):,} left out)" if study is not None and len(study.left_out) else ""))]
+        rows.append(("Format", ", ".join(dict.fromkeys(header.format for header in headers))))
+        rows.append(("On disk", size(sum(header.file_bytes for header in headers))))
+        rows.append(("In memory", _memory(study) if study is not None else f"about {size(sum(header.estimated_bytes for header in headers))}"))
+        columns = len(study.obs.columns) if study is not None else max((len(header.obs_columns) for header in headers), default=0)
+        rows.append(("Columns of cells", f"{columns:,}"))
+        arrays = list(dict.fromkeys(name for header in headers for name in header.obsm))
+        if arrays:
+            rows.append(("Embeddings", ", ".join(arrays)))
+        for line, (name, value) in enumerate(rows):
+            self._summary.addWidget(text(name, secondary=True, wrap=False), line, 0)
+            words = ElidedLabel(value)
+            words.setToolTip(value)
+            self._summary.addWidget(words, line, 1)
+        notes = list(study.notes) if study is not None else [note for header in headers for note in header.notes]
+        for number, note in enumerate(notes[:6]):
+            self._summary.addWidget(text(note, secondary=True), len(rows) + number, 0, 1, 2)
+        self._summary.setColumnStretch(1, 1)
+
+    def _show_mosaic(self) -> None:
+        study, spec = self._session.study, self._session.spec
+        column = ""
+        if study is not None and len(study.modalities) > 1:
+            wanted = (spec.covariates.batch, spec.covariates.dataset, "file", "batch")
+            column = next((name for name in wanted if name and name in study.obs.columns), "")
+        self.mosaic_title.setVisible(bool(column))
+        self.mosaic.setVisible(bool(column))
+        if not column:
+            return
+        key = (id(study), column, spec.data.switched_off)
+        if key != self._mosaic_key:
+            self._mosaic_key = key
+            off = [(item.level, item.modality) for item in spec.data.switched_off if item.column == column]
+            self.mosaic.set_mosaic(Mosaic.of(study, column), off)
+
+    def _switch(self, column: str, level: str, modality: str, use: bool) -> None:
+        kept = [item.model_dump() for item in self._session.spec.data.switched_off if (item.column, item.level, item.modality) != (column, level, modality)]
+        if not use:
+            kept.append({"column": column, "level": level, "modality": modality})
+        self._session.editor.edit({"data.switched_off": tuple(kept)}, f"{'use' if use else 'leave out'} {modality} of {level}")
+
+    # ------------------------------------------------------------------ for the header of the step
+
+    def summary(self) -> tuple[str, str]:
+        """Return the mark and the words of the step's header."""
+        session = self._session
+        if not session.headers:
+            return "", "Open a file or the example"
+        name = Path(session.headers[0].path).name
+        if session.study is None:
+            return "", f"{name} · loading"
+        failing = any(not check.where.startswith("covariates") for check in session.failures)
+        warned = any(check.level.value == "warn" and not check.where.startswith("covariates") for check in session.checks)
+        words = f"{name} · {session.study.n_cells:,} cells"
+        return "fail" if failing else "warn" if warned else "check" if session.checked_spec is not None else "", words
+
+
+def _memory(study: Any) -> str:
+    return size(sum(m.counts.data.nbytes + m.counts.indices.nbytes + m.counts.indptr.nbytes for m in study.modalities.values()))
+
+
+def _group(*parts: QWidget) -> QVBoxLayout:
+    layout = QVBoxLayout()
+    layout.setSpacing(8)
+    for part in parts:
+        layout.addWidget(part)
+    return layout

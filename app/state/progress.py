@@ -1,0 +1,133 @@
+"""Folds the events of a run into the sentence and the fraction that the activity bar shows; no Qt here."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from cellweave.core.runs.events import (
+    EpochDone,
+    Event,
+    FinishReason,
+    Progress,
+    RunState,
+    StateChanged,
+    StepProgress,
+)
+
+PHASES = {
+    RunState.CREATED: "Starting",
+    RunState.QUEUED: "Waiting in the queue",
+    RunState.LOADING: "Loading data",
+    RunState.PREPARING: "Preparing",
+    RunState.TRAINING: "Training",
+    RunState.PAUSED: "Paused",
+    RunState.STOPPING: "Stopping, keeping the best weights",
+    RunState.CANCELLING: "Cancelling…",
+    RunState.ANALYSING: "Computing results",
+    RunState.DONE: "Done",
+}
+ENDINGS = {
+    FinishReason.COMPLETED: "finished",
+    FinishReason.EARLY_STOPPED: "stopped early: the validation loss no longer improved",
+    FinishReason.STOPPED: "was stopped and kept",
+    FinishReason.CANCELLED: "was cancelled",
+    FinishReason.FAILED: "failed",
+}
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in words that one reads at a glance."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@dataclass
+class RunProgress:
+    """Where a run stands.
+
+    Attributes
+    ----------
+    name
+        What the run is called.
+    patience
+        Epochs without improvement before it stops early; 0 where it does not.
+    state, reason
+        Of the last change of state.
+    """
+
+    name: str
+    patience: int = 0
+    state: RunState = RunState.CREATED
+    reason: FinishReason | None = None
+    phase: str = ""
+    fraction: float | None = None
+    epoch: int = 0
+    max_epochs: int = 0
+    cells_per_second: float = 0.0
+    seconds_left: float | None = None
+    best_epoch: int | None = None
+    since_best: int = 0
+    started: float = 0.0
+
+    def add(self, event: Event) -> None:
+        """Take in an event."""
+        self.started = self.started or event.time or time.time()
+        match event:
+            case StateChanged():
+                self.state, self.reason, self.phase, self.fraction = event.state, event.reason, "", None
+            case Progress():
+                self.phase, self.fraction = event.phase, event.fraction
+            case StepProgress():
+                self.epoch, self.max_epochs = event.epoch, event.max_epochs
+                self.cells_per_second, self.seconds_left = event.cells_per_second, event.seconds_left
+                self.fraction = (event.epoch - 1 + event.fraction) / max(1, event.max_epochs)
+            case EpochDone():
+                self.epoch, self.max_epochs = event.epoch, event.max_epochs
+                self.best_epoch, self.since_best = event.best_epoch, event.epochs_since_best
+                self.cells_per_second = event.cells_per_second or self.cells_per_second
+                self.fraction = event.epoch / max(1, event.max_epochs)
+            case _:
+                pass
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether pausing has a meaning now."""
+        return self.state in {RunState.TRAINING, RunState.PAUSED}
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether there is something to keep."""
+        return self.state in {RunState.TRAINING, RunState.PAUSED}
+
+    def sentence(self) -> str:
+        """Return the state in one line."""
+        parts = [PHASES[self.state]]
+        if self.state in {RunState.TRAINING, RunState.PAUSED} and self.max_epochs:
+            parts.append(f"epoch {self.epoch}/{self.max_epochs}")
+            if self.state is RunState.TRAINING:
+                if self.cells_per_second:
+                    parts.append(f"{self.cells_per_second:,.0f} cells/s")
+                if self.seconds_left is not None:
+                    parts.append(f"{duration(self.seconds_left)} left")
+            if self.best_epoch:
+                patience = f" (patience {self.since_best}/{self.patience})" if self.patience else ""
+                parts.append(f"best {self.best_epoch}{patience}")
+        elif self.phase:
+            share = f" {100 * self.fraction:.0f} %" if self.fraction is not None and self.fraction < 1 else ""
+            phase = self.phase[:1].lower() + self.phase[1:] if not self.phase[:2].isupper() else self.phase
+            if phase.lower() != parts[0].lower():
+                parts.append(phase + share)
+            else:
+                parts[0] += share
+        return f"{self.name}: " + " · ".join(parts) if self.name else " · ".join(parts)
+
+    def ending(self, now: float | None = None) -> str:
+        """Return how it ended, in one line."""
+        took = (now or time.time()) - self.started if self.started else 0.0
+        words = ENDINGS.get(self.reason, "ended") if self.reason is not None else "ended"
+        return f"{self.name} {words} after {self.epoch} epochs in {duration(took)}"

@@ -1,0 +1,159 @@
+"""What the views show of a run, read from its folder in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellweave.core.errors import CellweaveError
+from cellweave.core.runs.events import Event
+from cellweave.core.runs.folder import RunFolder, RunStatus
+from cellweave.core.spec import RunSpec
+
+MOST_LEVELS = 500  # a column with more levels is no way to colour cells
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Points of an embedding and what is known of them.
+
+    Attributes
+    ----------
+    rows
+        Rows of the study, ``(n,)``.
+    names
+        Names of the cells, ``(n,)``.
+    columns
+        Columns to colour by: :class:`~cellweave.core.export.run_data.ColumnValues` of the n cells by name.
+    """
+
+    rows: np.ndarray
+    names: np.ndarray
+    columns: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class RunResults:
+    """A run as it is shown.
+
+    Attributes
+    ----------
+    folder, spec, status, name
+        Which run.
+    events
+        Its journal.
+    end
+        Byte of the journal behind the last event.
+    xy
+        UMAP coordinates ``(n, 2)``, or None where there is none yet.
+    cells
+        The cells of ``xy``.
+    prefer
+        Columns to colour by at first.
+    note
+        A sentence on what could not be read.
+    """
+
+    folder: Path
+    spec: RunSpec
+    status: RunStatus
+    name: str
+    events: list[Event] = field(default_factory=list)
+    end: int = 0
+    xy: np.ndarray | None = None
+    cells: Cells | None = None
+    prefer: tuple[str, ...] = ()
+    note: str = ""
+
+
+def read_run(path: Path) -> RunResults:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    path
+        The run folder.
+
+    Returns
+    -------
+    RunResults
+        Without coordinates where the run has none yet.
+
+    Raises
+    ------
+    RunFolderError
+        Where the folder holds no run, or its spec cannot be read.
+    """
+    folder = RunFolder.open(path)
+    spec, status = folder.spec, folder.status
+    events: list[Event] = []
+    end = 0
+    for event, offset in folder.tail():
+        events.append(event)
+        end = offset
+    name = spec.name or folder.path.name
+    xy, cells, prefer, note = None, None, (), ""
+    if (folder.results / "umap.npy").is_file():
+        try:
+            xy, cells, prefer, note = _embedding(folder.path)
+        except (CellweaveError, OSError, ValueError) as error:
+            note = f"The embedding of the run could not be read: {error}"
+    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, note)
+
+
+def _embedding(path: Path) -> tuple[np.ndarray, Cells, tuple[str, ...], str]:
+    from cellweave.core.export.run_data import ColumnValues, RunData
+
+    run = RunData(path)
+    layout = run.array("umap")
+    rows = np.flatnonzero(np.isfinite(layout).all(axis=1))
+    note = ""
+    try:
+        obs = run.obs
+        columns = {str(name): ColumnValues.of_series(str(name), obs[name]) for name in obs.columns}
+    except (CellweaveError, OSError) as error:
+        note = f"Only the columns that had a role can be shown: {error}"
+        plain = [name for name in run.cells.columns if name not in {"name", "file", "row", "split"}]
+        columns = {name: run.column(name) for name in plain}
+    if run.clusters is not None:
+        columns["leiden"] = run.column("leiden")
+    columns["split"] = run.column("split")
+    for dimension in range(run.latent.shape[1]):
+        columns[f"latent {dimension + 1}"] = run.column(f"latent:{dimension + 1}")
+    names = run.cells["name"].to_numpy()
+    cells = Cells(rows, names[rows], subset(columns, rows))
+    return np.ascontiguousarray(layout[rows]), cells, tuple(run.default_columns()), note
+
+
+def subset(columns: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    """Return the columns of some cells; what has more levels than one can colour is left out."""
+    from cellweave.core.export.run_data import ColumnValues
+
+    found: dict[str, Any] = {}
+    for name, column in columns.items():
+        if column.levels is None:
+            found[name] = ColumnValues.of_numbers(column.title, column.numbers[rows])
+        elif len(column.levels) <= MOST_LEVELS:
+            found[name] = ColumnValues.of_levels(column.title, column.codes[rows], column.levels)
+    return found
+
+
+def study_cells(study: Any, rows: np.ndarray) -> Cells:
+    """Return the annotation of some cells of a loaded study, for the live embedding."""
+    from cellweave.core.export.run_data import ColumnValues
+
+    obs = study.obs.iloc[rows]
+    columns = {str(name): ColumnValues.of_series(str(name), obs[name]) for name in obs.columns}
+    usable = {name: column for name, column in columns.items() if column.levels is None or len(column.levels) <= MOST_LEVELS}
+    return Cells(rows, obs.index.to_numpy(), usable)
+
+
+def default_pair(spec: RunSpec, known: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns to colour by at first: the spec's choice, else batch beside labels."""
+    roles = spec.covariates
+    wanted = [*spec.analysis.colour_by, roles.batch or roles.library or roles.dataset, roles.labels, "leiden"]
+    return tuple(dict.fromkeys(name for name in wanted if name and name in known))[:2]
