@@ -12,6 +12,12 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 
 
+class NothingSharedError(DataError):
+    """No feature of a modality is in all files."""
+
+    MEND = "Use the same kind of names in all files, or set data.join = 'union'."
+
+
 @dataclass(frozen=True)
 class Alignment:
     """Features of several files brought into one order.
@@ -51,7 +57,7 @@ def align_features(names: Sequence[np.ndarray], join: str, modality: str = "") -
     Raises
     ------
     DataError
-        Where names repeat within a file, or no feature is in all files.
+        Where names repeat within a file; :class:`NothingSharedError` where no feature is in all files.
     """
     for position, own in enumerate(names):
         unique, number = np.unique(np.asarray(own, dtype=str), return_counts=True)
@@ -65,9 +71,9 @@ def align_features(names: Sequence[np.ndarray], join: str, modality: str = "") -
         other = pd.Index(own, dtype=object)
         joint = joint.append(other[~other.isin(joint)]) if join == "union" else joint[joint.isin(other)]
     if len(joint) == 0:
-        raise DataError(
-            f"The files share no feature of {modality}: the first calls them '{names[0][0]}' ..., another '{names[-1][0]}' ....",
-            "Use the same kind of names in all files, or set data.join = 'union'.",
+        raise NothingSharedError(
+            f"The files share no feature of {modality}: the first calls them '{names[0][0]}' and so on, another '{names[-1][0]}'.",
+            NothingSharedError.MEND,
         )
     columns = tuple(joint.get_indexer(pd.Index(own, dtype=object)) for own in names)
     mask = np.zeros((len(names), len(joint)), dtype=bool)

@@ -14,7 +14,15 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 from cellweave.core.spec.data import DataSpec
 from cellweave.core.study import select
-from cellweave.core.study.align import align_features, make_unique, move_columns, move_rows, rows_by_name, stack_rows
+from cellweave.core.study.align import (
+    NothingSharedError,
+    align_features,
+    make_unique,
+    move_columns,
+    move_rows,
+    rows_by_name,
+    stack_rows,
+)
 from cellweave.core.study.annotation import (
     add_modality_columns,
     combine_columns,
@@ -84,7 +92,7 @@ def load_study(
         Counts are CSR of float32 (float64 only where a count is above 2**24), with sorted columns and without explicit
         zeros. Cell names are unique, except where one file repeats a name and ``make_names_unique`` is off: then the
         pre-flight check says so. A modality that holds no raw counts anywhere is left out and named in
-        ``without_counts``, as long as another one does and the spec does not ask for it.
+        ``left_out_modalities``, as long as another one does and the spec does not ask for it.
 
     Raises
     ------
@@ -268,8 +276,19 @@ def _join(files: list[_File], data: DataSpec) -> Study:
     if len(files) > 1:
         _name_cells(obs, files, data, notes)
     modalities = {}
-    for name in dict.fromkeys(name for file in files for name in file.parts):
-        modalities[name] = _join_modality(name, files, lengths, data, notes)
+    left_out = {name: f"it holds no raw counts: {found.why}" for file in files for name, found in file.without_counts.items()}
+    names = list(dict.fromkeys(name for file in files for name in file.parts))
+    for name in names:
+        left_out.pop(name, None)  # another file has counts of it
+        try:
+            modalities[name] = _join_modality(name, files, lengths, data, notes)
+        except NothingSharedError as error:
+            if len(names) == 1 or name == data.modality or name in data.features or name in data.layers:
+                raise
+            left_out[name] = error.cause[:1].lower() + error.cause[1:].rstrip(".")
+            notes.append(f"The modality {name} was left out, because {left_out[name]}. {error.mend}")
+    if not modalities:
+        raise DataError("The files share no feature of any modality.", NothingSharedError.MEND)
     return Study(
         obs=obs,
         modalities=modalities,
@@ -277,7 +296,7 @@ def _join(files: list[_File], data: DataSpec) -> Study:
         file_of_cell=np.repeat(np.arange(len(files)), lengths),
         row_in_file=np.concatenate([np.arange(length) for length in lengths]),
         notes=notes,
-        without_counts={name: found.why for file in files for name, found in file.without_counts.items() if name not in modalities},
+        left_out_modalities=left_out,
     )
 
 

@@ -135,11 +135,15 @@ def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]
 
 
 def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
-    for name, found in study.without_counts.items():
-        text = f"{name} was left out, because it holds no raw counts: {found}."
-        fix = (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),) if "negative" not in found else ()
+    for name, found in study.left_out_modalities.items():
+        text = f"{name} was left out, because {found}."
+        fix: tuple[Fix, ...] = ()
+        if "share no feature" in found:
+            fix = (Fix("Keep the features of all files", {"data.join": "union"}),)
+        elif "negative" not in found and "infinite" not in found:
+            fix = (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
         level = Level.WARN if spec.family.modalities == "many" else Level.OK
-        yield Check("modality-without-counts", level, f"{name} is not used", text, fix, f"data.layers.{name}")
+        yield Check("modality-left-out", level, f"{name} is not used", text, fix, f"data.layers.{name}")
     if len(study.left_out):
         numbers = study.left_out["reason"].value_counts()
         text = "; ".join(f"{number:,} cells: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."

@@ -82,8 +82,9 @@ class Study:
         Cells of the input that are not in ``obs``, with the reason: columns ``file``, ``row``, ``name``, ``reason``.
     notes
         Sentences on what was done while reading (names made unique, modality guessed ...).
-    without_counts
-        Modalities of the input that are left out because no place of theirs holds raw counts, with what was found.
+    left_out_modalities
+        Modalities of the input that are left out, each with the reason: no place of theirs holds raw counts, or the files
+        share no feature of them.
     """
 
     obs: pd.DataFrame
@@ -93,7 +94,7 @@ class Study:
     row_in_file: np.ndarray
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "row": [], "name": [], "reason": []}))
     notes: list[str] = field(default_factory=list)
-    without_counts: dict[str, str] = field(default_factory=dict)
+    left_out_modalities: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:

@@ -119,7 +119,7 @@ def test_features_of_several_types_become_modalities(tmp_path):
     adata.write_h5ad(tmp_path / "b.h5ad")
     study = load(tmp_path / "b.h5ad")
     assert list(study.modalities) == ["rna", "atac"]
-    assert "feature 'LYZ'" in study.without_counts["adt"]
+    assert "feature 'LYZ'" in study.left_out_modalities["adt"]
     with pytest.raises(DataError, match="no raw counts of adt"):
         load(tmp_path / "b.h5ad", modality="adt")
 
