@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from cellweave.core.example import example_path
 from cellweave.core.runs.events import FinishReason, RunState
 from cellweave.core.runs.folder import RunFolder
