@@ -187,16 +187,29 @@ def _column(value: Mapping[str, Any]) -> Column:
 
 
 def figure(arguments: Arguments, progress: Progress) -> dict[str, Any]:
-    """Draw a figure of a run: ``run``, ``what``, ``options`` -> ``out`` (png, svg or pdf by its suffix)."""
+    """Draw a figure of a run: ``run``, ``what``, ``options``, ``preview`` -> ``out`` (png, svg or pdf by its suffix).
+
+    ``columns`` hands over what the run folder does not have, ``{name: {"title": ..., "numbers": path}}`` or
+    ``{name: {"title": ..., "codes": path, "levels": [...]}}``, one value a cell in study order.
+    """
     from cellweave.core.export.figures import FigureOptions, save_figure
+    from cellweave.core.export.run_data import ColumnValues
 
     progress(None, "drawing")
+    extra = {}
+    for name, value in dict(arguments.get("columns") or {}).items():
+        title = str(value.get("title", name))
+        if "numbers" in value:
+            extra[name] = ColumnValues.of_numbers(title, load_array(Path(value["numbers"])))
+        else:
+            extra[name] = ColumnValues.of_levels(title, load_array(Path(value["codes"])), value["levels"])
     size = save_figure(
         Path(arguments["run"]),
         str(arguments["what"]),
         Path(arguments["out"]),
         FigureOptions.model_validate(arguments.get("options", {})),
         preview=bool(arguments.get("preview", False)),
+        extra_columns=extra,
     )
     return {"path": str(arguments["out"]), "width": size[0], "height": size[1]}
 

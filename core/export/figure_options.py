@@ -1,0 +1,81 @@
+# ruff: noqa: FBT003  (a default that is a truth value is meant)
+"""What can be set of a figure; the window's dialog is generated from it."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import field_validator
+
+from cellweave.core.spec.fields import Frozen, option
+
+PAGE, CONTENT, POINTS, CURVES = "Page", "Content", "Points", "Curves"
+FIGURES = {"losses": "Losses", "embedding": "Embedding", "scores": "Scores"}
+FigureKind = Literal["losses", "embedding", "scores"]
+
+
+class FigureOptions(Frozen):
+    """Options of an exported figure."""
+
+    width_mm: float | None = option(
+        None, "Width", "Width of the whole figure. A column of a journal is some 85 mm wide, a page 180.", unit="mm", group=PAGE,
+        ge=30, le=1000, auto="as the content needs",
+    )
+    height_mm: float | None = option(
+        None, "Height", "Height of the whole figure.", unit="mm", group=PAGE, ge=30, le=1000, auto="as the content needs"
+    )
+    dpi: int = option(
+        300, "Resolution", "Pixels of a PNG, and of the points inside an SVG or PDF.", unit="dpi", group=PAGE, ge=50, le=1200
+    )
+    font: str = option(
+        "Arial, Helvetica, DejaVu Sans", "Fonts", "Names of fonts, the best first; the first that is installed is taken.", group=PAGE, advanced=True
+    )
+    font_size: float = option(7.0, "Font size", "Size of labels; titles are one point larger.", unit="pt", group=PAGE, ge=3, le=40)
+    theme: Literal["light", "dark"] = option("light", "Background", "Light for paper, dark for slides.", group=PAGE)
+    transparent: bool = option(False, "Transparent", "Leave the background out.", group=PAGE, advanced=True)
+
+    title: str = option("", "Title", "Written above the figure.", group=CONTENT)
+    legend: bool = option(True, "Legend", "Levels with their number of cells, or the range of values.", group=CONTENT)
+    columns: tuple[str, ...] = option(
+        tuple, "Coloured by",
+        "One panel for each: a column of the cells, 'leiden', 'latent:1' or 'gene:CD3E'. Empty takes batch beside cell type.",
+        group=CONTENT,
+    )
+    panels_per_row: int | None = option(
+        None, "Panels in a row", "How many panels stand beside one another.", unit="panels", group=CONTENT, ge=1, le=20, auto="up to three"
+    )
+    layout: Literal["umap", "baseline"] = option(
+        "umap", "Embedding", "UMAP of the latent space, or of the baseline without integration.", group=CONTENT
+    )
+
+    point_size: float | None = option(
+        None, "Point size", "Diameter of a point.", unit="pt", group=POINTS, gt=0, le=30, auto="from the number of cells"
+    )
+    opacity: float = option(1.0, "Opacity", "1 covers what lies below.", group=POINTS, gt=0, le=1)
+    seed: int = option(
+        0, "Drawing order", "Points are drawn in random order, so that no level covers another; this number fixes it.", group=POINTS, ge=0, advanced=True
+    )
+    colour_map: Literal["viridis", "cividis", "magma"] = option("viridis", "Colours of values", "Map for quantities.", group=POINTS)
+    colours: dict[str, str] = option(
+        dict, "Colours of levels", "Colour of a level, as #RRGGBB, where it shall not have the usual one.", group=POINTS, advanced=True
+    )
+
+    log_scale: bool = option(False, "Logarithmic", "Logarithmic axis of the losses.", group=CURVES)
+    smoothing: float = option(0.0, "Smoothing", "0 shows every epoch as it was; higher values average over more of those before.", group=CURVES, ge=0, le=0.99)
+    clip_outliers: bool = option(True, "Clip outliers", "Let the axis follow most epochs rather than the first few.", group=CURVES)
+    terms: tuple[str, ...] = option(tuple, "Terms", "Loss terms to show; empty shows all.", group=CURVES)
+
+    @field_validator("columns", "terms", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("colours")
+    @classmethod
+    def _are_colours(cls, colours: dict[str, str]) -> dict[str, str]:
+        for level, colour in colours.items():
+            if not re.fullmatch(r"#[0-9A-Fa-f]{6}", colour):
+                message = f"the colour of '{level}' is '{colour}'; write it as #RRGGBB"
+                raise ValueError(message)
+        return colours
