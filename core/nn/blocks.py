@@ -41,9 +41,10 @@ def blocks(counts: CountBatch) -> Iterator[Block]:
         return
     rows = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(n_features, 1))
     starts = range(0, n_cells, rows)
-    firsts = torch.searchsorted(counts.rows, torch.tensor([*starts, n_cells])).tolist()
-    for place, start in enumerate(starts):
-        yield Block(start, min(start + rows, n_cells), firsts[place], firsts[place + 1])
+    firsts = counts.row_starts.tolist()
+    for start in starts:
+        stop = min(start + rows, n_cells)
+        yield Block(start, stop, firsts[start], firsts[stop])
 
 
 def scratch(count: int, rows: int, like: Tensor) -> list[Tensor]:

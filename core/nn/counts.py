@@ -59,7 +59,7 @@ class CountBatch:
     """
 
     __slots__ = (
-        "_dense", "_flat", "_log1p", "_max_count", "_total", "cols", "integer", "rows", "shape", "stores_zeros",
+        "_dense", "_flat", "_log1p", "_max_count", "_row_starts", "_total", "cols", "integer", "rows", "shape", "stores_zeros",
         "values",
     )
 
@@ -79,6 +79,7 @@ class CountBatch:
         self.stores_zeros = stores_zeros
         self._max_count = max_count
         self._dense = dense
+        self._row_starts: Tensor | None = None
         self._flat: Tensor | None = None
         self._log1p: Tensor | None = None
         self._total: Tensor | None = None
@@ -141,10 +142,12 @@ class CountBatch:
             cells = torch.arange(n_cells, device=starts.device)
             rows = torch.repeat_interleave(cells, starts.diff(), output_size=nnz)
         cols, stored = _tensor(indices, target, torch.int64), _tensor(values, target, dtype)
-        return cls(
+        batch = cls(
             rows, cols, stored, (n_cells, int(n_features)),
             integer=integer, stores_zeros=stores_zeros, max_count=max_count, dense=dense,
         )
+        batch._row_starts = _tensor(indptr, target, torch.int64)
+        return batch
 
     @classmethod
     def from_dense(
@@ -184,6 +187,14 @@ class CountBatch:
         if self._max_count is None:
             self._max_count = int(np.ceil(self.values.max().item())) if self.nnz else 0
         return self._max_count
+
+    @property
+    def row_starts(self) -> Tensor:
+        """Where each cell's stored entries begin, and their number at the end, int64 ``(n_cells + 1,)``."""
+        if self._row_starts is None:
+            cells = torch.arange(self.n_cells + 1, device=self.device)
+            self._row_starts = torch.searchsorted(self.rows.contiguous(), cells)
+        return self._row_starts
 
     @property
     def flat(self) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cellweave.core.nn.blocks import Block, blocks, log_product, scratch
+from cellweave.core.nn.compiled_call import CompiledForward, usable
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.gamma_terms import gamma_terms, theta_index
 
@@ -41,12 +42,16 @@ class NegativeBinomial(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         """Return the negative log-likelihood of each cell, ``(n_cells,)``; derivatives are kept for the backward."""
-        work = _Forward(counts, mean, library, theta, zi_logits, group, eps, any(ctx.needs_input_grad[:4]))
-        for block in blocks(counts):
-            work.run(block)
-        nll = work.finish()
-        if work.by_mean is not None:
-            ctx.save_for_backward(work.by_mean, work.by_theta, work.by_zero, work.by_library, work.stored_theta(), group)
+        gradients = any(ctx.needs_input_grad[:4])
+        work: _Forward | CompiledForward
+        if usable(mean, theta):
+            work = CompiledForward(counts, mean, library, theta, zi_logits, group, eps, gradients)
+        else:
+            work = _Forward(counts, mean, library, theta, zi_logits, group, eps, gradients)
+        nll = work.nll()
+        if gradients:
+            kept = work.by_mean, work.by_theta, work.by_zero, work.by_library, work.stored_theta, group
+            ctx.save_for_backward(*kept)
             ctx.counts, ctx.theta_index, ctx.theta_shape = counts, work.index, theta.shape
         return nll
 
@@ -65,8 +70,9 @@ class NegativeBinomial(torch.autograd.Function):
                 grad_theta = by_theta * column
             else:
                 grad_theta = by_theta.new_zeros(ctx.theta_shape).index_add_(0, group, by_theta * column)
-            weighted = stored * grad.index_select(0, ctx.counts.rows)
-            grad_theta.view(-1).scatter_add_(0, ctx.theta_index, weighted)
+            if stored is not None:
+                weighted = stored * grad.index_select(0, ctx.counts.rows)
+                grad_theta.view(-1).scatter_add_(0, ctx.theta_index, weighted)
         return (
             by_mean * column if needs_mean else None,
             by_library * grad if needs_library else None,
@@ -89,6 +95,8 @@ class _Forward:
         Derivative with respect to the library size, ``(n_cells,)``.
     index
         Position in the flattened ``theta`` of each stored entry, ``(nnz,)``.
+    stored_theta
+        What the stored entries add to the derivative with respect to their dispersion, ``(nnz,)``.
     """
 
     def __init__(
@@ -109,7 +117,8 @@ class _Forward:
         self.index = theta_index(counts, theta, group)
         self.at = theta.reshape(-1).index_select(0, self.index)
         self.value, self.derivative = gamma_terms(counts, theta, group, self.index)
-        self.nll = mean.new_empty(counts.n_cells)
+        self._nll = mean.new_empty(counts.n_cells)
+        self.stored_theta: Tensor | None = None
         self.stored = torch.empty_like(self.at)
         self.total = torch.empty_like(self.at)
         self.by_mean = torch.empty_like(self.mean) if gradients else None
@@ -117,6 +126,14 @@ class _Forward:
         self.by_zero = torch.empty_like(self.mean) if gradients and zi_logits is not None else None
         self.by_library = torch.empty_like(library) if gradients and library is not None else None
         self._shared = (theta, theta + eps, (theta + eps).reciprocal()) if theta.dim() == 1 else None
+
+    def nll(self) -> Tensor:
+        """Do all blocks; return the negative log-likelihood of each cell."""
+        for block in blocks(self.counts):
+            self._run(block)
+        if self.by_theta is not None:
+            self.stored_theta = (self.counts.values / self.total).sub_(self.derivative)
+        return self._nll.scatter_add_(0, self.counts.rows, self.stored.neg_())
 
     def _dispersion(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return ``theta``, ``theta + eps`` and its inverse for some cells, broadcastable to them."""
@@ -126,7 +143,7 @@ class _Forward:
         shifted = theta + self.eps
         return theta, shifted, shifted.reciprocal()
 
-    def run(self, block: Block) -> None:
+    def _run(self, block: Block) -> None:
         """Fill in one block of rows."""
         rows, entries = slice(block.start, block.stop), slice(block.first, block.last)
         theta, shifted, inverse = self._dispersion(rows)
@@ -144,7 +161,7 @@ class _Forward:
         place = self.counts.flat[entries] - block.start * self.counts.n_features
         if self.zi_logits is None:
             torch.mul(log_relative, theta, out=weight)
-            torch.sum(weight, 1, out=self.nll[rows])
+            torch.sum(weight, 1, out=self._nll[rows])
         else:
             self._inflate(rows, entries, place, theta, log_relative, [weight, *buffers[4:]])
         by_mean = self._at_stored(entries, place, mu)
@@ -178,7 +195,7 @@ class _Forward:
         The first buffer becomes the probability that a zero came from the counts, and 1 where the count is not 0.
         """
         weight, odds, no_zero, p, other = buffers
-        zi_logits, nll = self.zi_logits[rows], self.nll[rows]
+        zi_logits, nll = self.zi_logits[rows], self._nll[rows]
         if self.by_zero is not None:
             p = self.by_zero[rows]
         torch.addcmul(zi_logits, theta, log_relative, out=odds)
@@ -210,11 +227,3 @@ class _Forward:
         library = self.library[rows].clamp(min=torch.finfo(mu.dtype).tiny)
         by_library = torch.div(by_mean.sum(1), library, out=self.by_library[rows])
         by_mean.addcmul_(mu, by_library[:, None], value=-1)
-
-    def finish(self) -> Tensor:
-        """Return the negative log-likelihood, after the last block."""
-        return self.nll.scatter_add_(0, self.counts.rows, self.stored.neg_())
-
-    def stored_theta(self) -> Tensor:
-        """Return what the stored entries add to the derivative with respect to their dispersion."""
-        return (self.counts.values / self.total).sub_(self.derivative)

@@ -1,0 +1,293 @@
+"""The negative binomial of a minibatch as one compiled loop over the cells, for float32 on a CPU.
+
+The same arithmetic as :mod:`cellweave.core.nn.negative_binomial` makes some thirty passes over matrices of cells by features; here every
+cell's features stay in the first-level cache from the softmax to the derivatives. The loops are compiled by numba, which UMAP
+brings along; where it is missing or switched off, the passes are used. The machine code is kept on disk, so that only the first run
+on a machine waits for the compiler.
+
+``exp`` and ``log`` are polynomials (Cephes, single precision, error about 1e-7), because a call for each element would keep
+the compiler from treating sixteen elements at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+F = np.float32
+I = np.int32  # noqa: E741
+# Counts up to here are multiplied out; above, Stirling's series is exact to float64.
+MULTIPLIED = 24
+LOG_FACTORIALS = np.array([math.lgamma(k + 1.0) for k in range(MULTIPLIED + 1)], dtype=np.float32)
+LOG2_E, LN2_HIGH, LN2_LOW = F(1.44269504088896341), F(0.693359375), F(-2.12194440e-4)
+LN2 = math.log(2.0)
+HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
+# No assumption that NaN and infinity do not occur: they must reach the loss, where training stops on them.
+MATH = {"contract", "nsz", "arcp", "reassoc"}
+
+
+def _bitcast(result: types.Type, argument: types.Type, llvm: ir.Type):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    @intrinsic
+    def cast(typing_context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            return builder.bitcast(args[0], llvm)
+
+        return result(argument), generate
+
+    return cast
+
+
+_bits = _bitcast(types.int32, types.float32, ir.IntType(32))
+_float = _bitcast(types.float32, types.int32, ir.FloatType())
+_bits64 = _bitcast(types.int64, types.float64, ir.IntType(64))
+_float64 = _bitcast(types.float64, types.int64, ir.DoubleType())
+
+
+@numba.njit(inline="always")
+def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    x = min(max(x, F(-87.0)), F(88.0))
+    k = F(math.floor(x * LOG2_E + F(0.5)))
+    r = x - k * LN2_HIGH - k * LN2_LOW
+    y = F(1.9875691500e-4)
+    y = y * r + F(1.3981999507e-3)
+    y = y * r + F(8.3334519073e-3)
+    y = y * r + F(4.1665795894e-2)
+    y = y * r + F(1.6666665459e-1)
+    y = y * r + F(5.0000001201e-1)
+    return (y * (r * r) + r + F(1.0)) * _float((I(k) + I(127)) << I(23))
+
+
+@numba.njit(inline="always")
+def _log(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Logarithm of a positive number that is not subnormal."""
+    bits = _bits(x)
+    exponent = F(((bits >> I(23)) & I(255)) - I(126))
+    m = _float((bits & I(0x007FFFFF)) | I(0x3F000000))
+    small = m < F(0.707106781186547524)
+    exponent = exponent - F(1.0) if small else exponent
+    m = m + m - F(1.0) if small else m - F(1.0)
+    z = m * m
+    y = F(7.0376836292e-2)
+    y = y * m + F(-1.1514610310e-1)
+    y = y * m + F(1.1676998740e-1)
+    y = y * m + F(-1.2420140846e-1)
+    y = y * m + F(1.4249322787e-1)
+    y = y * m + F(-1.6668057665e-1)
+    y = y * m + F(2.0000714765e-1)
+    y = y * m + F(-2.4999993993e-1)
+    y = y * m + F(3.3333331174e-1)
+    y = y * m * z + exponent * LN2_LOW - F(0.5) * z
+    return m + y + exponent * LN2_HIGH
+
+
+@numba.njit(inline="always")
+def _log1p(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    u = F(1.0) + x
+    return _log(u) + (x - (u - F(1.0))) / u
+
+
+@numba.njit(inline="always")
+def _log_wide(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Logarithm in float32 of a positive float64, which may be beyond the range of float32."""
+    bits = _bits64(x)
+    exponent = (bits >> np.int64(52)) - np.int64(1023)
+    mantissa = _float64((bits & np.int64(0x000FFFFFFFFFFFFF)) | np.int64(0x3FF0000000000000))
+    return F(exponent) * F(LN2) + _log(F(mantissa))
+
+
+@numba.njit(nogil=True)
+def _stirling(y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """``lgamma`` and ``digamma`` of a positive number, in float64."""
+    product, inverse_sum = 1.0, 0.0
+    while y < 12.0:
+        product *= y
+        inverse_sum += 1.0 / y
+        y += 1.0
+    log_y, r = math.log(y), 1.0 / y
+    r2 = r * r
+    series = r * (1 / 12 - r2 * (1 / 360 - r2 * (1 / 1260 - r2 * (1 / 1680 - r2 / 1188))))
+    slope = r2 * (1 / 12 - r2 * (1 / 120 - r2 * (1 / 252 - r2 * (1 / 240 - r2 / 132))))
+    value = (y - 0.5) * log_y - y + HALF_LOG_2_PI + series - math.log(product)
+    return value, log_y - 0.5 * r - slope - inverse_sum
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _gamma_terms(x, columns, theta, product, value, derivative):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """For the stored entries of a cell, fill in the gamma terms; the value is that given plus log(product)."""
+    for i in range(x.shape[0]):
+        count, t = x[i], np.float64(theta[columns[i]])
+        steps = int(count)
+        if steps <= MULTIPLIED and steps == count:
+            top, below = 0.0, 1.0
+            for j in range(steps):
+                shifted = t + j
+                top = top * shifted + below
+                below *= shifted
+            product[i], value[i], derivative[i] = below, -LOG_FACTORIALS[steps], F(top / below)
+        else:
+            upper, lower, factorial = _stirling(count + t), _stirling(t), _stirling(count + 1.0)
+            product[i], value[i] = 1.0, F(upper[0] - lower[0] - factorial[0])
+            derivative[i] = F(upper[1] - lower[1])
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _softmax(logits, library, mu):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Fill in ``library * softmax(logits)``; return 0, or NaN where a logit is not finite."""
+    largest, total, check = logits[0], F(0.0), F(0.0)
+    for g in range(logits.shape[0]):
+        largest = max(largest, logits[g])
+    for g in range(logits.shape[0]):
+        check += logits[g] * F(0.0)
+        share = _exp(logits[g] - largest)
+        mu[g] = share
+        total += share
+    scale = library / total
+    for g in range(logits.shape[0]):
+        mu[g] *= scale
+    return check
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _zeros(mu, theta, eps, by_mean, by_theta):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Cost and derivatives of a cell of zeros under the negative binomial."""
+    cost = F(0.0)
+    for g in range(mu.shape[0]):
+        t = theta[g]
+        relative = mu[g] / (t + eps)
+        log_relative = _log1p(relative)
+        ratio = t / (mu[g] + t + eps)
+        cost += t * log_relative
+        by_mean[g] = ratio
+        by_theta[g] = log_relative - ratio * relative
+    return cost
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _inflated_zeros(mu, theta, logits, eps, cost, by_mean, by_theta, by_zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Cost, each and in sum, and derivatives of a cell of zeros under the zero-inflated form."""
+    total, check = F(0.0), F(0.0)
+    for g in range(mu.shape[0]):
+        t, logit = theta[g], logits[g]
+        check += logit * F(0.0)
+        relative = mu[g] / (t + eps)
+        log_relative = _log1p(relative)
+        odds = logit + t * log_relative
+        e_odds, e_logit = _exp(-abs(odds)), _exp(-abs(logit))
+        r_odds, r_logit = F(1.0) / (F(1.0) + e_odds), F(1.0) / (F(1.0) + e_logit)
+        no_zero = r_odds if odds >= F(0.0) else e_odds * r_odds
+        p = r_logit if logit >= F(0.0) else e_logit * r_logit
+        here = max(-logit, F(0.0)) - max(-odds, F(0.0)) + _log((F(1.0) + e_logit) * r_odds)
+        weight = e_odds * r_odds if odds >= F(0.0) else r_odds
+        ratio = t / (mu[g] + t + eps)
+        cost[g] = here
+        total += here
+        by_mean[g] = weight * ratio
+        by_theta[g] = weight * (log_relative - ratio * relative)
+        by_zero[g] = p - no_zero
+    return total + check
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _stored(x, columns, mu, theta, eps, product, value, derivative, by_mean, by_theta):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """What the stored entries of a cell add under the negative binomial."""
+    cost = F(0.0)
+    for i in range(x.shape[0]):
+        g = columns[i]
+        mean, t = mu[g] + eps, theta[g]
+        total = mean + t
+        cost -= value[i] + _log_wide(product[i]) + x[i] * _log(mean / total)
+        value[i] = -x[i] * t / (mean * total)
+        derivative[i] = x[i] / total - derivative[i]
+    for i in range(x.shape[0]):
+        by_mean[columns[i]] += value[i]
+        by_theta[columns[i]] += derivative[i]
+    return cost
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _undo_inflation(x, columns, mu, theta, logits, eps, cost, by_mean, by_theta, by_zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Replace what :func:`_inflated_zeros` wrote where the count is not 0; return the change of the cost."""
+    change = F(0.0)
+    for i in range(x.shape[0]):
+        if x[i] == F(0.0):
+            continue
+        g = columns[i]
+        t, logit = theta[g], logits[g]
+        relative = mu[g] / (t + eps)
+        log_relative = _log1p(relative)
+        e_logit = _exp(-abs(logit))
+        r_logit = F(1.0) / (F(1.0) + e_logit)
+        ratio = t / (mu[g] + t + eps)
+        change += max(logit, F(0.0)) + _log(F(1.0) + e_logit) + t * log_relative - cost[g]
+        by_mean[g] = ratio
+        by_theta[g] = log_relative - ratio * relative
+        by_zero[g] = r_logit if logit >= F(0.0) else e_logit * r_logit
+    return change
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _through_softmax(mu, library, by_mean):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Turn the derivatives with respect to the mean into those of the logits, and return that of the library."""
+    total = F(0.0)
+    for g in range(mu.shape[0]):
+        by_mean[g] *= mu[g]
+        total += by_mean[g]
+    # An empty cell has library 0 and mean 0: its derivatives are 0, not 0 / 0.
+    by_library = total / max(library, F(1.1754944e-38))
+    for g in range(mu.shape[0]):
+        by_mean[g] -= mu[g] * by_library
+    return by_library
+
+
+def _rows(
+    mean, library, is_softmax, theta, theta_row, logits, is_inflated, starts, columns, values, eps,  # type: ignore[no-untyped-def]  # noqa: ANN001
+    nll, gradients, by_mean, by_library, by_theta, by_zero,  # noqa: ANN001
+) -> None:
+    """Fill in the cost of each cell and, where ``gradients``, its derivatives; else their first row is overwritten."""
+    n_features = mean.shape[1]
+    longest = 0
+    for n in range(mean.shape[0]):
+        longest = max(longest, starts[n + 1] - starts[n])
+    cost, scratch = np.empty(n_features, F), np.empty(n_features, F)
+    product, value, derivative = np.empty(longest, np.float64), np.empty(longest, F), np.empty(longest, F)
+    for n in range(mean.shape[0]):
+        out = n if gradients else 0
+        first, last = starts[n], starts[n + 1]
+        x, at = values[first:last], columns[first:last]
+        k = last - first
+        t, mu, total = theta[theta_row[n]], mean[n], F(0.0)
+        if is_softmax:
+            mu = scratch
+            total += _softmax(mean[n], library[n], mu)
+        if is_inflated:
+            total += _inflated_zeros(mu, t, logits[n], eps, cost, by_mean[out], by_theta[out], by_zero[out])
+            total += _undo_inflation(x, at, mu, t, logits[n], eps, cost, by_mean[out], by_theta[out], by_zero[out])
+        else:
+            total += _zeros(mu, t, eps, by_mean[out], by_theta[out])
+        _gamma_terms(x, at, t, product[:k], value[:k], derivative[:k])
+        total += _stored(x, at, mu, t, eps, product[:k], value[:k], derivative[:k], by_mean[out], by_theta[out])
+        nll[n] = total
+        if is_softmax and gradients:
+            by_library[n] = _through_softmax(mu, library[n], by_mean[n])
+
+
+def _compile():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    matrix, vector = types.float32[:, ::1], types.float32[::1]
+    whole, flag = types.int64[::1], types.boolean
+    signature = types.void(
+        matrix, vector, flag, matrix, whole, matrix, flag, whole, whole, vector, types.float32,
+        vector, flag, matrix, vector, matrix, matrix,
+    )
+    options = {"nogil": True, "error_model": "numpy", "fastmath": MATH}
+    try:
+        return numba.njit(signature, cache=True, **options)(_rows)
+    except RuntimeError:  # numba found no folder it may keep machine code in
+        return numba.njit(signature, **options)(_rows)
+
+
+rows = _compile()

@@ -1,0 +1,133 @@
+"""Whether the compiled loop can be used for a minibatch, and its call."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cellweave.core.nn.counts import CountBatch
+
+_lock = threading.Lock()
+_state: dict[str, Any] = {"rows": None, "looked": False, "allowed": True, "pool": None, "threads": 0}
+
+
+def compiled_rows() -> Callable[..., None] | None:
+    """Return the compiled loop, compiling or loading it at the first call; None where numba cannot be used.
+
+    The first call on a machine takes some seconds, later processes less than one. Call it from a worker, not
+    from the thread that draws the window.
+    """
+    with _lock:
+        if not _state["looked"]:
+            _state["looked"] = True
+            try:
+                numba = importlib.import_module("numba")
+                if not numba.config.DISABLE_JIT:
+                    _state["rows"] = importlib.import_module("cellweave.core.nn.compiled").rows
+            except ImportError:
+                _state["rows"] = None
+        return _state["rows"] if _state["allowed"] else None
+
+
+@contextmanager
+def without_compiled() -> Iterator[None]:
+    """Use the passes of :mod:`cellweave.core.nn.negative_binomial` inside the ``with`` block, in all threads."""
+    before, _state["allowed"] = _state["allowed"], False
+    try:
+        yield
+    finally:
+        _state["allowed"] = before
+
+
+def usable(mean: Tensor, theta: Tensor) -> bool:
+    """Return whether the compiled loop serves these arguments: float32 on a CPU, and numba at hand."""
+    plain = mean.device.type == "cpu" and mean.dtype == theta.dtype == torch.float32
+    return plain and mean.numel() > 0 and compiled_rows() is not None
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return the threads that share a minibatch; a forked child makes its own."""
+    with _lock:
+        key = (threads, os.getpid())
+        if _state["threads"] != key:
+            _state["pool"], _state["threads"] = ThreadPoolExecutor(threads, "likelihood"), key
+        return _state["pool"]
+
+
+class CompiledForward:
+    """Values and derivatives of one call by the compiled loop; attributes as those of the passes.
+
+    What the stored entries add to the derivative of the dispersion is in ``by_theta`` already, so ``stored_theta`` and
+    ``index`` are None.
+    """
+
+    index = None
+    stored_theta = None
+
+    def __init__(
+        self,
+        counts: CountBatch,
+        mean: Tensor,
+        library: Tensor | None,
+        theta: Tensor,
+        zi_logits: Tensor | None,
+        group: Tensor | None,
+        eps: float,
+        gradients: bool,
+    ) -> None:
+        self.counts, self.mean, self.library, self.zi_logits = counts, mean.contiguous(), library, zi_logits
+        self.theta, self.group, self.eps, self.gradients = theta, group, eps, gradients
+        self.by_mean = torch.empty_like(self.mean) if gradients else None
+        self.by_theta = torch.empty_like(self.mean) if gradients else None
+        self.by_zero = torch.empty_like(self.mean) if gradients and zi_logits is not None else None
+        self.by_library = torch.empty_like(library) if gradients and library is not None else None
+
+    def _theta_row(self) -> Tensor:
+        """Return the row of the two-dimensional dispersions for each cell."""
+        if self.theta.dim() == 1:
+            return torch.zeros(self.counts.n_cells, dtype=torch.int64)
+        return torch.arange(self.counts.n_cells) if self.group is None else self.group.contiguous()
+
+    def nll(self) -> Tensor:
+        """Run the loop, by several threads where torch has several; return the negative log-likelihood of each cell."""
+        rows = compiled_rows()
+        assert rows is not None
+        n_cells = self.counts.n_cells
+        threads = min(torch.get_num_threads(), n_cells)
+        nll = self.mean.new_empty(n_cells)
+        bounds = [n_cells * place // threads for place in range(threads + 1)]
+        calls = [self._arguments(nll, slice(a, b)) for a, b in pairwise(bounds)]
+        if threads == 1:
+            rows(*calls[0])
+        else:
+            list(_pool(threads).map(lambda arguments: rows(*arguments), calls))
+        return nll
+
+    def _arguments(self, nll: Tensor, part: slice) -> tuple[Any, ...]:
+        """Return the arguments for some of the cells."""
+        like = self.mean
+        one_row, no_matrix, no_vector = (like.new_empty(1, like.shape[1]), like.new_empty(0, 0), like.new_empty(0))
+        theta = self.theta[None] if self.theta.dim() == 1 else self.theta
+
+        def numpy(tensor: Tensor | None, instead: Tensor) -> Any:
+            return instead.numpy() if tensor is None else tensor.contiguous()[part].numpy()
+
+        return (
+            like[part].numpy(), numpy(self.library, no_vector), self.library is not None,
+            theta.contiguous().numpy(), self._theta_row()[part].numpy(),
+            numpy(self.zi_logits, no_matrix), self.zi_logits is not None,
+            self.counts.row_starts[part.start : part.stop + 1].numpy(),
+            self.counts.cols.numpy(), self.counts.values.to(torch.float32).numpy(), self.eps,
+            nll[part].numpy(), self.gradients,
+            numpy(self.by_mean, one_row), numpy(self.by_library, no_vector),
+            numpy(self.by_theta, one_row), numpy(self.by_zero, one_row),
+        )
