@@ -142,7 +142,7 @@ class VaeNetwork(Model):
         groups = {"gene-batch": n_batches, "gene-label": level_of(context, "labels")}.get(self.options.dispersion)
         return nn.Parameter(torch.randn(self.n_features if groups is None else (groups, self.n_features)))
 
-    def _batch_codes(self, batch: Minibatch, transform_batch: int | None = None) -> Tensor:
+    def batch_codes_of(self, batch: Minibatch, transform_batch: int | None = None) -> Tensor:
         """Return the batch code of each cell, ``(n_cells,)``."""
         codes = batch.categorical.get("batch")
         if codes is None:
@@ -165,7 +165,7 @@ class VaeNetwork(Model):
         x = counts.log1p() if self.options.log_variational else counts.dense
         codes = None
         if self.options.encode_covariates:
-            codes, extra = self._covariates(batch, self._batch_codes(batch))
+            codes, extra = self._covariates(batch, self.batch_codes_of(batch))
             x = torch.cat([x, *extra], 1) if extra else x
         mean, var = self.encoder(x, codes)
         log_library = None
@@ -197,7 +197,7 @@ class VaeNetwork(Model):
         Generated
             Parameters of the likelihood.
         """
-        batch_codes = self._batch_codes(batch, transform_batch)
+        batch_codes = self.batch_codes_of(batch, transform_batch)
         codes, extra = self._covariates(batch, batch_codes)
         out = self.decoder(torch.cat([z, *extra], 1) if extra else z, codes)
         group = None
@@ -236,10 +236,10 @@ class VaeNetwork(Model):
         The discrepancy between batches is computed only where its weight is above 0.
         """
         posterior = self.posterior(batch)
-        z = _draw(posterior.mean, posterior.var, context.generator)
+        z = draw(posterior.mean, posterior.var, context.generator)
         log_library = None
         if posterior.log_library is not None:
-            log_library = _draw(*posterior.log_library, context.generator)
+            log_library = draw(*posterior.log_library, context.generator)
         terms = self.terms_at(batch, posterior, z, log_library)
         if context.weights.get("mmd", 0.0) > 0:
             terms["mmd"] = self.discrepancy(batch, z)
@@ -249,7 +249,7 @@ class VaeNetwork(Model):
         """Return the maximum mean discrepancy between the batches' latents ``z`` ``(n_cells, n_latent)``, a scalar."""
         options = self.options
         return mmd(
-            full_precision(self.transform(z)), self._batch_codes(batch), self.n_batches,
+            full_precision(self.transform(z)), self.batch_codes_of(batch), self.n_batches,
             mode=options.mmd_mode, kernel=options.mmd_kernel, pairs=options.mmd_pairs, unbiased=options.mmd_unbiased,
         )
 
@@ -282,7 +282,7 @@ class VaeNetwork(Model):
         }
         if posterior.log_library is not None:
             mean, var = posterior.log_library
-            codes = self._batch_codes(batch)
+            codes = self.batch_codes_of(batch)
             prior_sd = self.library_log_var.sqrt()
             terms["kl_l"] = kl_normal(mean, var.sqrt(), self.library_log_mean[codes], prior_sd[codes])
         return terms
@@ -293,9 +293,10 @@ class VaeNetwork(Model):
         The mean of logistic-normal shares has no closed form; it is integrated over a fixed set of points
         (:func:`cellweave.core.nn.logistic_normal.mean_share`), so that two calls agree.
         """
-        return {"latent": self._latent_mean(self.posterior(batch))}
+        return {"latent": self.latent_mean(self.posterior(batch))}
 
-    def _latent_mean(self, posterior: Posterior) -> Tensor:
+    def latent_mean(self, posterior: Posterior) -> Tensor:
+        """Return the mean of the transformed latent ``(n_cells, n_latent)``."""
         if self.options.latent_distribution == "ln":
             return mean_share(posterior.mean, posterior.var)
         return posterior.mean
@@ -309,17 +310,17 @@ class VaeNetwork(Model):
         expected counts at the posterior mean of the cell's library size where ``scaled_to`` is None.
         """
         posterior = self.posterior(batch)
-        library = self._library_mean(batch, posterior)
-        generated = self.generate(batch, self._latent_mean(posterior), library, transform_batch)
+        library = self.library_mean(batch, posterior)
+        generated = self.generate(batch, self.latent_mean(posterior), library, transform_batch)
         return {self.modality: generated.mu if scaled_to is None else generated.share * scaled_to}
 
     def library(self, batch: Minibatch) -> dict[str, Tensor]:
         """Return the library size ``(n_cells,)``: observed, given, or the posterior mean of the learned one."""
         if self.library_encoder is None:
             return {self.modality: self.observed_library(batch)}
-        return {self.modality: self._library_mean(batch, self.posterior(batch))}
+        return {self.modality: self.library_mean(batch, self.posterior(batch))}
 
-    def _library_mean(self, batch: Minibatch, posterior: Posterior) -> Tensor:
+    def library_mean(self, batch: Minibatch, posterior: Posterior) -> Tensor:
         """Return the observed library size, or the mean ``exp(m + v / 2)`` of the log-normal posterior."""
         if posterior.log_library is None:
             return self.observed_library(batch)
@@ -345,7 +346,7 @@ def library_prior(values: np.ndarray) -> Tensor:
     return torch.as_tensor(np.asarray(values, dtype=np.float32))
 
 
-def _draw(mean: Tensor, var: Tensor, generator: torch.Generator | None) -> Tensor:
+def draw(mean: Tensor, var: Tensor, generator: torch.Generator | None) -> Tensor:
     """Return ``mean + sqrt(var) * noise``, differentiable in both."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return torch.addcmul(mean, var.sqrt(), noise)

@@ -191,11 +191,11 @@ def prepare(spec: RunSpec, study: Study) -> TrainingData:
     many = spec.family.modalities == "many"
     modalities = tuple(study.modalities.values()) if many else (study.main_modality(spec.data.modality),)
     encoding, categorical = _encode(spec, study.obs)
-    usable, reason = _usable_cells(spec, study, modalities, categorical)
+    usable, reason = usable_cells(spec, study, modalities, categorical)
     train, validation = split(np.flatnonzero(usable), spec)
     continuous, encoding = _standardise(spec, study.obs, encoding, train)
     return TrainingData(
-        modalities, categorical, continuous, _size_factor(spec, study.obs), encoding, usable, reason, train, validation
+        modalities, categorical, continuous, size_factors(spec, study.obs), encoding, usable, reason, train, validation
     )
 
 
@@ -249,10 +249,10 @@ def encode_column(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
     return column.cat.codes.to_numpy().astype(np.int64), tuple(str(level) for level in column.cat.categories)
 
 
-def _usable_cells(
+def usable_cells(
     spec: RunSpec, study: Study, modalities: tuple[Modality, ...], categorical: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Return which cells can be trained on, and why the others cannot."""
+    """Return which cells can be trained on, bool ``(n_cells,)``, and why the others cannot, by row."""
     measured = np.zeros(study.n_cells, dtype=bool)
     for modality in modalities:
         measured |= modality.measured
@@ -294,7 +294,7 @@ def _standardise(spec: RunSpec, obs: pd.DataFrame, encoding: Encoding, train: np
         return None, encoding
     means, scales, values = {}, {}, []
     for name in columns:
-        numbers = _numbers(obs[name], name, "continuous covariate")
+        numbers = finite_numbers(obs[name], name, "continuous covariate")
         mean, scale = float(numbers[train].mean()), float(numbers[train].std())
         if scale == 0.0:
             raise DataError(
@@ -305,11 +305,12 @@ def _standardise(spec: RunSpec, obs: pd.DataFrame, encoding: Encoding, train: np
     return np.stack(values, axis=1).astype(np.float32), Encoding(encoding.columns, encoding.levels, means, scales)
 
 
-def _size_factor(spec: RunSpec, obs: pd.DataFrame) -> np.ndarray | None:
+def size_factors(spec: RunSpec, obs: pd.DataFrame) -> np.ndarray | None:
+    """Return the size factor of each cell, float32 ``(n_cells,)``, or None where no column is one."""
     name = spec.covariates.size_factor
     if name is None:
         return None
-    values = _numbers(obs[name], name, "size factor")
+    values = finite_numbers(obs[name], name, "size factor")
     if (values <= 0).any():
         raise DataError(
             f"The size factor '{name}' is 0 or less in {int((values <= 0).sum()):,} cells.", "Size factors must be positive: choose another column."
@@ -317,7 +318,8 @@ def _size_factor(spec: RunSpec, obs: pd.DataFrame) -> np.ndarray | None:
     return values.astype(np.float32)
 
 
-def _numbers(column: pd.Series, name: str, what: str) -> np.ndarray:
+def finite_numbers(column: pd.Series, name: str, what: str) -> np.ndarray:
+    """Return a column as float64 ``(n_cells,)``; a value that is not a finite number is refused with a sentence."""
     values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64)
     bad = int((~np.isfinite(values)).sum())
     if bad:
