@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from cellweave.core.models.base import BuildContext, Model
 from cellweave.core.models.ldvae import FAMILY, LdvaeOptions
 from cellweave.core.models.vae import learns_library
 from cellweave.core.models.vae_network import VaeNetwork, level_of, library_prior
-from cellweave.core.nn.layers import Decoded, Encoder, FCLayers, full_precision
+from cellweave.core.nn.layers import Decoded, Encoder, FCLayer, FCLayers, full_precision
 
 
 class LinearDecoder(nn.Module):
@@ -49,9 +50,9 @@ class LinearDecoder(nn.Module):
         With batch norm ``diag(gamma / sqrt(running variance + eps)) W``; the columns of the batch are left out.
         """
         layer = self.factors.layers[0]
-        weight = layer.linear.weight.detach()
-        norm = layer.batch_norm
-        if norm is None:
+        assert isinstance(layer, FCLayer)
+        weight, norm = layer.linear.weight.detach(), layer.batch_norm
+        if norm is None or norm.running_var is None:
             return weight
         return weight * (norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps))[:, None]
 
@@ -76,7 +77,7 @@ class LdvaeNetwork(VaeNetwork):
         self.learns_library = learns_library(context.spec)
         self.n_batches = level_of(context, "batch")
         self.batch_embedding = None
-        encoder = {"n_hidden": options.n_hidden, "dropout_rate": options.dropout_rate, "batch_norm": True, "layer_norm": False}
+        encoder: dict[str, Any] = {"n_hidden": options.n_hidden, "dropout_rate": options.dropout_rate, "batch_norm": True, "layer_norm": False}
         self.encoder = Encoder(self.n_features, options.n_latent, n_layers=options.n_layers_encoder, **encoder)
         self.library_encoder = None
         if self.learns_library:

@@ -149,7 +149,8 @@ class Stages:
 
     def _resolve(self, data: TrainingData) -> None:
         """Write out what the spec left to the program, so that the run folder says exactly what was done."""
-        training, changes = self.spec.training, {}
+        training = self.spec.training
+        changes: dict[str, Any] = {}
         max_epochs = training.max_epochs or default_max_epochs(len(data.train))
         if training.max_epochs is None:
             changes["training.max_epochs"] = max_epochs
