@@ -57,7 +57,7 @@ def option(
     pydantic.fields.FieldInfo
         The field, typed ``Any`` as pydantic's own function is.
     """
-    extra = {"unit": unit, "group": group, "advanced": advanced, "auto": auto, "log": log}
+    extra: dict[str, Any] = {"unit": unit, "group": group, "advanced": advanced, "auto": auto, "log": log}
     how = {"default_factory": default} if callable(default) else {"default": default}
     return Field(title=title, description=help, json_schema_extra=extra, **how, **limits)
 
