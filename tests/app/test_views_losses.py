@@ -1,0 +1,246 @@
+"""The Losses view with real clicks and keys: what it draws is what the events said."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QPointF, Qt
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QApplication, QToolButton
+
+from cellweave.app.views import LossView
+from cellweave.app.views.history import smooth
+from cellweave.core.runs.events import EpochDone, RunState, StateChanged, StepProgress, WeightChanged
+from cellweave.core.spec import RunSpec
+
+N = 40
+
+
+def value(name: str, epoch: int) -> float:
+    return {"reconstruction": 300.0, "kl_z": 12.0}[name] * (1 + 2 / epoch)
+
+
+def epoch_done(epoch: int) -> EpochDone:
+    train = {name: value(name, epoch) for name in ("reconstruction", "kl_z")}
+    train["total"] = sum(train.values())
+    train["elbo"] = train["total"]
+    held_out = {name: part * 1.1 for name, part in train.items()}
+    return EpochDone(epoch=epoch, max_epochs=100, train=train, validation=held_out, weights={"kl_z": 1.0}, best_epoch=max(1, epoch - 3))
+
+
+@pytest.fixture
+def view(qtbot):
+    made = LossView()
+    qtbot.addWidget(made)
+    made.set_terms(RunSpec().terms())
+    made.resize(900, 640)
+    made.show()
+    qtbot.waitExposed(made)
+    return made
+
+
+@pytest.fixture
+def running(view):
+    view.set_run("vae-01", [epoch_done(number) for number in range(1, N + 1)])
+    return view
+
+
+def chip(view, text: str) -> QToolButton:
+    QApplication.processEvents()
+    return next(button for button in view._legend.findChildren(QToolButton) if button.text().strip() == text and not button.isHidden())
+
+
+def test_an_empty_view_says_what_it_will_show_and_what_it_waits_for(view, qtbot):
+    assert view._note.isVisible() and "losses of a run appear here" in view._note.text()
+    view.add_event(StateChanged(state=RunState.LOADING))
+    qtbot.waitUntil(lambda: view._note.text() == "Loading data", timeout=1000)
+    view.add_event(StepProgress(epoch=1, fraction=0.4))
+    qtbot.waitUntil(lambda: view._note.text() == "Training, epoch 1: 40%", timeout=1000)
+    view.set_message("Compiling the model")
+    assert view._note.text() == "Compiling the model"
+    view.add_event(epoch_done(1))
+    qtbot.waitUntil(lambda: not view._note.isVisible(), timeout=1000)
+    assert view._curves.isVisible()
+
+
+def test_every_term_has_a_plot_with_train_and_validation(running):
+    assert running._curves.titles() == ["Total (weighted)", "Reconstruction", "KL of the latent"]
+    for name in ("reconstruction", "kl_z"):
+        x, y = running._curves.line(name, "train")
+        np.testing.assert_array_equal(x, np.arange(1, N + 1))
+        np.testing.assert_allclose(y, [value(name, number) for number in range(1, N + 1)])
+        _, held_out = running._curves.line(name, "validation")
+        np.testing.assert_allclose(held_out, y * 1.1)
+
+
+def test_hues_are_those_of_the_terms_and_the_total_has_none(running):
+    series = {item.name: item for item in running.series()}
+    assert series["total"].colour is None and series["elbo"].colour is None
+    assert [series[term.name].colour for term in RunSpec().terms()] == [QColor("#0072B2"), QColor("#E69F00")]
+    assert series["kl_z"].unit == "nats per cell"
+
+
+def test_many_events_are_drawn_together(view, qtbot, monkeypatch):
+    drawn = []
+    original = view._curves.show_curves
+    monkeypatch.setattr(view._curves, "show_curves", lambda *arguments: (drawn.append(1), original(*arguments)))
+    for number in range(1, 200):
+        view.add_event(epoch_done(number))
+    assert drawn == []
+    qtbot.waitUntil(lambda: len(drawn) == 1, timeout=1000)
+    assert len(view._curves.line("total", "train")[0]) == 199
+
+
+def test_nothing_is_drawn_out_of_sight(view, qtbot, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(view._curves, "show_curves", lambda *arguments: drawn.append(1))
+    view.hide()
+    view.add_event(epoch_done(1))
+    qtbot.wait(200)
+    assert drawn == []
+    view.show()
+    assert drawn == [1]
+
+
+def test_a_click_on_the_legend_hides_and_shows(running, qtbot):
+    qtbot.mouseClick(chip(running, "KL of the latent"), Qt.MouseButton.LeftButton)
+    assert running._curves.titles() == ["Total (weighted)", "Reconstruction"]
+    assert running._curves.line("kl_z", "train") is None
+    qtbot.keyClick(chip(running, "KL of the latent"), Qt.Key.Key_Space)
+    assert "KL of the latent" in running._curves.titles()
+    qtbot.mouseClick(chip(running, "Negative ELBO"), Qt.MouseButton.LeftButton)
+    assert running._curves.titles()[-1] == "Negative ELBO"
+    qtbot.mouseClick(chip(running, "validation"), Qt.MouseButton.LeftButton)
+    assert running._curves.line("kl_z", "validation") is None and running._curves.line("kl_z", "train") is not None
+
+
+def test_all_in_one_plot(running, qtbot):
+    qtbot.mouseClick(running._separate, Qt.MouseButton.LeftButton)
+    assert running._curves.titles() == ["Total (weighted), Reconstruction, KL of the latent"]
+    assert len(running._curves.line("kl_z", "train")[0]) == N
+
+
+def test_the_log_axis_leaves_out_what_has_no_logarithm(view, qtbot):
+    events = [epoch_done(number) for number in (1, 2, 3)]
+    events[0].train["kl_z"] = 0.0
+    events[1].train["kl_z"] = -1.0
+    view.set_run("run", events)
+    qtbot.mouseClick(view._log, Qt.MouseButton.LeftButton, pos=view._log.rect().center() * 0 + QPointF(9, 9).toPoint())
+    x, y = view._curves.line("kl_z", "train")
+    assert x.tolist() == [1, 2, 3] and np.isnan(y[:2]).all()
+    assert y[2] == pytest.approx(np.log10(value("kl_z", 3)))
+
+
+def test_smoothing_by_keyboard(running, qtbot):
+    running._smoothing.setFocus()
+    for _ in range(5):
+        qtbot.keyClick(running._smoothing, Qt.Key.Key_PageUp)
+    assert running.style_now().smoothing == 0.5 and running._smoothing_text.text() == "0.50"
+    _, y = running._curves.line("kl_z", "train")
+    np.testing.assert_allclose(y, smooth(np.array([value("kl_z", number) for number in range(1, N + 1)]), 0.5))
+    qtbot.keyClick(running._smoothing, Qt.Key.Key_End)
+    assert running.style_now().smoothing == 0.99  # never 1
+
+
+def test_the_last_epochs(running, qtbot):
+    running._last.setFocus()
+    qtbot.keyClicks(running._last.lineEdit(), "10")
+    qtbot.keyClick(running._last.lineEdit(), Qt.Key.Key_Return)
+    x, _ = running._curves.line("total", "train")
+    assert x.tolist() == list(range(N - 9, N + 1))
+    running._last.lineEdit().clear()
+    qtbot.keyClick(running._last.lineEdit(), Qt.Key.Key_Return)
+    assert len(running._curves.line("total", "train")[0]) == N
+
+
+def test_outliers_are_clipped_from_the_range_not_from_the_data(view):
+    events = [epoch_done(number) for number in range(1, N + 1)]
+    events[30].train["kl_z"] = 1e6
+    view.set_run("run", events)
+    assert view._curves.value_range("kl_z")[1] > 9e5
+    view._clip.setChecked(True)
+    assert view._curves.value_range("kl_z")[1] < 100
+    assert view._curves.line("kl_z", "train")[1].max() == 1e6
+
+
+def test_a_turned_weight_and_the_best_epoch_are_marked(running, qtbot):
+    running.add_event(WeightChanged(term="kl_z", old=1.0, new=0.25, epoch=N))
+    running.add_event(epoch_done(N + 1))
+    qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=1000)
+    texts = {plot.series[0].name: [mark.label.format for mark in plot.marks] for plot in running._curves._plots}
+    assert texts["kl_z"] == [f"best {N - 2}", "1 → 0.25"]
+    assert texts["total"] == [f"best {N - 2}", "KL of the latent 1 → 0.25"]
+    assert texts["reconstruction"] == [f"best {N - 2}"]
+    assert "weight of KL of the latent: 1 → 0.25" in running._curves.card_text(running.series(), N)
+
+
+def test_the_mouse_reads_values(running, qtbot):
+    QApplication.processEvents()
+    plot = running._curves._plots[2]
+    box = plot.item.getViewBox()
+    place = running._curves.mapFromScene(box.mapViewToScene(QPointF(20, box.viewRange()[1][0])))
+    place.setY(place.y() - 30)
+    qtbot.mouseMove(running._curves.viewport(), place)
+    running._curves._moved(QPointF(running._curves.mapToScene(place)))
+    card = running._curves.card
+    assert card.isVisible()
+    assert "Epoch 20" in card.text() and f"{value('kl_z', 20):.5g}" in card.text() and f"{value('kl_z', 20) * 1.1:.5g}" in card.text()
+    assert running._curves.rect().contains(card.geometry())
+
+
+def test_the_keyboard_reads_values(running, qtbot):
+    running._curves.setFocus()
+    qtbot.keyClick(running._curves, Qt.Key.Key_Home)
+    assert "Epoch 1<" in running._curves.card.text() and running._curves.card.isVisible()
+    qtbot.keyClick(running._curves, Qt.Key.Key_Right)
+    assert "Epoch 2<" in running._curves.card.text()
+    qtbot.keyClick(running._curves, Qt.Key.Key_Escape)
+    assert not running._curves.card.isVisible()
+
+
+def test_another_run_is_drawn_behind_and_can_be_taken_away(running, qtbot):
+    running.add_overlay("vae-00", [epoch_done(number) for number in range(1, 11)])
+    x, _ = running._curves.line("kl_z", "train", run=1)
+    assert x.tolist() == list(range(1, 11))
+    assert "vae-00" in running._curves.card_text(running.series(), 5)
+    with qtbot.waitSignal(running.overlayRemoved) as caught:
+        qtbot.mouseClick(chip(running, "vae-00"), Qt.MouseButton.LeftButton)
+    assert caught.args == ["vae-00"] and running._curves.line("kl_z", "train", run=1) is None
+
+
+def test_the_table_is_handed_over(running, qtbot):
+    with qtbot.waitSignal(running.csvRequested) as caught:
+        qtbot.mouseClick(running._csv, Qt.MouseButton.LeftButton)
+    assert caught.args[0].splitlines()[0].startswith("epoch,train_reconstruction") and len(caught.args[0].splitlines()) == N + 1
+
+
+def test_clear_brings_the_empty_view_back(running):
+    running.clear()
+    assert running._note.isVisible() and not running._csv.isEnabled() and running.series() == []
+
+
+def test_zooming_holds_until_fit(running, qtbot):
+    plot = running._curves._plots[0]
+    plot.item.setYRange(0, 1)
+    plot.item.getViewBox().sigRangeChangedManually.emit([True, True])
+    running.add_event(epoch_done(N + 1))
+    qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=1000)
+    assert running._curves.value_range("total")[1] < 2
+    qtbot.mouseClick(running._fit, Qt.MouseButton.LeftButton)
+    assert running._curves.value_range("total")[1] > 300
+
+
+def test_the_last_values_are_told_to_screen_readers(running):
+    assert running._curves.accessibleDescription().startswith(f"Epoch {N} of 100. Total (weighted) ")
+
+
+@pytest.mark.parametrize("width", [380, 700, 1400])
+def test_plots_find_their_columns(running, width):
+    running.resize(width, 640)
+    for _ in range(3):
+        QApplication.processEvents()
+    boxes = [plot.item.sceneBoundingRect() for plot in running._curves._plots]
+    assert all(box.width() > 0.9 * boxes[0].width() for box in boxes)
+    for index, box in enumerate(boxes):
+        assert box.right() <= running._curves.width() + 1
+        assert not any(box.adjusted(2, 2, -2, -2).intersects(other.adjusted(2, 2, -2, -2)) for other in boxes[index + 1 :])
