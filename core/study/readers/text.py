@@ -48,6 +48,8 @@ class Layout:
         Names of the first rows.
     density
         Share of numbers that are not zero in the first rows.
+    trailing
+        Whether lines end with a separator and nothing after it.
     """
 
     separator: str
@@ -57,6 +59,7 @@ class Layout:
     title: str
     first_rows: tuple[str, ...]
     density: float
+    trailing: bool
 
 
 def open_text(path: Path) -> Source:
@@ -136,7 +139,8 @@ def find_layout(path: Path) -> Layout:
     rows = tuple(row[0] if n_names else "" for row in body)
     sample = [_number(field) for row in body[:20] for field in row[n_names:]]
     density = float(np.mean([value != 0 for value in sample])) if sample else 0.0
-    return Layout(separator, skipped + 1, tuple(columns), n_names, title, rows, density)
+    trailing = len(next(csv.reader([lines[skipped + 1]], delimiter=separator))) > width
+    return Layout(separator, skipped + 1, tuple(columns), n_names, title, rows, density, trailing)
 
 
 def _separator(line: str) -> str:
@@ -214,19 +218,39 @@ class StoredText(StoredMatrix):
         return self._layout.density
 
     def _blocks(self) -> Iterator[np.ndarray]:
-        import pandas as pd
-
+        """Iterate over the numbers in blocks of rows; a line with too many or too few fields is an error."""
         layout, width = self._layout, len(self._layout.columns)
-        names = range(layout.n_names)
-        types = {column: (str if column in names else np.float64) for column in range(layout.n_names + width)}
-        reader = pd.read_csv(
-            self._path, sep=layout.separator, header=None, skiprows=layout.skipped, dtype=types, names=list(types),
-            usecols=list(types), index_col=False, chunksize=max(1, BLOCK_VALUES // max(1, width)), engine="c",
-            compression="gzip" if _is_gzip(self._path) else None, skip_blank_lines=True, encoding="utf-8", encoding_errors="replace",
-        )  # fmt: skip
-        with reader:
-            for chunk in reader:
-                yield chunk.iloc[:, layout.n_names :].to_numpy(dtype=np.float64)
+        step = max(1, BLOCK_VALUES // max(1, width))
+        rows: list[list[float]] = []
+        with io.TextIOWrapper(_opened(self._path), encoding="utf-8-sig", errors="replace") as lines:
+            for number, line in enumerate(lines, start=1):
+                if number <= layout.skipped or not line.strip():
+                    continue
+                fields = _fields(line, layout.separator) if '"' in line else line.rstrip("\r\n").split(layout.separator)
+                if layout.trailing and len(fields) == layout.n_names + width + 1:
+                    fields.pop()
+                if len(fields) != layout.n_names + width:
+                    raise DataError(
+                        f"Line {number:,} of '{self._path.name}' has {len(fields):,} fields, but the first rows have {layout.n_names + width:,}.",
+                        "The table was cut short or has a separator within a field: save it again as CSV.",
+                    )
+                rows.append(self._numbers(fields[layout.n_names :], number))
+                if len(rows) == step:
+                    yield np.array(rows)
+                    rows = []
+        if rows:
+            yield np.array(rows)
+
+    def _numbers(self, fields: list[str], line: int) -> list[float]:
+        try:
+            return list(map(float, fields))
+        except ValueError:
+            wrong = next((field for field in fields if not _is_number(field) and field.strip()), None)
+            if wrong is not None:
+                raise DataError(
+                    f"Line {line:,} of '{self._path.name}' holds '{wrong[:40]}' where a number is expected.", "Open the file with the counts."
+                ) from None
+            return [_number(field) for field in fields]
 
     def read(self, watch: Watch, *, keep: bool = False) -> tuple[CountsReport, sparse.csr_matrix | None]:
         """Parse in blocks of rows."""
