@@ -165,19 +165,20 @@ def crosstab(obs: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     pandas.DataFrame
         Levels of ``first`` in rows, of ``second`` in columns; missing values as a level of their own, last.
     """
-    table = pd.crosstab(_with_missing(obs[first]), _with_missing(obs[second]))
-    table.index.name, table.columns.name = first, second
-    return table
+    rows, columns = _with_missing(obs[first]), _with_missing(obs[second])
+    shape = len(rows.categories), len(columns.categories)
+    cells = np.bincount(rows.codes.astype(np.int64) * shape[1] + columns.codes, minlength=shape[0] * shape[1]).reshape(shape)
+    return pd.DataFrame(cells, pd.Index(rows.categories, name=first), pd.Index(columns.categories, name=second))
 
 
-def _with_missing(values: pd.Series) -> pd.Series:
+def _with_missing(values: pd.Series) -> pd.Categorical:
     if isinstance(values.dtype, pd.CategoricalDtype):
         levels = [_level(value) for value in values.cat.categories]
     else:
         levels = [_level(value) for value in sorted(values.dropna().unique(), key=str)]
     texts = [MISSING_LEVEL if is_missing(value) else _level(value) for value in values]
     unique = list(dict.fromkeys([*levels, MISSING_LEVEL]))
-    return pd.Series(pd.Categorical(texts, categories=unique).remove_unused_categories(), index=values.index)
+    return pd.Categorical(texts, categories=unique).remove_unused_categories()
 
 
 def confounded(obs: pd.DataFrame, first: str, second: str) -> str:
