@@ -117,10 +117,12 @@ def _stirling(y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _gamma_terms(x, columns, theta, product, value, derivative):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """For the stored entries of a cell, fill in the gamma terms; the value is that given plus log(product)."""
+def _gather(x, columns, mu, theta, mean, at, product, value, derivative):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """For the stored entries of a cell, fill in mean, dispersion and gamma terms; ``value`` lacks ``log(product)``."""
     for i in range(x.shape[0]):
-        count, t = x[i], np.float64(theta[columns[i]])
+        count, g = x[i], columns[i]
+        mean[i], at[i] = mu[g], theta[g]
+        t = np.float64(theta[g])
         steps = int(count)
         if steps <= MULTIPLIED and steps == count:
             top, below = 0.0, 1.0
@@ -168,8 +170,8 @@ def _zeros(mu, theta, eps, by_mean, by_theta):  # type: ignore[no-untyped-def]  
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _inflated_zeros(mu, theta, logits, eps, cost, by_mean, by_theta, by_zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Cost, each and in sum, and derivatives of a cell of zeros under the zero-inflated form."""
+def _inflated(mu, theta, logits, eps, stored, by_mean, by_theta, by_zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Cost and derivatives of a cell under the zero-inflated form, as if the counts that ``stored`` marks were just above 0."""
     total, check = F(0.0), F(0.0)
     for g in range(mu.shape[0]):
         t, logit = theta[g], logits[g]
@@ -179,55 +181,41 @@ def _inflated_zeros(mu, theta, logits, eps, cost, by_mean, by_theta, by_zero):  
         odds = logit + t * log_relative
         e_odds, e_logit = _exp(-abs(odds)), _exp(-abs(logit))
         r_odds, r_logit = F(1.0) / (F(1.0) + e_odds), F(1.0) / (F(1.0) + e_logit)
-        no_zero = r_odds if odds >= F(0.0) else e_odds * r_odds
         p = r_logit if logit >= F(0.0) else e_logit * r_logit
-        here = max(-logit, F(0.0)) - max(-odds, F(0.0)) + _log((F(1.0) + e_logit) * r_odds)
         weight = e_odds * r_odds if odds >= F(0.0) else r_odds
+        is_stored = stored[g] != F(0.0)
+        # softplus(-logit) - softplus(-odds) at a zero, softplus(-logit) + odds elsewhere, with one logarithm.
+        inside = F(1.0) + e_logit
+        inside = inside if is_stored else inside * r_odds
+        beside = odds if is_stored else -max(-odds, F(0.0))
+        total += max(-logit, F(0.0)) + beside + _log(inside)
+        weight = F(1.0) if is_stored else weight
         ratio = t / (mu[g] + t + eps)
-        cost[g] = here
-        total += here
         by_mean[g] = weight * ratio
         by_theta[g] = weight * (log_relative - ratio * relative)
-        by_zero[g] = p - no_zero
+        no_zero = r_odds if odds >= F(0.0) else e_odds * r_odds
+        by_zero[g] = p if is_stored else p - no_zero
     return total + check
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _stored(x, columns, mu, theta, eps, product, value, derivative, by_mean, by_theta):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """What the stored entries of a cell add under the negative binomial."""
+def _stored(x, eps, mean, at, product, value, derivative):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """What the stored entries add to the cost; value and derivative become what they add to the derivatives."""
     cost = F(0.0)
     for i in range(x.shape[0]):
-        g = columns[i]
-        mean, t = mu[g] + eps, theta[g]
-        total = mean + t
-        cost -= value[i] + _log_wide(product[i]) + x[i] * _log(mean / total)
-        value[i] = -x[i] * t / (mean * total)
+        shifted = mean[i] + eps
+        total = shifted + at[i]
+        cost -= value[i] + _log_wide(product[i]) + x[i] * _log(shifted / total)
+        value[i] = -x[i] * at[i] / (shifted * total)
         derivative[i] = x[i] / total - derivative[i]
-    for i in range(x.shape[0]):
-        by_mean[columns[i]] += value[i]
-        by_theta[columns[i]] += derivative[i]
     return cost
 
 
-@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _undo_inflation(x, columns, mu, theta, logits, eps, cost, by_mean, by_theta, by_zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Replace what :func:`_inflated_zeros` wrote where the count is not 0; return the change of the cost."""
-    change = F(0.0)
-    for i in range(x.shape[0]):
-        if x[i] == F(0.0):
-            continue
-        g = columns[i]
-        t, logit = theta[g], logits[g]
-        relative = mu[g] / (t + eps)
-        log_relative = _log1p(relative)
-        e_logit = _exp(-abs(logit))
-        r_logit = F(1.0) / (F(1.0) + e_logit)
-        ratio = t / (mu[g] + t + eps)
-        change += max(logit, F(0.0)) + _log(F(1.0) + e_logit) + t * log_relative - cost[g]
-        by_mean[g] = ratio
-        by_theta[g] = log_relative - ratio * relative
-        by_zero[g] = r_logit if logit >= F(0.0) else e_logit * r_logit
-    return change
+@numba.njit(nogil=True)
+def _scatter_add(columns, value, derivative, by_mean, by_theta):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    for i in range(columns.shape[0]):
+        by_mean[columns[i]] += value[i]
+        by_theta[columns[i]] += derivative[i]
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
@@ -253,24 +241,29 @@ def _rows(
     longest = 0
     for n in range(mean.shape[0]):
         longest = max(longest, starts[n + 1] - starts[n])
-    cost, scratch = np.empty(n_features, F), np.empty(n_features, F)
-    product, value, derivative = np.empty(longest, np.float64), np.empty(longest, F), np.empty(longest, F)
+    scratch, stored = np.empty(n_features, F), np.zeros(n_features, F)
+    product, entries = np.empty(longest, np.float64), np.empty((4, longest), F)
     for n in range(mean.shape[0]):
         out = n if gradients else 0
-        first, last = starts[n], starts[n + 1]
-        x, at = values[first:last], columns[first:last]
-        k = last - first
+        x, at = values[starts[n] : starts[n + 1]], columns[starts[n] : starts[n + 1]]
+        k = x.shape[0]
         t, mu, total = theta[theta_row[n]], mean[n], F(0.0)
         if is_softmax:
             mu = scratch
             total += _softmax(mean[n], library[n], mu)
         if is_inflated:
-            total += _inflated_zeros(mu, t, logits[n], eps, cost, by_mean[out], by_theta[out], by_zero[out])
-            total += _undo_inflation(x, at, mu, t, logits[n], eps, cost, by_mean[out], by_theta[out], by_zero[out])
+            for i in range(k):
+                stored[at[i]] = x[i]
+            total += _inflated(mu, t, logits[n], eps, stored, by_mean[out], by_theta[out], by_zero[out])
+            for i in range(k):
+                stored[at[i]] = F(0.0)
         else:
             total += _zeros(mu, t, eps, by_mean[out], by_theta[out])
-        _gamma_terms(x, at, t, product[:k], value[:k], derivative[:k])
-        total += _stored(x, at, mu, t, eps, product[:k], value[:k], derivative[:k], by_mean[out], by_theta[out])
+        own_mean, own_theta, value, derivative = entries[0, :k], entries[1, :k], entries[2, :k], entries[3, :k]
+        _gather(x, at, mu, t, own_mean, own_theta, product[:k], value, derivative)
+        total += _stored(x, eps, own_mean, own_theta, product[:k], value, derivative)
+        if gradients:
+            _scatter_add(at, value, derivative, by_mean[n], by_theta[n])
         nll[n] = total
         if is_softmax and gradients:
             by_library[n] = _through_softmax(mu, library[n], by_mean[n])
