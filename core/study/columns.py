@@ -171,7 +171,7 @@ def crosstab(obs: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
     return pd.DataFrame(cells, pd.Index(rows.categories, name=first), pd.Index(columns.categories, name=second))
 
 
-def _with_missing(values: pd.Series) -> pd.Categorical:
+def _with_missing(values: pd.Series) -> pd.Categorical[Any]:
     if isinstance(values.dtype, pd.CategoricalDtype):
         levels = [_level(value) for value in values.cat.categories]
     else:

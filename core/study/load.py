@@ -30,7 +30,7 @@ from cellweave.core.study.annotation import (
     plain_table,
     stack_tables,
 )
-from cellweave.core.study.counts import CountsReport, first_raw, order_of_places
+from cellweave.core.study.counts import CountsReport, order_of_places
 from cellweave.core.study.readers.base import ModalitySource, Source, Watch, explained
 from cellweave.core.study.readers.detect import absolute, open_source
 from cellweave.core.study.readers.midas import expand
@@ -213,24 +213,20 @@ def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tupl
         return wanted, counts if usable else None, [report]
     places = order_of_places(list(modality.places))
     reports: list[CountsReport] = []
-    spare: sparse.csr_matrix | None = None
+    spare: tuple[str, sparse.csr_matrix | None, float] | None = None
     for number, location in enumerate(places):
         report, counts = modality.places[location].read(watch.part(number / len(places), 1 / len(places)))
         reports.append(report)
-        if report.is_raw and (report.maximum > 1 or len(places) == 1):
+        if report.is_raw and report.maximum > 1:
             return location, counts, reports
-        if report.is_raw and spare is None:
-            spare = counts  # nothing but 0 and 1: taken where no other place has larger counts
-    best = first_raw(reports) or next((report.location for report in reports if report.is_raw), None)
-    if best is not None:
-        if spare is None or best != next(report.location for report in reports if report.is_raw):
-            _, spare = modality.places[best].read(watch)
-        return best, spare, reports
-    if data.accept_non_integer:
-        usable = next((report.location for report in reports if report.is_usable), None)
-        if usable is not None:
-            _, counts = modality.places[usable].read(watch, keep=True)
-            return usable, counts, reports
+        if report.is_raw and (spare is None or report.maximum > spare[2]):
+            spare = location, counts, report.maximum  # nothing but 0 and 1: taken where no other place has larger counts
+    if spare is not None:
+        return spare[0], spare[1], reports
+    other = next((report.location for report in reports if report.is_usable), None)
+    if data.accept_non_integer and other is not None:
+        _, counts = modality.places[other].read(watch, keep=True)
+        return other, counts, reports
     return None, None, reports
 
 
@@ -318,7 +314,7 @@ def _name_cells(obs: pd.DataFrame, files: list[_File], data: DataSpec, notes: li
     if data.batch_from_file:
         column = "file" if "file" not in obs.columns else "source_file"
         labels = make_unique(np.array([_stem(file.source.path) for file in files], dtype=object))
-        obs[column] = pd.Series(pd.Categorical.from_codes(numbers, categories=list(labels)), index=obs.index)
+        obs[column] = pd.Series(pd.Categorical.from_codes(numbers, categories=pd.Index(labels)), index=obs.index)
 
 
 def _stem(path: Path) -> str:

@@ -34,8 +34,8 @@ NUMBER_ROLES = ("continuous", "size_factor")
 
 def check_covariates(spec: RunSpec, study: Study) -> list[Check]:
     """Return what was found in the columns that have a role."""
-    obs, found = study.obs, []
-    found += _required(spec)
+    obs = study.obs
+    found: list[Check] = list(_required(spec))
     usable: list[tuple[str, str]] = []
     for role, columns in spec.covariates.assigned().items():
         for column in columns:
@@ -48,15 +48,15 @@ def check_covariates(spec: RunSpec, study: Study) -> list[Check]:
                 found += here
                 if all(check.level is not Level.FAIL for check in here):
                     usable.append((role, column))
-    columns = {column for _, column in usable}
+    good = {column for _, column in usable}
     batch = spec.covariates.batch
-    if batch in columns:
+    if batch in good and batch is not None:
         found += _batch_sizes(spec, study, batch)
         found += _batch_modalities(spec, study, batch)
-        found += _same_as_batch(spec, obs, batch, columns)
+        found += _same_as_batch(spec, obs, batch, good)
     elif batch is None:
         found += _no_batch(spec, obs)
-    found += _libraries(spec, obs, columns)
+    found += _libraries(spec, obs, good)
     return found
 
 
@@ -163,7 +163,7 @@ def _numbers(spec: RunSpec, role: str, column: str, values: pd.Series) -> Iterat
     if bad.any():
         first = values.index[int(np.argmax(bad))]
         if bad.all():
-            decoder = ()
+            decoder: tuple[Fix, ...] = ()
             if role == "continuous" and spec.family.uses("decoder") is not None:
                 changes = {**_without(spec, role, column), "covariates.decoder": tuple(dict.fromkeys([*spec.covariates.decoder, column]))}
                 decoder = _valid(spec, Fix(f"Use '{column}' as groups", changes))

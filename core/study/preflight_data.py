@@ -183,8 +183,8 @@ def _connected(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Ch
         yield Check("connected", Level.OK, "Modalities hang together", text, where="data.paths")
         return
     apart = [row for row in range(len(patterns)) if row not in group]
-    first = ", ".join(m.name for m, there in zip(used, patterns[sorted(group)].any(axis=0), strict=True) if there)
-    other = ", ".join(m.name for m, there in zip(used, patterns[apart].any(axis=0), strict=True) if there)
+    first = ", ".join(m.name for m, there in zip(used, np.atleast_1d(patterns[sorted(group)].any(axis=0)), strict=True) if there)
+    other = ", ".join(m.name for m, there in zip(used, np.atleast_1d(patterns[apart].any(axis=0)), strict=True) if there)
     text = (
         f"Cells with {first} and cells with {other} share no modality, so that nothing links them in the latent space. "
         "Add cells in which both were measured."

@@ -86,8 +86,6 @@ def column_values(node: Any, frame: Any = None, name: str = "") -> Any:
     TypeError
         Where the column is encoded in a way that is not known.
     """
-    import pandas as pd
-
     if isinstance(node, np.ndarray):
         return decoded(node)
     if not is_group(node):
@@ -99,7 +97,7 @@ def column_values(node: Any, frame: Any = None, name: str = "") -> Any:
     if "values" in node and "mask" in node:
         values, mask = read_values(node["values"]), read_values(node["mask"]).astype(bool)
         if values.dtype.kind in "OU":
-            return pd.array(np.where(mask, np.nan, values.astype(object)), dtype=object)  # type: ignore[call-overload]
+            return np.where(mask, np.nan, values.astype(object))
         if values.dtype.kind == "b" and not mask.any():
             return values
         return np.where(mask, np.nan, values.astype(object if values.dtype.kind == "b" else np.float64))
