@@ -69,7 +69,7 @@ class MainWindow(QMainWindow):
     def __init__(self, session: Session | None = None, *, warm: bool = True) -> None:
         super().__init__()
         self.session = session or Session()
-        self._warm, self._closing = warm, False
+        self._warm, self._closing, self._resting = warm, False, "Ready"
         self.palette_dialog: QWidget | None = None
         self.report_dialog: QWidget | None = None
         self.figure_dialog: QWidget | None = None
@@ -148,9 +148,13 @@ class MainWindow(QMainWindow):
         search = QToolButton()
         search.setDefaultAction(self.actions_by_id["view.palette"])
         search.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
+        # The menu bar gives its corner the room it asks for once, so the longest text is asked for.
+        self.machine.setMinimumWidth(self.machine.fontMetrics().horizontalAdvance("CUDA 0 · memory 888.8/888 GB"))
+        self.machine.setAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
         corner = QWidget()
-        corner.setLayout(row(self.machine, search))
-        corner.layout().setContentsMargins(0, 0, 8, 0)
+        line = row(self.machine, search)
+        line.setContentsMargins(0, 0, 8, 0)
+        corner.setLayout(line)
         self.menuBar().setCornerWidget(corner)
         self._memory = QTimer(self)
         self._memory.setInterval(MEMORY_EVERY)
@@ -295,10 +299,11 @@ class MainWindow(QMainWindow):
         if not self.training.active:
             self.activity.show_busy(sentence, fraction, cancellable=cancellable)
 
-    def say_idle(self, sentence: str = "Ready") -> None:
-        """Say that nothing goes on, unless a run trains."""
+    def say_idle(self, sentence: str = "") -> None:
+        """Say that nothing goes on, unless a run trains; how the last run ended stays there to be read."""
+        self._resting = sentence or self._resting
         if not self.training.active:
-            self.activity.show_idle(sentence)
+            self.activity.show_idle(self._resting)
 
     def notify(self, sentence: str, label: str = "", call: Callable[[], object] | None = None, *, stays: bool = False) -> None:
         """Show a sentence above the views."""

@@ -73,8 +73,9 @@ class TrainFlow(QObject):
         self.live_weights = True
         self._weights: dict[str, float] = {}
         self._failure: Failed | None = None
-        self._detach = False
+        self._detach = self._pressed = False
         session.editor.changed.connect(self._spec_edited)
+        session.checks_changed.connect(self._checked)
 
     # ------------------------------------------------------------------ starting
 
@@ -89,9 +90,16 @@ class TrainFlow(QObject):
         why = session.why_not_ready()
         if why:
             self._window.notify(why)
-            return
-        session.remember_roles()
-        self._enqueue(session.spec, session.study)
+        elif session.checked_spec != session.spec:
+            self._pressed = True  # the last edit is still being checked: it begins as soon as that is done
+        else:
+            session.remember_roles()
+            self._enqueue(session.spec, session.study)
+
+    def _checked(self, _checks: object) -> None:
+        if self._pressed and self._session.checked_spec == self._session.spec:
+            self._pressed = False
+            self.train()
 
     def _enqueue(self, spec: RunSpec, study: Any) -> None:
         folder = self._free_folder(spec)

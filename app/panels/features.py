@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qtpy.QtCore import Qt, QTimer, Signal
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer, Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QSpinBox, QWidget
 
 from cellweave.app.panels.parts import subheading, text, tool
@@ -101,9 +101,9 @@ class ModalityForm(QWidget):
         self.counts.setCurrentIndex(max(0, self.counts.findData(data.layers.get(self.name))) if self.name in data.layers else 0)
         chosen = data.features.get(self.name, FeatureSelection())
         self.mode.setCurrentIndex(self.mode.findData(chosen.mode))
-        self.number.blockSignals(True)  # noqa: FBT003  (Qt's own signature)
-        self.number.setValue(chosen.n)
-        self.number.blockSignals(False)  # noqa: FBT003
+        if not self._wait.isActive():  # a number that is being typed is newer than the spec
+            with QSignalBlocker(self.number):
+                self.number.setValue(chosen.n)
         self.within.clear()
         self.within.addItem("no column", None)
         for column in columns:

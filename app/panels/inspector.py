@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from qtpy.QtCore import QRectF, QSize, Qt, Signal
+from qtpy.QtCore import QRectF, QSignalBlocker, QSize, Qt, Signal
 from qtpy.QtGui import QPainter, QPaintEvent
 from qtpy.QtWidgets import QComboBox, QFrame, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
@@ -105,12 +105,10 @@ class InspectorPanel(QScrollArea):
         self._columns, self._n_cells = dict(columns), n_cells
         self._selected = np.zeros(0, dtype=np.int64)
         before = self.column.currentText()
-        self.column.blockSignals(True)  # noqa: FBT003  (Qt's own signature)
-        self.column.clear()
-        self.column.addItems(list(columns))
-        wanted = next((name for name in (before, *prefer) if name in columns), "")
-        self.column.setCurrentText(wanted)
-        self.column.blockSignals(False)  # noqa: FBT003
+        with QSignalBlocker(self.column):
+            self.column.clear()
+            self.column.addItems(list(columns))
+            self.column.setCurrentText(next((name for name in (before, *prefer) if name in columns), ""))
         self._show()
 
     def set_selection(self, rows: np.ndarray) -> None:
@@ -121,6 +119,10 @@ class InspectorPanel(QScrollArea):
     def selected(self) -> np.ndarray:
         """Return the selected cells, as positions."""
         return self._selected
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """Return a width at which its texts wrap instead of being cut."""
+        return QSize(self.fontMetrics().horizontalAdvance("m") * 16, super().minimumSizeHint().height())
 
     def _show(self, *_: object) -> None:
         clear(self._bars)

@@ -21,6 +21,7 @@ class NoticeBar(QFrame):
         self.words = text("")
         self.words.setAccessibleName("Notice")
         self.action = button("", "", self._do, link=True)
+        self.action.setAccessibleName("What the notice offers")
         self.close_button = tool("cancel", "Close this notice", self.hide)
         self._call: Callable[[], object] | None = None
         layout = QHBoxLayout(self)
@@ -48,7 +49,7 @@ class NoticeBar(QFrame):
         """
         self.words.setText(sentence)
         self.action.setText(label)
-        self.action.setAccessibleName(label)
+        self.action.setAccessibleName(label or "What the notice offers")
         self.action.setVisible(bool(label))
         self._call = call
         self.show()
