@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -77,8 +78,9 @@ class ColumnData:
         codes = self.codes if among is None else self.codes[among]
         return np.bincount(codes + 1, minlength=len(self.levels) + 1)
 
+    @cached_property
     def range(self) -> tuple[float, float]:
-        """Return the range that the colours are spread over: 1st to 99th percentile, centred at 0 for ratios."""
+        """The range that the colours are spread over: 1st to 99th percentile, centred at 0 for ratios."""
         assert self.values is not None
         low, high = value_range(self.values)
         if self.diverging:
@@ -91,12 +93,19 @@ class ColumnData:
         if self.codes is not None:
             return self.codes + 1
         assert self.values is not None
-        low, high = self.range()
-        missing = np.isnan(self.values)
-        with np.errstate(invalid="ignore"):
-            step = (self.values - np.float32(low)) * np.float32(STEPS / (high - low))
-        step = np.clip(np.where(missing, 0, step), 0, STEPS - 1)
-        return np.where(missing, 0, step.astype(np.int32) + 1).astype(np.int32)
+        low, high = self.range
+        step = self.values - np.float32(low)
+        step *= np.float32(STEPS / (high - low))
+        step += 1
+        missing = np.isnan(step)
+        np.clip(step, 1, STEPS, out=step)
+        step[missing] = 0
+        return step.astype(np.int32)
+
+    def histogram(self, codes: NDArray[np.int32], bins: int = 64) -> NDArray[np.intp]:
+        """Return how many points lie in each part of the range, from the codes of :meth:`point_codes`; values beyond are in the end parts."""
+        counts = np.bincount(codes, minlength=STEPS + 1)[1:]
+        return counts.reshape(bins, -1).sum(axis=1)
 
     def colours(self, theme: ThemeName, chosen: Mapping[str, str] | None = None) -> NDArray[np.uint8]:
         """Return the colour of each code, of shape ``(n_codes, 3)``.

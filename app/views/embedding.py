@@ -25,6 +25,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QFlowLayout
 
+from cellweave.app.forms.row import keep_place
 from cellweave.app.theme import SPACE, icon
 from cellweave.app.views.cards import Message
 from cellweave.app.views.columns import ColumnData
@@ -94,7 +95,12 @@ class EmbeddingView(QWidget):
         outer.setSpacing(2 * SPACE)
         outer.addWidget(self._build_bar())
         outer.addWidget(self._stage, 1)
-        outer.addWidget(self._build_epochs())
+        foot = QHBoxLayout()
+        foot.setSpacing(4 * SPACE)
+        foot.addWidget(self._build_epochs(), 1)
+        foot.addWidget(self._clear)
+        foot.addWidget(self._status)
+        outer.addLayout(foot)
 
     def _build_bar(self) -> QWidget:
         bar = QWidget(self)
@@ -130,11 +136,12 @@ class EmbeddingView(QWidget):
         self._clear.setProperty("link", "true")
         self._clear.setToolTip("Select no cells (Esc)")
         self._clear.clicked.connect(lambda: self.select(None))
+        keep_place(self._clear, keep=True)
         size = QLabel("Size")
         size.setBuddy(self._size)
         for group in (
             (self._lasso, self._fit), (QLabel("Draw as"), self._mode), (size, self._size), (QLabel("Panels"), self._fewer, self._more),
-            (self._export,), (self._status, self._clear),
+            (self._export,),
         ):  # fmt: skip
             holder = QWidget(bar)
             inner = QHBoxLayout(holder)
@@ -152,6 +159,7 @@ class EmbeddingView(QWidget):
         return bar
 
     def _tool(self, text: str, picture: str, tip: str, key: str = "") -> QToolButton:
+        """Return a button; its key works while a panel has the focus, so that it is not taken from anybody else."""
         button = QToolButton(self)
         button.setText(text)
         button.setIcon(icon(picture))
@@ -159,12 +167,14 @@ class EmbeddingView(QWidget):
             button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         button.setToolTip(f"{tip} ({key})" if key else tip)
         button.setAccessibleName(tip)
-        if key:
-            button.setShortcut(QKeySequence(key))
         return button
 
     def _build_epochs(self) -> QWidget:
-        self._epoch_bar = QWidget(self)
+        holder = QWidget(self)
+        whole = QHBoxLayout(holder)
+        whole.setContentsMargins(0, 0, 0, 0)
+        self._epoch_bar = QWidget(holder)
+        whole.addWidget(self._epoch_bar)
         row = QHBoxLayout(self._epoch_bar)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(2 * SPACE)
@@ -184,7 +194,7 @@ class EmbeddingView(QWidget):
         self._epoch_timer.timeout.connect(self._load_epoch)
         self._epoch.valueChanged.connect(self._epoch_moved)
         self._epoch_bar.hide()
-        return self._epoch_bar
+        return holder
 
     # -- panels ----------------------------------------------------------------------------------------------
 
@@ -195,6 +205,7 @@ class EmbeddingView(QWidget):
         panel = ScatterPanel()
         panel.viewMoved.connect(lambda rect, panel=panel: self._follow(panel, rect))
         panel.fitWanted.connect(self.fit)
+        panel.lassoWanted.connect(self._lasso.toggle)
         panel.menuWanted.connect(lambda at: self.make_menu().popup(at.toPoint()))
         panel.hovered.connect(lambda index, panel=panel: self._hover(panel, index))
         panel.lassoed.connect(self._select_some)

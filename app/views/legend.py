@@ -43,7 +43,7 @@ MOST_LEVELS = 500
 """A legend lists at most this many levels, the largest first where there are more."""
 
 MISSING = "missing"
-CODE, COUNT = Qt.ItemDataRole.UserRole, Qt.ItemDataRole.UserRole + 1
+CODE, COUNT, OF_SELECTION = (Qt.ItemDataRole.UserRole + number for number in range(3))
 
 
 def swatch(colour: QColor, *, filled: bool) -> QIcon:
@@ -92,6 +92,7 @@ class CategoryLegend(QListWidget):
         self._hidden: frozenset[int] = frozenset()
         self._before_click: frozenset[int] = frozenset()
         self._items: dict[int, QListWidgetItem] = {}
+        self._most: dict[int, str] = {}
         self._colours: NDArray[np.uint8] = np.zeros((1, 3), np.uint8)
         self._names: tuple[str, ...] = ()
         self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
@@ -110,7 +111,7 @@ class CategoryLegend(QListWidget):
         names
             Of the levels, without 'missing'.
         counts, selected
-            Cells of each code, and of those how many are selected (None where nothing is).
+            Cells of each code, and how many of them are selected (None where nothing is): these are shown instead, in the accent.
         colours
             Of each code.
         hidden
@@ -127,9 +128,12 @@ class CategoryLegend(QListWidget):
             self._rebuild(listed, left_out)
         self.updateGeometry()
         for code, item in self._items.items():
-            text = f"{counts[code]:,}" if selected is None else f"{selected[code]:,} / {counts[code]:,}"
-            item.setData(COUNT, text)
-            item.setToolTip(f"{self._names[code]}: {text} cells")
+            total = f"{counts[code]:,}"
+            item.setData(COUNT, total if selected is None else f"{selected[code]:,}")
+            item.setData(OF_SELECTION, selected is not None)
+            chosen = "" if selected is None else f"{selected[code]:,} selected of "
+            item.setToolTip(f"{self._names[code]}: {chosen}{total} cells")
+            self._most[code] = total
             self._paint(code, item)
         self.scheduleDelayedItemsLayout()
 
@@ -139,7 +143,7 @@ class CategoryLegend(QListWidget):
 
     def _rebuild(self, listed: list[int], left_out: int) -> None:
         self.clear()
-        self._items = {}
+        self._items, self._most = {}, {}
         for code in listed:
             item = QListWidgetItem(self._names[code])
             item.setData(CODE, code)
@@ -208,7 +212,11 @@ class CategoryLegend(QListWidget):
         elif event.key() in {Qt.Key.Key_Return, Qt.Key.Key_Enter} and codes:
             self.solo(codes)
         else:
+            before = self.currentRow()
             super().keyPressEvent(event)
+            step = {Qt.Key.Key_Down: 1, Qt.Key.Key_Up: -1}.get(Qt.Key(event.key()), 0)
+            if step and self.currentRow() == before and 0 <= before + step < self.count():
+                self.setCurrentRow(before + step)  # where levels flow in lines, there may be none below
 
     def _menu(self, position: QPoint) -> None:
         item = self.itemAt(position) or self.currentItem()
@@ -237,7 +245,7 @@ class CategoryLegend(QListWidget):
         """Return the size of one level: the longest name, up to some 30 letters, with its count."""
         metrics = self.fontMetrics()
         names = max((metrics.horizontalAdvance(item.text()) for item in self._items.values()), default=0)
-        counts = max((metrics.horizontalAdvance(str(item.data(COUNT))) for item in self._items.values()), default=0)
+        counts = max((metrics.horizontalAdvance(text) for text in self._most.values()), default=0)
         width = min(names, metrics.horizontalAdvance("n" * 30)) + counts + self.iconSize().width() + 6 * SPACE
         return QSize(width, metrics.height() + SPACE)
 
@@ -301,7 +309,7 @@ class _LevelDelegate(QStyledItemDelegate):
         name = QFontMetrics(left.font).elidedText(index.data(Qt.ItemDataRole.DisplayRole), Qt.TextElideMode.ElideRight, text.width())
         painter.drawText(text, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, name)
         painter.setFont(tabular_font())
-        painter.setPen(ink if chosen else theme.color("secondary"))
+        painter.setPen(ink if chosen else theme.color("accent" if index.data(OF_SELECTION) else "secondary"))
         painter.drawText(box.adjusted(0, 0, -SPACE, 0), Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, count)
         painter.restore()
 
@@ -330,14 +338,13 @@ class GradientLegend(QWidget):
         self.setFont(tabular_font())
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
 
-    def show_column(self, column: ColumnData, colours: NDArray[np.uint8]) -> None:
-        """Show a column of numbers with the colours of its 256 steps."""
+    def show_column(self, column: ColumnData, codes: NDArray[np.int32], colours: NDArray[np.uint8]) -> None:
+        """Show a column of numbers, with the code of each point and the colours of the 256 steps."""
         assert column.values is not None
-        self._low, self._high = column.range()
+        self._low, self._high = column.range
         self._unit, self._colours = column.unit, colours
-        finite = column.values[np.isfinite(column.values)]
-        self._missing = len(column.values) - len(finite)
-        self._counts = np.histogram(np.clip(finite, self._low, self._high), bins=48, range=(self._low, self._high))[0]
+        self._missing = int(np.count_nonzero(codes == 0))
+        self._counts = column.histogram(codes)
         self.setAccessibleName("Legend")
         self.setAccessibleDescription(f"from {number_text(self._rounded(self._low))} to {number_text(self._rounded(self._high))} {self._unit}")
         self.setToolTip("Colours span the 1st to the 99th percentile; values beyond have the colour of the end")

@@ -122,7 +122,7 @@ class PointSet:
         within = np.arange(len(self.order)) - np.repeat(self.starts[:-1], counts)
         return np.flatnonzero(within < np.repeat(keep, counts))
 
-    def place(self, window: Window, *, coarse: bool = False, margin: int = 0) -> Placed:
+    def place(self, window: Window, *, coarse: bool = False, reach: int = 0) -> Placed:
         """Return the points inside a window and their pixels.
 
         Parameters
@@ -131,12 +131,12 @@ class PointSet:
             What is seen.
         coarse
             Whether the subset for dragging will do.
-        margin
+        reach
             Pixels around the window within which points are kept, because their dots reach into it.
         """
-        reach = (margin / window.scale_x, margin / window.scale_y)
-        low = (window.left - reach[0], window.bottom - reach[1])
-        high = (window.right + reach[0], window.top + reach[1])
+        outside = (reach / window.scale_x, reach / window.scale_y)
+        low = (window.left - outside[0], window.bottom - outside[1])
+        high = (window.right + outside[0], window.top + outside[1])
         if coarse:
             ids = self.coarse
             x, y = self.x[ids], self.y[ids]
@@ -151,9 +151,10 @@ class PointSet:
         # floor, not truncation: a point just left of the window must not fall into its first column
         column = np.floor((x - np.float32(window.left)) * np.float32(window.scale_x)).astype(np.int32)
         row = np.floor((np.float32(window.top) - y) * np.float32(window.scale_y)).astype(np.int32)
-        inside = (column >= -margin) & (column < window.width + margin) & (row >= -margin) & (row < window.height + margin)
+        inside = (column >= -reach) & (column < window.width + reach) & (row >= -reach) & (row < window.height + reach)
         if not inside.all():
             ids, column, row = ids[inside], column[inside], row[inside]
+        margin = 2 * reach  # a dot of a point at the edge of the reach must not run over into the next row
         stride = window.width + 2 * margin
         flat = (row.astype(np.intp) + margin) * stride + (column + margin)
         return Placed(window, ids, flat, margin)
@@ -314,6 +315,11 @@ def _colour_sums(
     return red, green, blue
 
 
+def dot_reach(diameter: float) -> int:
+    """Return how many pixels a dot reaches from the pixel of its middle."""
+    return math.ceil(max(0.5, diameter / 2))
+
+
 def stencil(diameter: float, stride: int) -> tuple[Ids, NDArray[np.float32]]:
     """Return the pixels of a round dot as offsets from its middle, and how much of each it covers.
 
@@ -330,7 +336,7 @@ def stencil(diameter: float, stride: int) -> tuple[Ids, NDArray[np.float32]]:
         Of shape ``(k,)``, by rising coverage; the middle is always covered wholly.
     """
     radius = max(0.5, diameter / 2)
-    reach = math.ceil(radius)
+    reach = dot_reach(diameter)
     steps = np.arange(-reach, reach + 1)
     distance = np.hypot(*np.meshgrid(steps, steps))
     coverage = np.clip(radius + 0.5 - distance, 0, 1)
@@ -348,7 +354,7 @@ def dots_image(placed: Placed, rank: Ids, look: Look, diameter: float) -> Pixels
     Parameters
     ----------
     placed
-        Points and pixels; its margin must hold a dot's radius.
+        Points and pixels; points must be kept within a dot's radius around the window.
     rank
         Place of each point of the set in the order of drawing.
     look
@@ -363,6 +369,9 @@ def dots_image(placed: Placed, rank: Ids, look: Look, diameter: float) -> Pixels
     """
     pixels = int(np.prod(placed.shape))
     offsets, cover = stencil(diameter, placed.shape[1])
+    if placed.margin < 2 * dot_reach(diameter):
+        message = f"dots of {diameter} pixels reach out of a margin of {placed.margin}"
+        raise ValueError(message)
     drawn = []
     for chosen, _ in look.split(placed):
         drawn.append(chosen[np.argsort(rank[placed.ids[chosen]])])
@@ -429,7 +438,7 @@ def inside_polygon(points: NDArray[np.floating], polygon: NDArray[np.floating]) 
 
 
 def lasso(placed: Placed, points: PointSet, polygon: NDArray[np.floating], inner: NDArray[np.bool_], edge: NDArray[np.bool_]) -> Ids:
-    """Return the places in the sorted arrays of the points inside a polygon.
+    """Return the places in the sorted arrays of the points inside a polygon, in no order.
 
     Whole pixels are looked up in a painted mask; only points in pixels that the outline touches are computed.
 
@@ -452,4 +461,4 @@ def lasso(placed: Placed, points: PointSet, polygon: NDArray[np.floating], inner
         return found
     ids = placed.ids[unsure]
     exact = placed.window.to_pixels(np.column_stack([points.x[ids], points.y[ids]]).astype(np.float64))
-    return np.sort(np.concatenate([found, ids[inside_polygon(exact, np.asarray(polygon, dtype=np.float64))]]))
+    return np.concatenate([found, ids[inside_polygon(exact, np.asarray(polygon, dtype=np.float64))]])

@@ -25,13 +25,15 @@ DIM = 0.2
 
 
 class CloudCanvas(pg.PlotWidget):
-    """The plot of a panel; arrows pan, plus and minus zoom, 0 shows all.
+    """The plot of a panel; arrows pan, plus and minus zoom, 0 shows all, L takes the lasso.
 
     Parameters
     ----------
     box
         Its view box.
     """
+
+    lassoWanted = Signal()  # noqa: N815
 
     def __init__(self, box: CloudBox) -> None:
         super().__init__(viewBox=box)
@@ -60,6 +62,10 @@ class CloudCanvas(pg.PlotWidget):
             self.box.scaleBy((1.25, 1.25))
         elif key == Qt.Key.Key_0:
             self.box.fitWanted.emit()
+            return
+        elif key == Qt.Key.Key_L and not event.modifiers():
+            self.lassoWanted.emit()
+            return
         else:
             super().keyPressEvent(event)
             return
@@ -78,6 +84,7 @@ class ScatterPanel(QWidget):
     columnChosen = Signal(str)  # noqa: N815
     viewMoved = Signal(object)  # noqa: N815
     fitWanted = Signal()  # noqa: N815
+    lassoWanted = Signal()  # noqa: N815
     menuWanted = Signal(object)  # noqa: N815
     hovered = Signal(object)
     lassoed = Signal(object, object)
@@ -141,6 +148,7 @@ class ScatterPanel(QWidget):
         self.gradient.hide()
         self.box.sigRangeChangedManually.connect(lambda *_: self.viewMoved.emit(self.box.viewRect()))
         self.box.fitWanted.connect(self.fitWanted)
+        self.canvas.lassoWanted.connect(self.lassoWanted)
         self.box.menuWanted.connect(self.menuWanted)
         self.box.lassoed.connect(self._lassoed)
         self.canvas.scene().sigMouseMoved.connect(self._moved)
@@ -275,7 +283,7 @@ class ScatterPanel(QWidget):
             selected = None if among is None else column.counts(among)
             self.legend.show_levels(column.levels, column.counts(), self.colours(), self.hidden_levels(), selected)
         else:
-            self.gradient.show_column(column, self.colours())
+            self.gradient.show_column(column, self._codes, self.colours())
         self.legendChanged.emit()
 
     def _hide_levels(self, hidden: frozenset[int]) -> None:
@@ -317,8 +325,9 @@ class ScatterPanel(QWidget):
 
     def show_hovered(self, index: int | None, text: str = "") -> None:
         """Ring a point, and where there is a text show it in a card beside the point."""
-        self.cloud.set_hovered(index)
-        if index is None or not text:
+        placed = index is not None and bool(np.isfinite(self._points.xy[index]).all())
+        self.cloud.set_hovered(index if placed else None)
+        if index is None or not placed or not text:
             self.card.hide()
             return
         x, y = self._points.xy[index]

@@ -15,6 +15,7 @@ from cellweave.app.views.raster import (
     PointSet,
     Window,
     density_image,
+    dot_reach,
     dot_size,
     dots_image,
     inside_polygon,
@@ -73,7 +74,7 @@ def test_a_window_finds_the_points_that_a_plain_comparison_finds():
 def test_a_single_dot_has_exactly_its_colour_where_it_belongs():
     points = PointSet(np.array([[0.0, 0.0], [10.0, 10.0]]))
     window = Window(-2.0, 12.0, 10.0, 10.0, 140, 140)
-    image = dots_image(points.place(window, margin=6), points.rank, look(points, [0, 1], [RED, (18, 52, 86)]), 7.0)
+    image = dots_image(points.place(window, reach=6), points.rank, look(points, [0, 1], [RED, (18, 52, 86)]), 7.0)
     assert image.shape == (140, 140)
     assert image[120, 20] == 0xFFFF0000  # x = 0 is 2 units from the left, y = 0 is 12 units below the top
     assert image[20, 120] == 0xFF123456
@@ -85,10 +86,28 @@ def test_a_single_dot_has_exactly_its_colour_where_it_belongs():
 def test_dots_at_the_edge_are_cut_not_wrapped():
     points = PointSet(np.array([[0.0, 0.0], [10.0, 5.0]]))
     window = Window(0.0, 10.0, 10.0, 10.0, 100, 100)
-    image = dots_image(points.place(window, margin=6), points.rank, look(points, [0, 0], [RED]), 9.0)
+    image = dots_image(points.place(window, reach=6), points.rank, look(points, [0, 0], [RED]), 9.0)
     alpha = channels(image)[0]
     assert alpha[99, 0] == 255 and not alpha[0, 0] and not alpha[95, 99]
     assert alpha[50, 99] > 0 and alpha[50, 0] == 0 and alpha[49, 0] == 0 and alpha[51, 0] == 0
+
+
+@pytest.mark.parametrize("diameter", [1.0, 2.0, 3.3, 9.0, 24.0])
+def test_dots_all_around_the_edge_stay_in_the_picture(diameter):
+    """Dots on a ring just outside and inside the window: each pixel's colour comes from a dot that is near it."""
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(-3, 13, size=(4000, 2))
+    points = PointSet(xy)
+    codes = (xy[:, 0] > 5).astype(int)
+    window = Window(0.0, 10.0, 10.0, 10.0, 100, 100)
+    reach = dot_reach(diameter)
+    image = dots_image(points.place(window, reach=reach), points.rank, look(points, codes, [RED, BLUE]), diameter)
+    columns = np.arange(100)[None, :] + np.zeros((100, 1))
+    red = (image & 0xFF0000) > 0
+    blue = (image & 0xFF) > 0
+    assert columns[red].max() <= 50 + reach and columns[blue].min() >= 49 - reach
+    with pytest.raises(ValueError, match="reach out"):
+        dots_image(points.place(window, reach=0), points.rank, look(points, codes, [RED, BLUE]), diameter)
 
 
 def test_the_order_of_drawing_favours_no_group():
@@ -98,7 +117,7 @@ def test_the_order_of_drawing_favours_no_group():
     codes = np.repeat([0, 1, 2, 3], n // 4)  # sorted by batch, as concatenated files are
     points = PointSet(xy)
     window = Window(0.0, 1.0, 60.0, 60.0, 60, 60)  # some eleven points on each pixel
-    image = dots_image(points.place(window, margin=2), points.rank, look(points, codes, [RED, GREEN, BLUE, GREY]), 1.0)
+    image = dots_image(points.place(window, reach=2), points.rank, look(points, codes, [RED, GREEN, BLUE, GREY]), 1.0)
     shares = [np.mean(image == value) for value in (0xFFFF0000, 0xFF00FF00, 0xFF0000FF, 0xFFC8C8C8)]
     assert sum(shares) == pytest.approx(1.0, abs=0.01)
     assert max(abs(share - 0.25) for share in shares) < 4 * np.sqrt(0.25 * 0.75 / 3600)
@@ -116,7 +135,7 @@ def test_missing_cells_lie_below_all_others():
     xy = np.zeros((n, 2)) + np.random.default_rng(0).normal(scale=0.01, size=(n, 2))
     points = PointSet(xy)
     window = Window(-1.0, 1.0, 20.0, 20.0, 40, 40)  # all on a pixel or four
-    placed = points.place(window, margin=3)
+    placed = points.place(window, reach=3)
     image = dots_image(placed, points.rank, look(points, codes, [GREY, RED], layers=[0, 1]), 3.0)
     assert image[20, 20] == 0xFFFF0000
     density = density_image(points.place(window), look(points, codes, [GREY, RED], layers=[0, 1]))
@@ -129,11 +148,11 @@ def test_hidden_levels_leave_no_trace():
     codes = np.arange(2000) % 2
     window = window_of(points)
     hidden = look(points, codes, [RED, GREEN], layers=[-1, 1])
-    for image in (dots_image(points.place(window, margin=3), points.rank, hidden, 3.0), density_image(points.place(window), hidden)):
+    for image in (dots_image(points.place(window, reach=3), points.rank, hidden, 3.0), density_image(points.place(window), hidden)):
         alpha, red, green, _ = channels(image)
         assert alpha.any() and green.any() and not red.any()
     nothing = look(points, codes, [RED, GREEN], layers=[-1, -1])
-    assert not dots_image(points.place(window, margin=3), points.rank, nothing, 3.0).any()
+    assert not dots_image(points.place(window, reach=3), points.rank, nothing, 3.0).any()
     assert not density_image(points.place(window), nothing).any()
 
 
@@ -303,8 +322,8 @@ def test_dragging_draws_less_and_refines_soon(item, qtbot, monkeypatch):
     drawn = []
     original = PointSet.place
 
-    def spy(self, window, *, coarse=False, margin=0):
-        placed = original(self, window, coarse=coarse, margin=margin)
+    def spy(self, window, *, coarse=False, reach=0):
+        placed = original(self, window, coarse=coarse, reach=reach)
         drawn.append(len(placed.ids))
         return placed
 
@@ -337,14 +356,14 @@ def test_numbers_are_clipped_to_their_bulk():
     codes = column.point_codes()
     assert codes[1000] == 256 and codes[1001] == 0 and codes[1002] == 1
     assert np.all(np.diff(codes[:1000]) >= 0)
-    low, high = column.range()
+    low, high = column.range
     assert -0.05 < low < 0.05 and 0.95 < high < 1.05
     assert column.text_of(1001) == "missing" and column.text_of(999) == "1 counts"
 
 
 def test_ratios_are_centred_at_zero():
     column = ColumnData.continuous(np.linspace(-1, 3, 500), diverging=True)
-    low, high = column.range()
+    low, high = column.range
     assert low == -high
     zero = column.point_codes()[np.argmin(np.abs(column.values))]
     assert abs(zero - 128.5) < 2
