@@ -29,14 +29,16 @@ def check_machine(spec: RunSpec, study: Study, folder: Path | None) -> list[Chec
     n_features = sum(modality.n_features for modality in used)
     n_stored = sum(modality.counts.nnz for modality in used)
     levels = sum(study.obs[name].nunique() for name in spec.covariates.columns() if name in study.obs.columns)
-    need = estimate(spec, int(measured.sum()), n_features, n_stored, n_covariate_levels=int(levels))
-    found = [_memory(spec, need, loaded=True)]
+    # the counts are in memory (or mapped from disk) already, and training reads them there
+    need = estimate(spec, int(measured.sum()), n_features, 0, n_covariate_levels=int(levels))
+    held = sum(modality.counts.data.nbytes + modality.counts.indices.nbytes for modality in study.modalities.values())
+    found = [_memory(spec, need, f"The counts take {describe_bytes(held)} already. ")]
     found += _disk(spec, need, folder or Path.cwd(), n_stored)
     found += _minibatches(spec, int(measured.sum()))
     return found
 
 
-def _memory(spec: RunSpec, need: Estimate, *, loaded: bool) -> Check:
+def _memory(spec: RunSpec, need: Estimate, held: str = "") -> Check:
     fixes: tuple[Fix, ...] = ()
     if need.fit is not Fit.FITS:
         if spec.training.source != "disk" and need.data_bytes > need.step_bytes:
@@ -44,9 +46,9 @@ def _memory(spec: RunSpec, need: Estimate, *, loaded: bool) -> Check:
         smaller = max(2, spec.training.batch_size // 2)
         if smaller < spec.training.batch_size:
             fixes += (Fix(f"Minibatches of {smaller:,}", {"training.batch_size": smaller}),)
-    text = need.text if need.fit is Fit.FITS or not need.mend else f"{need.text} {need.mend}"
+    text = held + (need.text if need.fit is Fit.FITS or not need.mend else f"{need.text} {need.mend}")
     level = LEVEL_OF_FIT[need.fit]
-    if not loaded and level is Level.FAIL:
+    if not held and level is Level.FAIL:
         level = Level.WARN  # a guess from the header does not block
     return Check("memory", level, "Memory", text, fixes, "training.source")
 
@@ -103,7 +105,7 @@ def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
                 stored += int(whole * share)
     if not cells or not features:
         return []
-    return [_memory(spec, estimate(spec, cells, features, stored), loaded=False)]
+    return [_memory(spec, estimate(spec, cells, features, stored))]
 
 
 def _kept(spec: RunSpec, name: str, n_features: int) -> int:

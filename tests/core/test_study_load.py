@@ -263,3 +263,16 @@ def test_every_count_of_every_file_is_where_its_names_say(tmp_path_factory, file
             if measured:
                 found[key] = dense[cell, column]
     assert found == truth
+
+
+def test_counts_larger_than_memory_are_read_into_mapped_files(data_folder, tmp_path):
+    data = DataSpec(paths=(str(data_folder / "rna_ifnb_pbmc_2batches.h5ad"),))
+    expected = load_study(data).modalities["rna"].counts
+    counts = load_study(data, scratch=tmp_path / "scratch").modalities["rna"].counts
+    for array in (counts.data, counts.indices):
+        chain = [array]
+        while getattr(chain[-1], "base", None) is not None:
+            chain.append(chain[-1].base)
+        assert any(isinstance(one, np.memmap) for one in chain)  # neither was copied into memory on the way
+    assert (counts != expected).nnz == 0
+    assert counts[[5, 3]].toarray().tolist() == expected[[5, 3]].toarray().tolist()

@@ -144,9 +144,7 @@ class StoredSparse(StoredMatrix):
         for start in range(0, n_stored, BLOCK_VALUES):
             watch.at(0.7 + 0.3 * start / n_stored, text)
             columns[start : start + BLOCK_VALUES] = self._indices[start : start + BLOCK_VALUES]  # type: ignore[index]
-        minor = self.shape[0] if self._by_column else self.shape[1]
-        if n_stored and (int(columns.min()) < 0 or int(columns.max()) >= minor):
-            raise DataError(f"The matrix at {self.location} points outside its own shape.", "The file is damaged.")
+            _check_columns(columns[start : start + BLOCK_VALUES], self.shape[0] if self._by_column else self.shape[1], self.location)
         kind = sparse.csc_matrix if self._by_column else sparse.csr_matrix
         return self._report(scanner, indptr), tidy(kind((values, columns, indptr), shape=self.shape))
 
@@ -249,6 +247,11 @@ def _check_pointers(indptr: np.ndarray, shape: tuple[int, int], n_stored: int, *
     major = shape[1] if by_column else shape[0]
     if indptr.shape != (major + 1,) or int(indptr[0]) != 0 or int(indptr[-1]) != n_stored or np.any(np.diff(indptr) < 0):
         raise DataError("The row pointers of the sparse matrix do not fit its shape.", "The file is damaged: write or download it again.")
+
+
+def _check_columns(columns: np.ndarray, width: int, location: str) -> None:
+    if int(columns.min()) < 0 or int(columns.max()) >= width:
+        raise DataError(f"The matrix at {location} points outside its own shape.", "The file is damaged: write or download it again.")
 
 
 @dataclass
