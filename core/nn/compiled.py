@@ -225,8 +225,7 @@ def _through_softmax(mu, library, by_mean):  # type: ignore[no-untyped-def]  # n
     for g in range(mu.shape[0]):
         by_mean[g] *= mu[g]
         total += by_mean[g]
-    # An empty cell has library 0 and mean 0: its derivatives are 0, not 0 / 0.
-    by_library = total / max(library, F(1.1754944e-38))
+    by_library = total / library
     for g in range(mu.shape[0]):
         by_mean[g] -= mu[g] * by_library
     return by_library
@@ -266,7 +265,12 @@ def _rows(
             _scatter_add(at, value, derivative, by_mean[n], by_theta[n])
         nll[n] = total
         if is_softmax and gradients:
-            by_library[n] = _through_softmax(mu, library[n], by_mean[n])
+            if library[n] > F(0.0):
+                by_library[n] = _through_softmax(mu, library[n], by_mean[n])
+            else:  # an empty cell: only a larger library would cost anything
+                _softmax(mean[n], F(1.0), mu)
+                by_library[n] = _through_softmax(mu, F(1.0), by_mean[n])
+                by_mean[n, :] = F(0.0)
 
 
 def _compile():  # type: ignore[no-untyped-def]  # noqa: ANN202

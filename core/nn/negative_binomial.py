@@ -147,13 +147,13 @@ class _Forward:
         """Fill in one block of rows."""
         rows, entries = slice(block.start, block.stop), slice(block.first, block.last)
         theta, shifted, inverse = self._dispersion(rows)
-        buffers = scratch(4 if self.zi_logits is None else 8, block.stop - block.start, self.mean)
-        mu, relative, log_relative, weight = buffers[:4]
+        buffers = scratch(5 if self.zi_logits is None else 9, block.stop - block.start, self.mean)
+        mu, share, relative, log_relative, weight = buffers[:5]
         if self.library is None:
             mu = self.mean[rows]
         else:
-            torch.softmax(self.mean[rows], -1, out=mu)
-            mu.mul_(self.library[rows, None])
+            torch.softmax(self.mean[rows], -1, out=share)
+            torch.mul(share, self.library[rows, None], out=mu)
         if self.by_theta is not None:
             log_relative = self.by_theta[rows]
         torch.mul(mu, inverse, out=relative)
@@ -163,7 +163,7 @@ class _Forward:
             torch.mul(log_relative, theta, out=weight)
             torch.sum(weight, 1, out=self._nll[rows])
         else:
-            self._inflate(rows, entries, place, theta, log_relative, [weight, *buffers[4:]])
+            self._inflate(rows, entries, place, theta, log_relative, [weight, *buffers[5:]])
         by_mean = self._at_stored(entries, place, mu)
         if self.by_mean is None:
             return
@@ -176,7 +176,7 @@ class _Forward:
             log_relative.mul_(weight)
         ratio.view(-1).scatter_add_(0, place, by_mean)
         if self.library is not None:
-            self._through_softmax(rows, mu, ratio)
+            self._through_softmax(rows, share, ratio)
 
     def _at_stored(self, entries: slice, place: Tensor, mu: Tensor) -> Tensor:
         """Add what the stored entries cost; return their part of the derivative with respect to the mean."""
@@ -220,10 +220,8 @@ class _Forward:
         if self.by_zero is not None:
             p.sub_(no_zero)
 
-    def _through_softmax(self, rows: slice, mu: Tensor, by_mean: Tensor) -> None:
+    def _through_softmax(self, rows: slice, share: Tensor, by_mean: Tensor) -> None:
         """Turn the derivative with respect to the mean, in place, into that with respect to the logits of the shares."""
-        by_mean.mul_(mu)
-        # An empty cell has library 0 and mean 0: its derivatives are 0, not 0 / 0.
-        library = self.library[rows].clamp(min=torch.finfo(mu.dtype).tiny)
-        by_library = torch.div(by_mean.sum(1), library, out=self.by_library[rows])
-        by_mean.addcmul_(mu, by_library[:, None], value=-1)
+        by_mean.mul_(share)
+        by_library = torch.sum(by_mean, 1, out=self.by_library[rows])
+        by_mean.addcmul_(share, by_library[:, None], value=-1).mul_(self.library[rows, None])
