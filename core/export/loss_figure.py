@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ def loss_figure(run: RunData, options: FigureOptions) -> Canvas:
     if not rows:
         raise RunFolderError(f"The run '{run.name}' has no losses yet.", "Wait for its first epoch.")
     declared = {term.name: term for term in run.spec.terms()}
-    names = _names(rows[0], options.terms, declared)
+    names = _names(dict.fromkeys(key for row in rows for key in row), options.terms, declared)
     epochs = np.array([row["epoch"] for row in rows])
     weights = [event for event in run.folder.events() if isinstance(event, WeightChanged)]
     per_row = min(options.panels_per_row or 3, len(names))
@@ -77,7 +77,7 @@ def loss_figure(run: RunData, options: FigureOptions) -> Canvas:
     return canvas
 
 
-def _names(row: Mapping[str, float], wanted: Sequence[str], declared: Mapping[str, object]) -> list[str]:
+def _names(row: Iterable[str], wanted: Sequence[str], declared: Mapping[str, object]) -> list[str]:
     there = [name.removesuffix("_train") for name in row if name.endswith("_train")]
     if wanted:
         for name in wanted:
@@ -101,13 +101,6 @@ def _smooth(epochs: NDArray[np.float64], values: NDArray[np.float64], amount: fl
     return result
 
 
-def _log_ticks(ratio: float) -> tuple[float, ...]:
-    """Return where within a power of ten the axis is labelled: more densely where it spans little."""
-    if ratio < 3:
-        return tuple(range(1, 10)) if ratio > 1.6 else tuple(np.arange(1, 10, 0.5 if ratio > 1.25 else 0.2))
-    return (1.0, 2.0, 5.0) if ratio < 300 else (1.0,)
-
-
 def _curves(axes: object, epochs: NDArray[np.float64], curves: Mapping[str, NDArray[np.float64]], colour: str, options: FigureOptions) -> None:
     from matplotlib.axes import Axes
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -128,7 +121,7 @@ def _curves(axes: object, epochs: NDArray[np.float64], curves: Mapping[str, NDAr
     low, high = float(every.min()), float(np.percentile(every, 99) if options.clip_outliers else every.max())
     if options.log_scale and low > 0:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=_log_ticks(high / low)))
+        axes.yaxis.set_major_locator(MaxNLocator(4) if high < 10 * low else LogLocator(subs=(1.0, 2.0, 5.0) if high < 300 * low else (1.0,)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.set_ylim(low / (high / low) ** 0.06 if high > low else low / 1.1, high * (high / low) ** 0.06 if high > low else high * 1.1)
