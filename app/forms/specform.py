@@ -51,6 +51,7 @@ class SpecForm(QWidget):
         self._rows: dict[str, FieldRow] = {}
         self._headings: dict[str, QLabel] = {}
         self._enabled_paths: frozenset[str] | None = None
+        self._not_now: frozenset[str] = frozenset()
         self._why_locked = LOCKED
         self._baseline: BaseModel | None = None
         self._baseline_name = ""
@@ -100,6 +101,7 @@ class SpecForm(QWidget):
         row = self._rows[path]
         if text and not row.is_shown():
             self._search.clear()
+            self.set_left_out(self._not_now - {path})
             if row.field.advanced:
                 self._advanced.setChecked(True)
         row.problem.setText(text)
@@ -125,6 +127,11 @@ class SpecForm(QWidget):
         self._enabled_paths = None if paths is None else frozenset(paths)
         self._why_locked = why_not
         self._apply_enabled()
+
+    def set_left_out(self, paths: Collection[str]) -> None:
+        """Hide some fields, because what they set is of no use at present; an error brings one back into sight."""
+        self._not_now = frozenset(paths)
+        self._refresh()
 
     def set_suggestions(self, path: str, names: Sequence[str]) -> None:
         """Offer names (columns of the data) for a text or a list; they can still be typed."""
@@ -257,8 +264,9 @@ class SpecForm(QWidget):
 
     def _refresh(self) -> None:
         needle, advanced = self._search.text().strip(), self._advanced.isChecked()
-        for row in self._rows.values():
-            row.set_shown(row.field.matches(needle) if needle else advanced or not row.field.advanced)
+        for path, row in self._rows.items():
+            wanted = row.field.matches(needle) if needle else advanced or not row.field.advanced
+            row.set_shown(wanted and path not in self._not_now)
         for group, heading in self._headings.items():
             heading.setVisible(any(row.is_shown() for row in self._rows.values() if row.field.group == group))
         found = any(row.is_shown() for row in self._rows.values())
@@ -267,5 +275,5 @@ class SpecForm(QWidget):
         self._count_changes()
 
     def _count_changes(self) -> None:
-        hidden = sum(row.field.advanced and row.is_changed() for row in self._rows.values())
+        hidden = sum(row.field.advanced and row.is_changed() and path not in self._not_now for path, row in self._rows.items())
         self._advanced.setText(f"Advanced ({hidden} changed)" if hidden else "Advanced")
