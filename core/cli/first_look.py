@@ -72,7 +72,11 @@ def export_all(folder: Path, out: Path, show: Reporter) -> dict[str, Path]:
     for kind, name in FIGURES.items():
         show.phase(f"drawing {name}", None)
         save_figure(folder, kind, out / name, options)
-    data = export_h5ad(folder, out / "example.h5ad", progress=lambda fraction, text="": show.phase("writing example.h5ad", fraction, text))
+
+    def progress(fraction: float | None, text: str = "") -> None:
+        show.phase("writing example.h5ad", fraction, text)
+
+    data = export_h5ad(folder, out / "example.h5ad", progress=progress)
     return {"losses": out / FIGURES["losses"], "UMAP by batch and cell type": out / FIGURES["embedding"], "all cells with their latent and UMAP": data}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def refuse_other_files(spec: RunSpec, progress: HashProgress | None = None) -> N
     for name, recorded in zip(spec.data.paths, spec.data.sha256, strict=False):
         path = Path(name)
         try:
-            found = sha256_of(path, (lambda share, name=path.name: progress(name, share)) if progress is not None else None)
+            found = sha256_of(path, partial(progress, path.name) if progress is not None else None)
         except FileNotFoundError:
             raise DataError(f"There is no file '{path}'.", "Check data.paths in the spec.") from None
         except OSError as error:
