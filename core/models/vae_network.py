@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,6 +94,8 @@ class VaeNetwork(Model):
     """
 
     family = FAMILY
+    library_log_mean: Tensor
+    library_log_var: Tensor
 
     def __init__(self, context: BuildContext) -> None:
         super().__init__()
@@ -115,7 +117,7 @@ class VaeNetwork(Model):
         encoder_levels = levels if options.encode_covariates else ()
         n_in = self.n_features + (n_extra if options.encode_covariates else 0)
         inject = options.deeply_inject_covariates
-        shared = {"n_hidden": options.n_hidden, "dropout_rate": options.dropout_rate, "inject": inject}
+        shared: dict[str, Any] = {"n_hidden": options.n_hidden, "dropout_rate": options.dropout_rate, "inject": inject}
         self.encoder = Encoder(
             n_in, options.n_latent, encoder_levels,
             n_layers=options.n_layers, var_activation=options.var_activation, **shared, **encoder_norms,

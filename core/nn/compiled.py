@@ -9,6 +9,10 @@ on a machine waits for the compiler.
 the compiler from treating sixteen elements at once.
 """
 
+# Types are those that numba infers, or the signatures at the end.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
+# ruff: noqa: ANN001, ANN202
+
 from __future__ import annotations
 
 import math
@@ -31,10 +35,10 @@ HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
 MATH = {"contract", "nsz", "arcp", "reassoc"}
 
 
-def _bitcast(result: types.Type, argument: types.Type, llvm: ir.Type):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _bitcast(result: types.Type, argument: types.Type, llvm: ir.Type):
     @intrinsic
-    def cast(typing_context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def cast(typing_context, value):
+        def generate(context, builder, signature, args):
             return builder.bitcast(args[0], llvm)
 
         return result(argument), generate
@@ -49,7 +53,7 @@ _float64 = _bitcast(types.float64, types.int64, ir.DoubleType())
 
 
 @numba.njit(inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _exp(x):
     x = min(max(x, F(-87.0)), F(88.0))
     k = F(math.floor(x * LOG2_E + F(0.5)))
     r = x - k * LN2_HIGH - k * LN2_LOW
@@ -63,7 +67,7 @@ def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(inline="always")
-def _log(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _log(x):
     """Logarithm of a positive number that is not subnormal."""
     bits = _bits(x)
     exponent = F(((bits >> I(23)) & I(255)) - I(126))
@@ -86,13 +90,13 @@ def _log(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(inline="always")
-def _log1p(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _log1p(x):
     u = F(1.0) + x
     return _log(u) + (x - (u - F(1.0))) / u
 
 
 @numba.njit(inline="always")
-def _log_wide(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _log_wide(x):
     """Logarithm in float32 of a positive float64, which may be beyond the range of float32."""
     bits = _bits64(x)
     exponent = (bits >> np.int64(52)) - np.int64(1023)
@@ -101,7 +105,7 @@ def _log_wide(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True)
-def _stirling(y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _stirling(y):
     """``lgamma`` and ``digamma`` of a positive number, in float64."""
     product, inverse_sum = 1.0, 0.0
     while y < 12.0:
@@ -117,7 +121,7 @@ def _stirling(y):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _gather(x, columns, mu, theta, mean, at, product, value, derivative):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _gather(x, columns, mu, theta, mean, at, product, value, derivative):
     """For the stored entries of a cell, fill in mean, dispersion and gamma terms; ``value`` lacks ``log(product)``."""
     for i in range(x.shape[0]):
         count, g = x[i], columns[i]
@@ -138,7 +142,7 @@ def _gather(x, columns, mu, theta, mean, at, product, value, derivative):  # typ
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _softmax(logits, library, mu):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _softmax(logits, library, mu):
     """Fill in ``library * softmax(logits)``; return 0, or NaN where a logit is not finite."""
     largest, total, check = logits[0], F(0.0), F(0.0)
     for g in range(logits.shape[0]):
@@ -155,7 +159,7 @@ def _softmax(logits, library, mu):  # type: ignore[no-untyped-def]  # noqa: ANN0
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _zeros(mu, theta, eps, by_mean, by_theta):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _zeros(mu, theta, eps, by_mean, by_theta):
     """Cost and derivatives of a cell of zeros under the negative binomial."""
     cost = F(0.0)
     for g in range(mu.shape[0]):
@@ -170,7 +174,7 @@ def _zeros(mu, theta, eps, by_mean, by_theta):  # type: ignore[no-untyped-def]  
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _inflated(mu, theta, logits, eps, stored, by_mean, by_theta, by_zero):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _inflated(mu, theta, logits, eps, stored, by_mean, by_theta, by_zero):
     """Cost and derivatives of a cell under the zero-inflated form, as if the counts that ``stored`` marks were just above 0."""
     total, check = F(0.0), F(0.0)
     for g in range(mu.shape[0]):
@@ -199,7 +203,7 @@ def _inflated(mu, theta, logits, eps, stored, by_mean, by_theta, by_zero):  # ty
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _stored(x, eps, mean, at, product, value, derivative):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _stored(x, eps, mean, at, product, value, derivative):
     """What the stored entries add to the cost; value and derivative become what they add to the derivatives."""
     cost = F(0.0)
     for i in range(x.shape[0]):
@@ -212,14 +216,14 @@ def _stored(x, eps, mean, at, product, value, derivative):  # type: ignore[no-un
 
 
 @numba.njit(nogil=True)
-def _scatter_add(columns, value, derivative, by_mean, by_theta):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _scatter_add(columns, value, derivative, by_mean, by_theta):
     for i in range(columns.shape[0]):
         by_mean[columns[i]] += value[i]
         by_theta[columns[i]] += derivative[i]
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _through_softmax(mu, library, by_mean):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _through_softmax(mu, library, by_mean):
     """Turn the derivatives with respect to the mean into those of the logits, and return that of the library."""
     total = F(0.0)
     for g in range(mu.shape[0]):
@@ -232,8 +236,8 @@ def _through_softmax(mu, library, by_mean):  # type: ignore[no-untyped-def]  # n
 
 
 def _rows(
-    mean, library, is_softmax, theta, theta_row, logits, is_inflated, starts, columns, values, eps,  # type: ignore[no-untyped-def]  # noqa: ANN001
-    nll, gradients, by_mean, by_library, by_theta, by_zero,  # noqa: ANN001
+    mean, library, is_softmax, theta, theta_row, logits, is_inflated, starts, columns, values, eps,
+    nll, gradients, by_mean, by_library, by_theta, by_zero,
 ) -> None:
     """Fill in the cost of each cell and, where ``gradients``, its derivatives; else their first row is overwritten."""
     n_features = mean.shape[1]
@@ -273,18 +277,31 @@ def _rows(
                 by_mean[n, :] = F(0.0)
 
 
-def _compile():  # type: ignore[no-untyped-def]  # noqa: ANN202
-    matrix, vector = types.float32[:, ::1], types.float32[::1]
-    whole, flag = types.int64[::1], types.boolean
-    signature = types.void(
-        matrix, vector, flag, matrix, whole, matrix, flag, whole, whole, vector, types.float32,
-        vector, flag, matrix, vector, matrix, matrix,
-    )
+def _log1p_rows(starts, columns, values, dense, total) -> None:
+    """Fill in dense ``log(1 + x)`` and each cell's total; what is stored as 0 adds nothing."""
+    for n in range(dense.shape[0]):
+        row, summed = dense[n], F(0.0)
+        row[:] = F(0.0)
+        for i in range(starts[n], starts[n + 1]):
+            summed += values[i]
+            row[columns[i]] += _log1p(values[i])
+        total[n] = summed
+
+
+def _compile(function, signature):
     options = {"nogil": True, "error_model": "numpy", "fastmath": MATH}
     try:
-        return numba.njit(signature, cache=True, **options)(_rows)
+        return numba.njit(signature, cache=True, **options)(function)
     except RuntimeError:  # numba found no folder it may keep machine code in
-        return numba.njit(signature, **options)(_rows)
+        return numba.njit(signature, **options)(function)
 
 
-rows = _compile()
+MATRIX, VECTOR, WHOLE, FLAG = types.float32[:, ::1], types.float32[::1], types.int64[::1], types.boolean
+rows = _compile(
+    _rows,
+    types.void(
+        MATRIX, VECTOR, FLAG, MATRIX, WHOLE, MATRIX, FLAG, WHOLE, WHOLE, VECTOR, types.float32,
+        VECTOR, FLAG, MATRIX, VECTOR, MATRIX, MATRIX,
+    ),
+)
+log1p_rows = _compile(_log1p_rows, types.void(WHOLE, WHOLE, VECTOR, MATRIX, VECTOR))

@@ -5,23 +5,25 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from cellweave.core.nn.counts import CountBatch
+if TYPE_CHECKING:
+    from cellweave.core.nn.counts import CountBatch
 
 _lock = threading.Lock()
-_state: dict[str, Any] = {"rows": None, "looked": False, "allowed": True, "pool": None, "threads": 0}
+_state: dict[str, Any] = {"compiled": None, "looked": False, "allowed": True, "pool": None, "threads": 0}
 
 
-def compiled_rows() -> Callable[..., None] | None:
-    """Return the compiled loop, compiling or loading it at the first call; None where numba cannot be used.
+def compiled() -> ModuleType | None:
+    """Return :mod:`cellweave.core.nn.compiled`, compiling or loading it at the first call; None where numba cannot be used.
 
     The first call on a machine takes some seconds, later processes less than one. Call it from a worker, not
     from the thread that draws the window.
@@ -32,10 +34,10 @@ def compiled_rows() -> Callable[..., None] | None:
             try:
                 numba = importlib.import_module("numba")
                 if not numba.config.DISABLE_JIT:
-                    _state["rows"] = importlib.import_module("cellweave.core.nn.compiled").rows
+                    _state["compiled"] = importlib.import_module("cellweave.core.nn.compiled")
             except ImportError:
-                _state["rows"] = None
-        return _state["rows"] if _state["allowed"] else None
+                _state["compiled"] = None
+        return _state["compiled"] if _state["allowed"] else None
 
 
 @contextmanager
@@ -51,7 +53,19 @@ def without_compiled() -> Iterator[None]:
 def usable(mean: Tensor, theta: Tensor) -> bool:
     """Return whether the compiled loop serves these arguments: float32 on a CPU, and numba at hand."""
     plain = mean.device.type == "cpu" and mean.dtype == theta.dtype == torch.float32
-    return plain and mean.numel() > 0 and compiled_rows() is not None
+    return plain and mean.numel() > 0 and compiled() is not None
+
+
+def log1p_rows(counts: CountBatch) -> tuple[Tensor, Tensor] | None:
+    """Return dense ``log(1 + x)`` ``(n_cells, n_features)`` and totals ``(n_cells,)``; None where it cannot be compiled."""
+    values = counts.values
+    module = compiled() if values.device.type == "cpu" and values.dtype == torch.float32 else None
+    if module is None:
+        return None
+    dense, total = values.new_empty(counts.shape), values.new_empty(counts.n_cells)
+    starts, columns, stored = counts.row_starts, counts.cols.contiguous(), values.contiguous()
+    module.log1p_rows(starts.numpy(), columns.numpy(), stored.numpy(), dense.numpy(), total.numpy())
+    return dense, total
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -99,8 +113,9 @@ class CompiledForward:
 
     def nll(self) -> Tensor:
         """Run the loop, by several threads where torch has several; return the negative log-likelihood of each cell."""
-        rows = compiled_rows()
-        assert rows is not None
+        module = compiled()
+        assert module is not None
+        rows = module.rows
         n_cells = self.counts.n_cells
         threads = min(torch.get_num_threads(), n_cells)
         nll = self.mean.new_empty(n_cells)
@@ -126,7 +141,7 @@ class CompiledForward:
             theta.contiguous().numpy(), self._theta_row()[part].numpy(),
             numpy(self.zi_logits, no_matrix), self.zi_logits is not None,
             self.counts.row_starts[part.start : part.stop + 1].numpy(),
-            self.counts.cols.numpy(), self.counts.values.to(torch.float32).numpy(), self.eps,
+            self.counts.cols.contiguous().numpy(), self.counts.values.to(torch.float32).contiguous().numpy(), self.eps,
             nll[part].numpy(), self.gradients,
             numpy(self.by_mean, one_row), numpy(self.by_library, no_vector),
             numpy(self.by_theta, one_row), numpy(self.by_zero, one_row),

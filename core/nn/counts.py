@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cellweave.core.nn.compiled_call import log1p_rows
+
 ArrayLike: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 
@@ -230,7 +232,11 @@ class CountBatch:
     def log1p(self) -> Tensor:
         """Return dense ``log(1 + x)`` ``(n_cells, n_features)``; the logarithm is taken at the stored entries only."""
         if self._log1p is None:
-            self._log1p = self.scatter(self.values.log1p())
+            found = log1p_rows(self)
+            if found is None:
+                self._log1p = self.scatter(self.values.log1p())
+            else:
+                self._log1p, self._total = found
         return self._log1p
 
     @property
@@ -242,11 +248,11 @@ class CountBatch:
 
     def to(self, device: torch.device | str, *, dtype: torch.dtype | None = None) -> CountBatch:
         """Return the batch on another device or with another floating type."""
-        move = {"device": torch.device(device), "non_blocking": True}
+        target = torch.device(device)
         return CountBatch(
-            self.rows.to(**move),
-            self.cols.to(**move),
-            self.values.to(dtype=dtype or self.values.dtype, **move),
+            self.rows.to(target, non_blocking=True),
+            self.cols.to(target, non_blocking=True),
+            self.values.to(target, dtype or self.values.dtype, non_blocking=True),
             self.shape,
             integer=self.integer, stores_zeros=self.stores_zeros, max_count=self._max_count,
         )

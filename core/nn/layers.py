@@ -39,6 +39,8 @@ class CategoricalLinear(nn.Module):
         Whether there is a bias.
     """
 
+    _offsets: Tensor
+
     def __init__(self, n_in: int, n_out: int, levels: Sequence[int] = (), *, bias: bool = True) -> None:
         super().__init__()
         self.n_in, self.levels = n_in, tuple(int(n) for n in levels)
@@ -137,7 +139,7 @@ class FCLayers(nn.Module):
     ) -> None:
         super().__init__()
         sizes = [n_in, *[n_hidden] * (n_layers - 1), n_out]
-        self.layers = nn.ModuleList(
+        self.layers: Sequence[FCLayer] = nn.ModuleList(  # type: ignore[assignment]
             FCLayer(
                 size_in, size_out, levels if place == 0 or inject else (),
                 dropout_rate=dropout_rate, batch_norm=batch_norm, layer_norm=layer_norm, bias=bias,
@@ -189,7 +191,8 @@ class Encoder(nn.Module):
         )
         self.mean = nn.Linear(n_hidden, n_out)
         self.var = nn.Linear(n_hidden, n_out)
-        self._positive: Callable[[Tensor], Tensor] = {"exp": torch.exp, "softplus": softplus}[var_activation]
+        functions: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": softplus}
+        self._positive = functions[var_activation]
 
     def forward(self, x: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and **variance**, each ``(n_cells, n_out)``."""

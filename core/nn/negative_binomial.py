@@ -167,6 +167,7 @@ class _Forward:
         by_mean = self._at_stored(entries, place, mu)
         if self.by_mean is None:
             return
+        assert self.by_theta is not None
         ratio = self.by_mean[rows]
         torch.add(mu, shifted, out=ratio)
         torch.div(theta, ratio, out=ratio)
@@ -194,6 +195,7 @@ class _Forward:
 
         The first buffer becomes the probability that a zero came from the counts, and 1 where the count is not 0.
         """
+        assert self.zi_logits is not None
         weight, odds, no_zero, p, other = buffers
         zi_logits, nll = self.zi_logits[rows], self._nll[rows]
         if self.by_zero is not None:
@@ -222,6 +224,7 @@ class _Forward:
 
     def _through_softmax(self, rows: slice, share: Tensor, by_mean: Tensor) -> None:
         """Turn the derivative with respect to the mean, in place, into that with respect to the logits of the shares."""
+        assert self.library is not None and self.by_library is not None
         by_mean.mul_(share)
         by_library = torch.sum(by_mean, 1, out=self.by_library[rows])
         by_mean.addcmul_(share, by_library[:, None], value=-1).mul_(self.library[rows, None])

@@ -7,7 +7,7 @@ an encoder of the library size and three decoder heads whether or not the likeli
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def _modules(network: VaeNetwork) -> Iterator[tuple[str, nn.Module]]:
         yield "_embeddings_dict.batch", network.batch_embedding
 
 
-def _is_categorical(module: nn.Module) -> bool:
+def _is_categorical(module: nn.Module) -> TypeGuard[CategoricalLinear]:
     return hasattr(module, "level_weight")
 
 
@@ -61,8 +61,10 @@ def _tensors(module: nn.Module, value: str) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in module.named_parameters(recurse=False):
         if name == "level_weight":
             continue
-        wide = name == "weight" and _is_categorical(module)
-        yield name, _wide(module, value) if wide else getattr(parameter, value)  # type: ignore[arg-type]
+        if name == "weight" and _is_categorical(module):
+            yield name, _wide(module, value)
+        else:
+            yield name, getattr(parameter, value)
 
 
 def to_scvi(network: VaeNetwork, value: str = "data") -> dict[str, Tensor]:
@@ -124,9 +126,9 @@ def load_scvi(network: VaeNetwork, state: Mapping[str, Tensor]) -> None:
                     tensor.copy_(state[f"{prefix}.{name}"])
             for name, parameter in module.named_parameters(recurse=False):
                 source = state[f"{prefix}.{'weight' if name == 'level_weight' else name}"]
-                if name == "level_weight":
+                if _is_categorical(module) and name == "level_weight":
                     source = source[:, module.n_in :].t()
-                elif name == "weight" and _is_categorical(module):
+                elif _is_categorical(module) and name == "weight":
                     source = source[:, : module.n_in]
                 parameter.copy_(source)
         if network.log_theta is not None:

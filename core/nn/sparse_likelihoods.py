@@ -46,7 +46,7 @@ def nb_nll(
         Sum over the features, ``(n_cells,)``.
     """
     with torch.autocast(mu.device.type, enabled=False):
-        return NegativeBinomial.apply(mu, None, theta, zi_logits, group, counts, eps)
+        return NegativeBinomial.apply(mu, None, theta, zi_logits, group, counts, eps)  # type: ignore[no-untyped-call]
 
 
 def softmax_nll(
@@ -76,7 +76,7 @@ def softmax_nll(
         Sum over the features, ``(n_cells,)``.
     """
     with torch.autocast(logits.device.type, enabled=False):
-        return NegativeBinomial.apply(logits, library, theta, zi_logits, group, counts, eps)
+        return NegativeBinomial.apply(logits, library, theta, zi_logits, group, counts, eps)  # type: ignore[no-untyped-call]
 
 
 def poisson_nll(counts: CountBatch, rate: Tensor) -> Tensor:

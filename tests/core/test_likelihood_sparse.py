@@ -257,7 +257,7 @@ def test_the_passes_serve_where_numba_is_missing(monkeypatch):
     def missing(name):
         raise ImportError(name)
 
-    monkeypatch.setattr(compiled_call, "_state", {**compiled_call._state, "looked": False, "rows": None})
+    monkeypatch.setattr(compiled_call, "_state", {**compiled_call._state, "looked": False, "compiled": None})
     monkeypatch.setattr(compiled_call.importlib, "import_module", missing)
     theta = torch.ones(3)
     assert not compiled_call.usable(torch.ones(2, 3), theta)

@@ -1,8 +1,11 @@
+import contextlib
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
 
+from cellweave.core.nn.compiled_call import log1p_rows, without_compiled
 from cellweave.core.nn.counts import CountBatch
 
 
@@ -25,6 +28,16 @@ def test_a_csr_slice_gives_its_dense_matrix_totals_and_logarithm(dtype):
     np.testing.assert_array_equal(batch.total.numpy(), expected.sum(1))
     np.testing.assert_allclose(batch.log1p().numpy(), np.log1p(expected), rtol=1e-6)
     assert batch.dense is batch.dense
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_logarithm_and_totals_are_the_same_compiled_or_not(compiled):
+    csr = sp.vstack([_matrix(6, (9, 200)), sp.csr_matrix((2, 200), dtype=np.int64)]).tocsr()
+    with contextlib.nullcontext() if compiled else without_compiled():
+        batch = CountBatch.from_csr(csr.indptr, csr.indices, csr.data, 200)
+        assert (log1p_rows(batch) is not None) == compiled
+        np.testing.assert_allclose(batch.log1p().numpy(), np.log1p(csr.toarray()), rtol=2e-7)
+        np.testing.assert_array_equal(batch.total.numpy(), np.asarray(csr.sum(1)).ravel())
 
 
 def test_tensors_and_arrays_give_the_same_batch():
