@@ -108,11 +108,11 @@ class Bars:
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[more]}"), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[more]}"), TimeElapsedColumn(),
             console=console or Console(stderr=True), transient=True,
         )  # fmt: skip
         self._tasks: dict[str, TaskID] = {}
-        self._losses = ""
+        self._losses = self._speed = ""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -128,12 +128,11 @@ class Bars:
         match event:
             case events.EpochDone():
                 self._losses = losses_in_words(event)
-                self._show("Training", event.epoch / max(1, event.max_epochs), f"{event.epoch}/{event.max_epochs} · {self._losses}")
+                self._training(event.epoch, event.max_epochs, event.epoch)
             case events.StepProgress():
-                left = f" · {seconds_in_words(event.seconds_left)} left" if event.seconds_left is not None else ""
-                whole = (event.epoch - 1 + event.fraction) / max(1, event.max_epochs)
-                more = f"{event.epoch}/{event.max_epochs} · {self._losses} · {event.cells_per_second:,.0f} cells/s{left}"
-                self._show("Training", whole, more)
+                left = f", {seconds_in_words(event.seconds_left)} left" if event.seconds_left is not None else ""
+                self._speed = f"{event.cells_per_second:,.0f} cells/s{left}"
+                self._training(event.epoch, event.max_epochs, event.epoch - 1 + event.fraction)
             case events.Progress():
                 self.phase(event.phase, event.fraction, event.text)
             case _:
@@ -145,6 +144,9 @@ class Bars:
         """Show the progress of a phase."""
         share = "" if fraction is None else f"{fraction:.0%}"
         self._show(f"{name[:1].upper()}{name[1:]}", fraction, " · ".join(part for part in (share, text) if part))
+
+    def _training(self, epoch: int, of: int, done: float) -> None:
+        self._show("Training", done / max(1, of), " · ".join(part for part in (f"{epoch}/{of}", self._losses, self._speed) if part))
 
     def _show(self, name: str, fraction: float | None, more: str) -> None:
         for other in [known for known in self._tasks if known != name]:
