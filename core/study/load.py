@@ -106,6 +106,9 @@ def load_study(
     paths = [part for path in data.paths for part in expand(absolute(path))]
     if not paths:
         raise DataError("No data file is named.", "Choose a file, or set data.paths.")
+    repeated = next((path for number, path in enumerate(paths) if path in paths[:number]), None)
+    if repeated is not None:
+        raise DataError(f"'{repeated.name}' is named twice.", "Name each file once.")
     files = [_read_file(path, data, watch.part(0.9 * n / len(paths), 0.9 / len(paths))) for n, path in enumerate(paths)]
     _check_names(data, files)
     study = _join(files, data)
@@ -182,7 +185,7 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
     place = modality.places[location]
     var = plain_table(place.read_var())
     if place.columns is not None:
-        var = var.iloc[place.columns]
+        var = var.iloc[place.columns].copy()
     if not var.index.is_unique:
         number = int(var.index.duplicated().sum())
         if data.make_names_unique:

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from cellweave.core.errors import DataError
 from cellweave.core.spec.data import FeatureSelection, SwitchedOff
-from cellweave.core.study.annotation import require_column
+from cellweave.core.study.annotation import plain_column, require_column
 from cellweave.core.study.study import Modality, Study
 
 
@@ -29,7 +29,7 @@ def keep_features(modality: Modality, keep: np.ndarray) -> None:
     if keep.all():
         return
     modality.counts = _sorted(modality.counts[:, np.flatnonzero(keep)])
-    modality.var = modality.var[keep]
+    modality.var = modality.var[keep].copy()
     if modality.feature_mask is not None:
         modality.feature_mask = modality.feature_mask[:, keep]
 
@@ -61,10 +61,7 @@ def keep_cells(study: Study, keep: np.ndarray, reason: str | np.ndarray) -> None
     }  # fmt: skip
     table = pd.DataFrame(rows)
     study.left_out = table if study.left_out.empty else pd.concat([study.left_out, table], ignore_index=True)
-    study.obs = study.obs[keep]
-    for name in study.obs.columns:
-        if isinstance(study.obs[name].dtype, pd.CategoricalDtype):
-            study.obs = study.obs.assign(**{name: study.obs[name].cat.remove_unused_categories()})
+    study.obs = pd.DataFrame({name: plain_column(values) for name, values in study.obs[keep].items()}, index=study.obs.index[keep])
     study.file_of_cell, study.row_in_file = study.file_of_cell[keep], study.row_in_file[keep]
     for modality in study.modalities.values():
         modality.counts = _sorted(modality.counts[np.flatnonzero(keep)])
@@ -172,6 +169,35 @@ def _listed(modality: Modality, how: FeatureSelection, notes: list[str]) -> np.n
     return np.asarray(keep)
 
 
+# The smoother behind seurat_v3 (loess of scikit-misc, local quadratic on 30 % of the points) fails below 16 points, and
+# with fewer than 4 it takes the whole process down.
+FEWEST_VARYING = 20
+
+
+def _enough_to_rank(counts: sparse.csr_matrix, batch: pd.Series | None, name: str, how: FeatureSelection) -> None:
+    """Refuse a ranking that the smoother cannot do.
+
+    Raises
+    ------
+    DataError
+        Where too few features vary, in all cells or within one level of the batch.
+    """
+    groups = {"": np.arange(counts.shape[0])} if batch is None else batch.reset_index(drop=True).groupby(batch.to_numpy()).indices
+    for level, rows in groups.items():
+        part = counts[rows]
+        mean = np.asarray(part.mean(axis=0)).ravel()
+        varying = int((np.asarray(part.multiply(part).mean(axis=0)).ravel() > mean**2 * (1 + 1e-12)).sum())
+        if varying < FEWEST_VARYING:
+            within = f" within '{level}'" if level and how.batch_column else ""
+            raise _not_rankable(name, f"{within}: only {varying} features vary there, at least {FEWEST_VARYING} are needed")
+
+
+def _not_rankable(name: str, why: str) -> DataError:
+    return DataError(
+        f"The variability of {name} cannot be ranked{why}.", f"Set data.features.{name}.mode = 'all', or rank without batch_column."
+    )
+
+
 def _variable(study: Study, modality: Modality, how: FeatureSelection) -> np.ndarray:
     """Rank features by variability (seurat_v3, on counts) in the cells in which the modality was measured."""
     import anndata
@@ -188,6 +214,7 @@ def _variable(study: Study, modality: Modality, how: FeatureSelection) -> np.nda
     elif modality.feature_mask is not None:
         study.notes.append(f"Files have different features of {modality.name}, so their variability is ranked within each file.")
         batch_key, obs["batch"] = "batch", pd.Categorical(study.file_of_cell[rows].astype(str))
+    _enough_to_rank(counts, obs["batch"] if batch_key else None, modality.name, how)
     names = pd.Index([str(number) for number in range(modality.n_features)])
     adata = anndata.AnnData(X=counts, obs=obs, var=pd.DataFrame(index=names))
     try:
@@ -196,8 +223,5 @@ def _variable(study: Study, modality: Modality, how: FeatureSelection) -> np.nda
             scanpy.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=how.n, batch_key=batch_key, inplace=True)
     except (ValueError, ZeroDivisionError, np.linalg.LinAlgError):
         within = f" within each '{how.batch_column}'" if how.batch_column else ""
-        raise DataError(
-            f"The variability of {modality.name} cannot be ranked{within}: too few cells or features have enough counts.",
-            f"Set data.features.{modality.name}.mode = 'all', or rank without batch_column.",
-        ) from None
+        raise _not_rankable(modality.name, f"{within}: too few cells or features have enough counts") from None
     return adata.var["highly_variable"].to_numpy(dtype=bool)

@@ -284,3 +284,28 @@ def test_a_column_in_an_unknown_encoding_is_left_out_with_a_note(tmp_path):
     assert "strange" not in study.obs
     assert any("'strange'" in note and "from-the-future" in note for note in study.notes)
     assert next(column for column in read_header(tmp_path / "a.h5ad").obs_columns if column.name == "strange").kind == "other"
+
+
+def test_strings_that_may_be_missing_are_read_in_the_encodings_of_newer_anndata(tmp_path):
+    adata = small()
+    adata.obs["text"] = pd.array(["u", None, "v"] * 2, dtype="string")
+    adata.obs_names = pd.Index(adata.obs_names, dtype="string")
+    before = anndata.settings.allow_write_nullable_strings
+    anndata.settings.allow_write_nullable_strings = True
+    try:
+        adata.write_h5ad(tmp_path / "a.h5ad", convert_strings_to_categoricals=False)
+    finally:
+        anndata.settings.allow_write_nullable_strings = before
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        assert file["obs/text"].attrs["encoding-type"] == "nullable-string-array"
+    study = load(tmp_path / "a.h5ad")
+    assert study.obs["text"].fillna("").tolist() == ["u", "", "v"] * 2
+    check_small(study, adata)
+
+
+def test_a_seurat_file_is_named_as_such(tmp_path):
+    with h5py.File(tmp_path / "a.h5seurat", "w") as file:
+        file.create_group("assays")
+        file["cell.names"] = ["a"]
+    with pytest.raises(DataError, match="is an h5Seurat file"):
+        load(tmp_path / "a.h5seurat")

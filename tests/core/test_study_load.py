@@ -276,3 +276,38 @@ def test_counts_larger_than_memory_are_read_into_mapped_files(data_folder, tmp_p
         assert any(isinstance(one, np.memmap) for one in chain)  # neither was copied into memory on the way
     assert (counts != expected).nnz == 0
     assert counts[[5, 3]].toarray().tolist() == expected[[5, 3]].toarray().tolist()
+
+
+def test_a_file_named_twice_is_refused(data_folder):
+    path = str(data_folder / "rna_kang_2conditions_2donors_labelled.h5ad")
+    with pytest.raises(DataError, match="is named twice"):
+        load(path, path)
+
+
+def test_a_ranking_that_fails_is_explained(tmp_path):
+    genes = [f"g{number}" for number in range(30)]
+    rng = np.random.default_rng(0)
+    flat = write(tmp_path / "flat.h5ad", np.ones((60, 30)), genes)
+    how = FeatureSelection(mode="variable", n=5)
+    with pytest.raises(DataError, match=r"rna cannot be ranked: only 0 features vary there.*mode = 'all'"):
+        load(flat, features={"rna": how})  # the smoother itself would end the process
+    counts = rng.poisson(rng.uniform(0.5, 9, 30), (60, 30))
+    path = write(tmp_path / "a.h5ad", counts, genes, lane=["a"] * 59 + ["b"])
+    assert load(path, features={"rna": how}).modalities["rna"].n_features == 5
+    with pytest.raises(DataError, match=r"within 'b': only 0 features vary.*without batch_column"):
+        load(path, features={"rna": FeatureSelection(mode="variable", n=5, batch_column="lane")})
+    binary = write(tmp_path / "b.h5ad", np.eye(30).repeat(2, axis=0), genes)
+    with pytest.raises(DataError, match="too few cells or features have enough counts"):
+        load(binary, features={"rna": how})
+
+
+def test_variable_features_of_files_with_different_features_are_ranked_within_files(data_folder):
+    names = ["cite_10x_pbmc_5k_protein_v3_200cells.h5mu", "cite_10x_pbmc_10k_protein_v3_200cells.h5mu"]
+    paths = [str(data_folder / name) for name in names]
+    study = load(*paths, join="union", features={"rna": FeatureSelection(mode="variable", n=300)})
+    assert study.modalities["rna"].n_features == 300
+    assert study.modalities["rna"].feature_mask.shape == (2, 300)
+    assert any("within each file" in note for note in study.notes)
+    # the obs can be written to without pandas' warning about slices
+    study.obs["new"] = 1
+    study.modalities["rna"].var["new"] = 1

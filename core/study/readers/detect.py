@@ -175,6 +175,8 @@ def _open_zarr(path: Path) -> Source:
 
     from cellweave.core.study.readers import anndata_store
 
+    if (path / "zarr.json").is_file() and int(zarr.__version__.split(".")[0]) < 3:
+        raise DataError(f"'{path.name}' is a zarr store of version 3, but the zarr installed here is older.", "Install zarr 3 or later.")
     with warnings.catch_warnings():  # zarr warns about string types that it reads well
         warnings.simplefilter("ignore")
         root = zarr.open(str(path), mode="r")

@@ -32,6 +32,8 @@ def open_plain(file: Any, path: Path) -> Source:
     matrices = {name: node for name, node in arrays.items() if len(node.shape) == 2 and not is_text(node) and min(node.shape) > 0}
     main = next((name for name in MAIN if name in matrices), "")
     if not main:
+        if "assays" in file and "cell.names" in file:
+            raise DataError(f"'{path.name}' is an h5Seurat file.", "Write it as h5ad from R, for instance with SeuratDisk.")
         there = ", ".join(list(file.keys())[:6]) or "nothing"
         raise DataError(
             f"'{path.name}' is an HDF5 file, but neither AnnData, MuData, 10x nor loom (it holds {there}).",
