@@ -29,7 +29,7 @@ from qtpy.QtWidgets import QApplication
 
 from cellweave.app import theme
 from cellweave.app.views.columns import ColumnData
-from cellweave.app.views.raster import PointSet
+from cellweave.app.views.points import PointSet
 from cellweave.app.views.scatterpanel import ScatterPanel
 from cellweave.core.system import cpu_name, usable_cores
 

@@ -15,8 +15,15 @@ from cellweave.app.forms.fields import FormField
 from cellweave.app.forms.numberbox import NumberBox
 from cellweave.app.theme import SPACE, icon
 
-SHORT_AUTO = 18
+SHORT_AUTO, SHORT_AUTO_NUMBER = 18, 6
 """A text for 'automatic' up to this many characters stands in the field itself, a longer one below it."""
+
+
+def auto_in_field(field: FormField) -> str:
+    """Return what an automatic field says in itself: what that means, where it fits, else that it is automatic."""
+    number = field.kind in {"int", "float"}
+    fits = 0 < len(field.auto) <= (SHORT_AUTO_NUMBER if number else SHORT_AUTO)
+    return field.auto if fits else "auto" if number else "automatic"
 
 
 class CheckEditor(QCheckBox):
@@ -83,7 +90,7 @@ class TextEditor(QLineEdit):
         self._value: Any = None if field.nullable else ""
         self.setClearButtonEnabled(True)
         if field.nullable:
-            self.setPlaceholderText(field.auto if len(field.auto) <= SHORT_AUTO else "automatic")
+            self.setPlaceholderText(auto_in_field(field))
         self.editingFinished.connect(self._commit)
 
     def value(self) -> Any:
@@ -184,7 +191,7 @@ class AutoNumberEditor(QWidget):
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.box = NumberBox(field, self)
-        self.box.set_placeholder(field.auto if 0 < len(field.auto) <= SHORT_AUTO else "auto")
+        self.box.set_placeholder(auto_in_field(field))
         self.button = QToolButton(self)
         self.button.setText("auto")
         self.button.setCheckable(True)

@@ -9,7 +9,7 @@ from qtpy.QtCore import QObject, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QPainter, QPaintEvent
 from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QToolButton, QWidget
 
-from cellweave.app.forms.editors import SHORT_AUTO, make_editor
+from cellweave.app.forms.editors import auto_in_field, make_editor
 from cellweave.app.forms.fields import FormField
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import current, icon
@@ -114,7 +114,8 @@ class FieldRow(QObject):
         self.editor = make_editor(field, parent)
         self.label.setBuddy(self.editor)
         self.reset = reset_button(field.label, parent)
-        long_auto = field.auto if len(field.auto) > SHORT_AUTO else ""
+        in_sight = field.kind == "choice" or auto_in_field(field) == field.auto
+        long_auto = "" if in_sight else field.auto
         self.note = QLabel(long_auto, parent)
         self.note.setWordWrap(True)
         self.note.setProperty("secondary", "true")

@@ -4,124 +4,28 @@ from __future__ import annotations
 
 import html
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyqtgraph as pg
 from qtpy.QtCore import QEvent, QPoint, QPointF, QRectF, Qt, Signal
-from qtpy.QtGui import QColor, QContextMenuEvent, QKeyEvent, QPen, QResizeEvent
+from qtpy.QtGui import QColor, QContextMenuEvent, QKeyEvent, QPaintEvent, QPen, QResizeEvent
 from qtpy.QtWidgets import QWidget
 
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import current, notifier
+from cellweave.app.views.axes import GridLines, ValueAxis
 from cellweave.app.views.cards import HoverCard
-from cellweave.app.views.history import SPLITS, LossHistory, robust_range, smooth
+from cellweave.app.views.history import LossHistory, robust_range
+from cellweave.app.views.series import CurveStyle, Series, curve
 
 PLOT_WIDTH = 26
 """Least width of one of several plots, in heights of a line of text."""
 
 PLOT_HEIGHT = 12
 
-LIGHTER_ON_DARK = 130
-"""By how much, in per cent, a dark hue is lightened on a dark ground, so that a thin line can be seen."""
-
-
-@dataclass(frozen=True)
-class Series:
-    """How one series is written and drawn.
-
-    Attributes
-    ----------
-    name
-        Term, ``total`` or ``elbo``.
-    label
-        In titles, legends and cards.
-    unit
-        On the value axis.
-    colour
-        Hue of the term; None draws it in the colour of text, as the sums are.
-    """
-
-    name: str
-    label: str
-    unit: str = "nats per cell"
-    colour: QColor | None = None
-
-    def hue(self) -> QColor:
-        """Return the colour in the present theme."""
-        theme = current()
-        if self.colour is None:
-            return theme.color("text")
-        return self.colour.lighter(LIGHTER_ON_DARK) if theme.dark and self.colour.lightness() < 128 else self.colour
-
-
-@dataclass(frozen=True)
-class CurveStyle:
-    """What the controls of the view say.
-
-    Attributes
-    ----------
-    log, clip
-        Logarithmic values; range without outliers.
-    smoothing
-        Strength of the moving average, from 0 to below 1.
-    last
-        Only this many epochs, None for all.
-    splits
-        Which of train and validation are drawn.
-    separate
-        One plot a series, or all in one.
-    """
-
-    log: bool = False
-    clip: bool = False
-    smoothing: float = 0.0
-    last: int | None = None
-    splits: tuple[str, ...] = SPLITS
-    separate: bool = True
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points of one curve, ready to draw: ``x`` in epochs, ``raw`` and ``y`` (smoothed) in the axis' scale."""
-
-    x: np.ndarray
-    raw: np.ndarray
-    y: np.ndarray
-
-
-def curve(history: LossHistory, name: str, split: str, style: CurveStyle) -> Curve:
-    """Return a curve in the scale of the axis: base-10 logarithms where it is logarithmic, NaN for what has none."""
-    x, values = history.series(name, split)
-    smoothed = smooth(values, style.smoothing)
-    if style.last is not None and history.epochs:
-        keep = x > history.epochs[-1] - style.last
-        x, values, smoothed = x[keep], values[keep], smoothed[keep]
-    if style.log:
-        values, smoothed = _log10(values), _log10(smoothed)
-    return Curve(x, values, smoothed)
-
-
-def _log10(values: np.ndarray) -> np.ndarray:
-    return np.log10(values, out=np.full(len(values), np.nan), where=values > 0)
-
-
-class ValueAxis(pg.AxisItem):
-    """A value axis that writes numbers as one reads them, also where it is logarithmic."""
-
-    def logTickValues(self, minVal: float, maxVal: float, size: float, stdTicks: list) -> list:  # noqa: N802
-        """Return ticks at powers of ten, or at 1, 2 and 5 times them where there are few powers in sight."""
-        powers = range(math.floor(minVal), math.ceil(maxVal) + 1)
-        steps = (1, 2, 5) if maxVal - minVal > 0.8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
-        if maxVal - minVal > 4:
-            steps = (1,)
-        ticks = [power + math.log10(step) for power in powers for step in steps]
-        return [(1.0, [tick for tick in ticks if minVal <= tick <= maxVal])]
-
-    def logTickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:  # noqa: N802
-        """Return the values themselves."""
-        return [number_text(float(f"{10**value:.3g}")) for value in values]
 
 
 @dataclass
@@ -130,7 +34,7 @@ class _Plot:
     series: tuple[Series, ...]
     cursor: pg.InfiniteLine
     lines: dict[tuple[int, str, str, str], pg.PlotDataItem] = field(default_factory=dict)
-    marks: list[pg.GraphicsObject] = field(default_factory=list)
+    marks: dict[str, pg.InfiniteLine] = field(default_factory=dict)
     zoomed: bool = False
 
 
@@ -141,6 +45,11 @@ class LossCurves(pg.GraphicsLayoutWidget):
     ----------
     parent
         Owner.
+
+    Attributes
+    ----------
+    paint_ms
+        How long the last painting took, in milliseconds.
     """
 
     menuRequested = Signal(QPoint)  # noqa: N815
@@ -154,6 +63,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self._plots: list[_Plot] = []
         self._columns = 0
         self._epoch: int | None = None
+        self.paint_ms = 0.0
         self.setFrameShape(self.Shape.NoFrame)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setAccessibleName("Loss curves")
@@ -223,6 +133,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         cursor.setZValue(5)
         cursor.hide()
         item.addItem(cursor, ignoreBounds=True)
+        item.addItem(GridLines(item), ignoreBounds=True)
         plot = _Plot(item, series, cursor)
         item.getViewBox().sigRangeChangedManually.connect(lambda *_, plot=plot: self._zoomed(plot))
         self._decorate(plot)
@@ -248,7 +159,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
             axis.setStyle(tickLength=4)
         plot.item.getAxis("left").setWidth(round(7.5 * self.fontMetrics().horizontalAdvance("0")))  # plots below each other align
         plot.cursor.setPen(pg.mkPen(secondary, width=1))
-        plot.item.showGrid(x=True, y=True, alpha=0.12)
+        plot.item.update()
 
     def _place(self) -> None:
         """Put the plots into as many columns as there is room for."""
@@ -272,6 +183,12 @@ class LossCurves(pg.GraphicsLayoutWidget):
         for plot in self._plots[1:]:
             plot.item.setXLink(self._plots[0].item)
 
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        """Paint, and take the time."""
+        started = time.perf_counter()
+        super().paintEvent(event)
+        self.paint_ms = 1000 * (time.perf_counter() - started)
+
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
         """Place the plots anew where the number of columns changes."""
         super().resizeEvent(event)
@@ -282,9 +199,10 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self.setBackground(current().color("panel"))
         for plot in self._plots:
             self._decorate(plot)
-            for item in plot.lines.values():
+            for item in (*plot.lines.values(), *plot.marks.values()):
                 plot.item.removeItem(item)
             plot.lines.clear()
+            plot.marks.clear()
             self._draw(plot)
 
     # -- drawing ---------------------------------------------------------------------------------------------
@@ -328,22 +246,36 @@ class LossCurves(pg.GraphicsLayoutWidget):
         return pen
 
     def _draw_marks(self, plot: _Plot) -> None:
-        for mark in plot.marks:
-            plot.item.removeItem(mark)
-        plot.marks.clear()
-        theme = current()
+        """Mark the best epoch and the weights that were turned; lines that are there already are moved."""
+        wanted: dict[str, tuple[float, str]] = {}
         best = self._history.best_epoch
         if best is not None and self._in_sight(best):
-            self._mark(plot, best, f"best {best}", theme.color("good"), Qt.PenStyle.DotLine, 0.97)
+            wanted["best"] = (best, f"best {best}")
         names = {series.name for series in plot.series}
-        for change in self._history.changes:
-            if change.term not in names and "total" not in names:
-                continue
+        for number, change in enumerate(self._history.changes):
             place = change.epoch + 0.5  # between the last epoch with the old weight and the first with the new
-            if self._in_sight(place):
+            if self._in_sight(place) and (change.term in names or "total" in names):
                 text = f"{number_text(change.old)} → {number_text(change.new)}"
                 text = text if len(plot.series) == 1 and change.term in names else f"{self._label(change.term)} {text}"
-                self._mark(plot, place, text, theme.color("warn"), Qt.PenStyle.SolidLine, 0.05)
+                wanted[f"change {number}"] = (place, text)
+        for key in [key for key in plot.marks if key not in wanted]:
+            plot.item.removeItem(plot.marks.pop(key))
+        for key, (place, text) in wanted.items():
+            if key not in plot.marks:
+                plot.marks[key] = self._new_mark(plot, text, best=key == "best")
+            plot.marks[key].setValue(place)
+            plot.marks[key].label.setFormat(text)
+
+    def _new_mark(self, plot: _Plot, text: str, *, best: bool) -> pg.InfiniteLine:
+        colour = current().color("good" if best else "warn")
+        style = Qt.PenStyle.DotLine if best else Qt.PenStyle.SolidLine
+        line = pg.InfiniteLine(
+            angle=90, movable=False, pen=pg.mkPen(colour, width=1, style=style), label=text,
+            labelOpts={"position": 0.97 if best else 0.05, "color": colour, "movable": False, "anchors": [(0, 0.5), (1, 0.5)]},
+        )  # fmt: skip
+        line.setZValue(0)
+        plot.item.addItem(line, ignoreBounds=True)
+        return line
 
     def _in_sight(self, epoch: float) -> bool:
         last = self._style.last
@@ -351,15 +283,6 @@ class LossCurves(pg.GraphicsLayoutWidget):
 
     def _label(self, term: str) -> str:
         return next((series.label for series in self._series if series.name == term), term)
-
-    def _mark(self, plot: _Plot, x: float, text: str, colour: QColor, style: Qt.PenStyle, height: float) -> None:
-        line = pg.InfiniteLine(
-            pos=x, angle=90, movable=False, pen=pg.mkPen(colour, width=1, style=style), label=text,
-            labelOpts={"position": height, "color": colour, "movable": False, "anchors": [(0, 0.5), (1, 0.5)]},
-        )  # fmt: skip
-        line.setZValue(0)
-        plot.item.addItem(line, ignoreBounds=True)
-        plot.marks.append(line)
 
     def _set_range(self, plot: _Plot, shown: list[np.ndarray]) -> None:
         if plot.zoomed:

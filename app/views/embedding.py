@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from qtpy.QtCore import QRectF, QSignalBlocker, Qt, QTimer, Signal
+from qtpy.QtCore import QRectF, Qt, QTimer, Signal
 from qtpy.QtGui import QAction, QKeySequence, QResizeEvent
 from qtpy.QtWidgets import (
     QApplication,
-    QComboBox,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QMenu,
     QPushButton,
-    QSlider,
-    QToolButton,
     QVBoxLayout,
     QWidget,
 )
-from superqt import QFlowLayout
 
 from cellweave.app.forms.row import keep_place
 from cellweave.app.theme import SPACE, icon
 from cellweave.app.views.cards import Message
 from cellweave.app.views.columns import ColumnData
+from cellweave.app.views.embeddingbar import EmbeddingBar
+from cellweave.app.views.epochbar import EpochBar, Loader
 from cellweave.app.views.motion import Motion
 from cellweave.app.views.pointcloud import Mode
-from cellweave.app.views.raster import PointSet
+from cellweave.app.views.points import PointSet
 from cellweave.app.views.scatterpanel import ScatterPanel
 
 WELCOME = "The cells appear here once there is an embedding: after training, and every few epochs while it runs."
@@ -39,7 +37,6 @@ MOST_PANELS = 4
 PANEL_WIDTH = 28
 """Least width of a panel, in letters, before more than two of them take a second row."""
 
-Loader = Callable[[], ArrayLike]
 
 
 class EmbeddingView(QWidget):
@@ -70,7 +67,6 @@ class EmbeddingView(QWidget):
         self._panels: list[ScatterPanel] = []
         self._by_hand = False
         self._message = WELCOME
-        self._epochs: list[tuple[int, Loader]] = []
         self._legend_timer = QTimer(self)
         self._legend_timer.setSingleShot(True)
         self._legend_timer.setInterval(0)  # once the layout has settled
@@ -90,111 +86,40 @@ class EmbeddingView(QWidget):
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setSpacing(3 * SPACE)
         self._note = Message(self._stage)
-        outer = QVBoxLayout(self)
-        outer.setContentsMargins(2 * SPACE, 2 * SPACE, 2 * SPACE, 2 * SPACE)
-        outer.setSpacing(2 * SPACE)
-        outer.addWidget(self._build_bar())
-        outer.addWidget(self._stage, 1)
-        foot = QHBoxLayout()
-        foot.setSpacing(4 * SPACE)
-        foot.addWidget(self._build_epochs(), 1)
-        foot.addWidget(self._clear)
-        foot.addWidget(self._status)
-        outer.addLayout(foot)
-
-    def _build_bar(self) -> QWidget:
-        bar = QWidget(self)
-        row = QFlowLayout(bar)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.setSpacing(2 * SPACE)
-        self._lasso = self._tool("Lasso", "lasso", "Draw around cells to select them; Shift adds, Ctrl takes away", "L")
-        self._lasso.setCheckable(True)
-        self._lasso.toggled.connect(self._set_lasso)
-        self._fit = self._tool("Fit", "grid", "Show all cells", "0")
-        self._fit.clicked.connect(self.fit)
-        self._more = self._tool("", "plus", "Add a panel")
-        self._more.clicked.connect(self._add_panel)
-        self._fewer = self._tool("", "minus", "Take the last panel away")
-        self._fewer.clicked.connect(self.remove_panel)
-        self._mode = QComboBox()
-        for text, mode in (("Auto", "auto"), ("Dots", "dots"), ("Density", "density")):
-            self._mode.addItem(text, mode)
-        self._mode.setAccessibleName("Draw as")
-        self._mode.setToolTip("Dots, or the mean colour of the cells of each pixel; auto takes dots up to 100,000 cells in sight")
-        self._mode.activated.connect(lambda: self.set_mode(self._mode.currentData()))
-        self._size = QSlider(Qt.Orientation.Horizontal)
-        self._size.setRange(-20, 20)
-        self._size.setPageStep(5)
-        self._size.setAccessibleName("Size of the dots")
-        self._size.setToolTip("Size of the dots")
-        self._size.valueChanged.connect(self._resize_dots)
-        self._export = self._tool("Export…", "figure", "Export as a figure")
-        self._export.clicked.connect(self.exportRequested)
-        self._status = QLabel("")
+        self.bar = EmbeddingBar(self)
+        self.bar.lassoToggled.connect(self._set_lasso)
+        self.bar.fitWanted.connect(self.fit)
+        self.bar.modeChosen.connect(self.set_mode)
+        self.bar.scaleChanged.connect(self._resize_dots)
+        self.bar.moreWanted.connect(self._add_panel)
+        self.bar.fewerWanted.connect(self.remove_panel)
+        self.bar.exportWanted.connect(self.exportRequested)
+        self.epochs = EpochBar(self)
+        self.epochs.loaded.connect(self._epoch_loaded)
+        self._status = QLabel("", self)
         self._status.setProperty("secondary", "true")
-        self._clear = QPushButton("Clear selection")
+        self._clear = QPushButton("Clear selection", self)
         self._clear.setProperty("link", "true")
         self._clear.setToolTip("Select no cells (Esc)")
         self._clear.clicked.connect(lambda: self.select(None))
         keep_place(self._clear, keep=True)
-        size = QLabel("Size")
-        size.setBuddy(self._size)
-        for group in (
-            (self._lasso, self._fit), (QLabel("Draw as"), self._mode), (size, self._size), (QLabel("Panels"), self._fewer, self._more),
-            (self._export,),
-        ):  # fmt: skip
-            holder = QWidget(bar)
-            inner = QHBoxLayout(holder)
-            inner.setContentsMargins(0, 0, 0, 0)
-            inner.setSpacing(SPACE)
-            for widget in group:
-                inner.addWidget(widget)
-            holder.setMinimumHeight(self._mode.sizeHint().height())
-            row.addWidget(holder)
+        foot = QHBoxLayout()
+        foot.setSpacing(4 * SPACE)
+        foot.addWidget(self.epochs, 1)
+        foot.addStretch(0)
+        foot.addWidget(self._clear)
+        foot.addWidget(self._status)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(2 * SPACE, 2 * SPACE, 2 * SPACE, 2 * SPACE)
+        outer.setSpacing(2 * SPACE)
+        outer.addWidget(self.bar)
+        outer.addWidget(self._stage, 1)
+        outer.addLayout(foot)
         escape = QAction(self)
         escape.setShortcut(QKeySequence(Qt.Key.Key_Escape))
         escape.setShortcutContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
         escape.triggered.connect(lambda: self.select(None))
         self.addAction(escape)
-        return bar
-
-    def _tool(self, text: str, picture: str, tip: str, key: str = "") -> QToolButton:
-        """Return a button; its key works while a panel has the focus, so that it is not taken from anybody else."""
-        button = QToolButton(self)
-        button.setText(text)
-        button.setIcon(icon(picture))
-        if text:
-            button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
-        button.setToolTip(f"{tip} ({key})" if key else tip)
-        button.setAccessibleName(tip)
-        return button
-
-    def _build_epochs(self) -> QWidget:
-        holder = QWidget(self)
-        whole = QHBoxLayout(holder)
-        whole.setContentsMargins(0, 0, 0, 0)
-        self._epoch_bar = QWidget(holder)
-        whole.addWidget(self._epoch_bar)
-        row = QHBoxLayout(self._epoch_bar)
-        row.setContentsMargins(0, 0, 0, 0)
-        row.setSpacing(2 * SPACE)
-        self._epoch = QSlider(Qt.Orientation.Horizontal)
-        self._epoch.setRange(0, 0)
-        self._epoch.setAccessibleName("Epoch shown")
-        self._epoch.setToolTip("Go back through the embeddings of this run")
-        self._epoch_text = QLabel("")
-        label = QLabel("Epoch")
-        label.setBuddy(self._epoch)
-        row.addWidget(label)
-        row.addWidget(self._epoch, 1)
-        row.addWidget(self._epoch_text)
-        self._epoch_timer = QTimer(self)
-        self._epoch_timer.setSingleShot(True)
-        self._epoch_timer.setInterval(40)
-        self._epoch_timer.timeout.connect(self._load_epoch)
-        self._epoch.valueChanged.connect(self._epoch_moved)
-        self._epoch_bar.hide()
-        return holder
 
     # -- panels ----------------------------------------------------------------------------------------------
 
@@ -205,7 +130,7 @@ class EmbeddingView(QWidget):
         panel = ScatterPanel()
         panel.viewMoved.connect(lambda rect, panel=panel: self._follow(panel, rect))
         panel.fitWanted.connect(self.fit)
-        panel.lassoWanted.connect(self._lasso.toggle)
+        panel.lassoWanted.connect(self.bar.lasso.toggle)
         panel.menuWanted.connect(lambda at: self.make_menu().popup(at.toPoint()))
         panel.hovered.connect(lambda index, panel=panel: self._hover(panel, index))
         panel.lassoed.connect(self._select_some)
@@ -213,9 +138,9 @@ class EmbeddingView(QWidget):
         panel.colourChanged.connect(self._set_colour)
         panel.legendChanged.connect(self._legend_timer.start)
         panel.columnChosen.connect(lambda _: self.columnsChanged.emit(self.shown_columns()))
-        panel.box.lasso_on = self._lasso.isChecked()
-        panel.cloud.set_mode(self._mode.currentData())
-        panel.cloud.set_dot_scale(2 ** (self._size.value() / 10))
+        panel.box.lasso_on = self.bar.lasso.isChecked()
+        panel.cloud.set_mode(self.bar.drawing_mode())
+        panel.cloud.set_dot_scale(self.bar.scale())
         panel.set_axes(self._axes)
         panel.set_chosen_colours(self._colours)
         panel.set_selected(self._selected)
@@ -332,7 +257,7 @@ class EmbeddingView(QWidget):
         """
         target = np.asarray(xy, dtype=np.float32)
         if epoch is not None:
-            self._set_epoch_text(epoch)
+            self.epochs.say(epoch)
         if len(target) != self._points.size or not self.isVisible() or len(target) > self._motion.most:
             if len(target) == self._points.size:
                 self._motion.stop()
@@ -376,8 +301,6 @@ class EmbeddingView(QWidget):
         """Return the positions that are shown now."""
         return self._points
 
-    # -- epochs ----------------------------------------------------------------------------------------------
-
     def set_epoch_slider(self, epochs: Sequence[tuple[int, Loader]]) -> None:
         """Offer the embeddings of earlier epochs.
 
@@ -386,38 +309,9 @@ class EmbeddingView(QWidget):
         epochs
             Epoch numbers with a function each that returns the positions, ``(n_cells, 2)``; none hides the slider.
         """
-        at_end = self._epoch.value() == self._epoch.maximum()
-        self._epochs = list(epochs)
-        with QSignalBlocker(self._epoch):
-            self._epoch.setRange(0, max(0, len(self._epochs) - 1))
-            if at_end:
-                self._epoch.setValue(self._epoch.maximum())
-        self._epoch_bar.setVisible(len(self._epochs) > 1)
-        if self._epochs:
-            self._set_epoch_text(self._epochs[self._epoch.value()][0])
+        self.epochs.set_epochs(epochs)
 
-    def _set_epoch_text(self, epoch: int) -> None:
-        last = self._epochs[-1][0] if self._epochs else epoch
-        width = self._epoch_text.fontMetrics().horizontalAdvance("0000 of 0000")
-        self._epoch_text.setMinimumWidth(width)
-        self._epoch_text.setText(f"{epoch} of {max(epoch, last)}")
-
-    def _epoch_moved(self, index: int) -> None:
-        self._set_epoch_text(self._epochs[index][0])
-        self._epoch_timer.start()
-
-    def _load_epoch(self) -> None:
-        index = self._epoch.value()
-        if not index < len(self._epochs):
-            return
-        epoch, load = self._epochs[index]
-        try:
-            positions = load()
-        except (OSError, ValueError) as error:
-            self._epoch_text.setText(f"{epoch}: cannot be read")
-            self._epoch_text.setToolTip(str(error))
-            return
-        self._epoch_text.setToolTip("")
+    def _epoch_loaded(self, epoch: int, positions: ArrayLike) -> None:
         self.move_points(positions, epoch)
         self.epochChosen.emit(epoch)
 
@@ -479,13 +373,13 @@ class EmbeddingView(QWidget):
 
     def set_mode(self, mode: Mode) -> None:
         """Draw dots, density, or what suits the number of cells."""
-        self._mode.setCurrentIndex(self._mode.findData(mode))
+        self.bar.show_mode(mode)
         for panel in self._panels:
             panel.cloud.set_mode(mode)
 
-    def _resize_dots(self, value: int) -> None:
+    def _resize_dots(self, scale: float) -> None:
         for panel in self._panels:
-            panel.cloud.set_dot_scale(2 ** (value / 10))
+            panel.cloud.set_dot_scale(scale)
 
     def fit(self) -> None:
         """Show all cells in every panel."""
@@ -529,7 +423,7 @@ class EmbeddingView(QWidget):
         menu.addAction(icon("figure"), "Export figure…", self.exportRequested.emit)
         menu.addAction(icon("copy"), "Copy image", self.copy_image)
         menu.addSeparator()
-        menu.addAction(icon("lasso"), "Lasso", self._lasso.toggle)
+        menu.addAction(icon("lasso"), "Lasso", self.bar.lasso.toggle)
         menu.addAction("Fit", self.fit)
         menu.addAction("Clear selection", lambda: self.select(None)).setEnabled(self._selected is not None)
         return menu
@@ -545,7 +439,4 @@ class EmbeddingView(QWidget):
             panel.setVisible(bool(shown))
         self._status.setText(f"{shown:,} cells" + (f", {chosen:,} selected" if chosen else "") if shown else "")
         self._clear.setVisible(bool(chosen))
-        for button in (self._lasso, self._fit, self._export, self._more, self._fewer, self._mode, self._size):
-            button.setEnabled(bool(shown))
-        self._more.setEnabled(bool(shown) and len(self._panels) < MOST_PANELS)
-        self._fewer.setEnabled(bool(shown) and len(self._panels) > 1)
+        self.bar.enable(cells=bool(shown), more=len(self._panels) < MOST_PANELS, fewer=len(self._panels) > 1)

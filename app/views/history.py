@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import csv
 import io
 import math
@@ -56,6 +57,7 @@ class LossHistory:
     best_epoch: int | None = None
     phase: str = ""
     _rows: list[EpochDone] = field(default_factory=list)
+    _series: dict[tuple[str, str], tuple[list[int], list[float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, name: str, events: Iterable[Event]) -> LossHistory:
@@ -82,13 +84,23 @@ class LossHistory:
         return True
 
     def _add_epoch(self, event: EpochDone) -> None:
-        while self.epochs and self.epochs[-1] >= event.epoch:
-            self.epochs.pop()
-            self._rows.pop()
+        if self.epochs and self.epochs[-1] >= event.epoch:
+            kept = [row for row in self._rows if row.epoch < event.epoch]
             self.changes = [change for change in self.changes if change.epoch < event.epoch]
+            self.epochs, self._rows, self._series = [], [], {}
+            for row in kept:
+                self._append(row)
+        self._append(event)
+        self.max_epochs, self.weights, self.best_epoch = event.max_epochs, dict(event.weights), event.best_epoch
+
+    def _append(self, event: EpochDone) -> None:
         self.epochs.append(event.epoch)
         self._rows.append(event)
-        self.max_epochs, self.weights, self.best_epoch = event.max_epochs, dict(event.weights), event.best_epoch
+        for split, values in (("train", event.train), ("validation", event.validation or {})):
+            for name, value in values.items():
+                x, y = self._series.setdefault((name, split), ([], []))
+                x.append(event.epoch)
+                y.append(value)
 
     def _add_phase(self, event: Event) -> bool:
         before = self.phase
@@ -107,7 +119,7 @@ class LossHistory:
 
     def series_names(self) -> list[str]:
         """Return the names of every series there is, the sums last."""
-        names = dict.fromkeys(name for row in self._rows for name in (*row.train, *(row.validation or {})))
+        names = dict.fromkeys(name for name, _ in self._series)
         return [*(name for name in names if name not in SUMS), *(name for name in SUMS if name in names)]
 
     def series(self, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -125,17 +137,13 @@ class LossHistory:
         epochs, values
             Of shape ``(n,)``; epochs without a value are left out.
         """
-        pairs = []
-        for row in self._rows:
-            values = row.train if split == "train" else (row.validation or {})
-            if name in values:
-                pairs.append((row.epoch, values[name]))
-        table = np.array(pairs, dtype=float).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        x, y = self._series.get((name, split), ([], []))
+        return np.array(x, dtype=float), np.array(y, dtype=float)
 
     def at(self, epoch: int) -> EpochDone | None:
         """Return what was said of an epoch."""
-        return next((row for row in reversed(self._rows) if row.epoch == epoch), None)
+        place = bisect.bisect_left(self.epochs, epoch)
+        return self._rows[place] if place < len(self.epochs) and self.epochs[place] == epoch else None
 
     def to_csv(self) -> str:
         """Return the history as a table with a row an epoch and a column a series and split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 
 from qtpy.QtCore import QPoint, QSize, Qt, QTimer, Signal
@@ -25,12 +26,16 @@ from cellweave.app.forms.numberbox import NumberBox
 from cellweave.app.forms.scroll import ColumnScroll
 from cellweave.app.theme import SPACE, current, icon, notifier, series_color
 from cellweave.app.views.cards import Message
-from cellweave.app.views.curves import CurveStyle, LossCurves, Series
+from cellweave.app.views.curves import LossCurves
 from cellweave.app.views.history import ELBO, SPLITS, TOTAL, LossHistory
+from cellweave.app.views.series import CurveStyle, Series
 from cellweave.core.models.declare import LossTerm
 from cellweave.core.runs.events import Event
 
-REDRAW_MS = 100
+REDRAW_MS, SLOWEST_MS = 100, 1000
+REST = 10
+"""The view rests this many times as long as the last picture took: training needs the processor more."""
+
 WELCOME = "The losses of a run appear here while it trains: every term, for the training cells and the held-out ones."
 SUM_LABELS = {TOTAL: "Total (weighted)", ELBO: "Negative ELBO"}
 
@@ -276,10 +281,13 @@ class LossView(QWidget):
         if not self.isVisible():
             return  # it is drawn when it is looked at
         self._stale = False
+        started = time.perf_counter()
         self._refresh_legend()
         shown = [series for series in self.series() if series.name not in self._hidden]
         self._curves.show_curves(self._history, list(self._overlays.values()), shown, self.style_now())
         self._curves.setAccessibleDescription(self.in_words())
+        took = 1000 * (time.perf_counter() - started) + self._curves.paint_ms
+        self._timer.setInterval(round(min(SLOWEST_MS, max(REDRAW_MS, REST * took))))
 
     def _show_message(self) -> None:
         empty = not self._history.epochs and not any(history.epochs for history in self._overlays.values())

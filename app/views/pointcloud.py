@@ -13,18 +13,8 @@ from qtpy.QtGui import QColor, QImage, QPainter, QPainterPath, QPen, QPolygonF, 
 from qtpy.QtWidgets import QGraphicsPathItem, QStyleOptionGraphicsItem, QWidget
 
 from cellweave.app.theme import current
-from cellweave.app.views.raster import (
-    Ids,
-    Look,
-    Placed,
-    PointSet,
-    Window,
-    density_image,
-    dot_reach,
-    dot_size,
-    dots_image,
-    lasso,
-)
+from cellweave.app.views.points import Ids, Placed, PointSet, Window, lasso
+from cellweave.app.views.raster import Look, density_image, dot_reach, dot_size, dots_image
 
 Mode = Literal["auto", "dots", "density"]
 DOTS_UP_TO = 100_000

@@ -18,7 +18,8 @@ from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.columns import ColumnData
 from cellweave.app.views.legend import CategoryLegend, GradientLegend, ask_colour
 from cellweave.app.views.pointcloud import CloudBox, PointCloudItem
-from cellweave.app.views.raster import Look, PointSet
+from cellweave.app.views.points import PointSet
+from cellweave.app.views.raster import Look
 
 DIM = 0.2
 """Share of its colour that a cell outside the selection keeps."""

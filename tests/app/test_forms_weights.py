@@ -99,7 +99,7 @@ def test_a_held_drag_is_sent_while_it_lasts(qtbot, form, sent):
     slider = form.row("kl_z").slider
     slider.setSliderDown(True)
     slider.setValue(slider.value() - 5)
-    qtbot.waitUntil(lambda: len(sent) == 1, timeout=1000)
+    qtbot.waitUntil(lambda: len(sent) == 1, timeout=5000)
     slider.setSliderDown(False)
     assert len(sent) == 1  # what was sent already is not sent again
 

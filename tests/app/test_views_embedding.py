@@ -83,7 +83,7 @@ def test_an_empty_view_says_what_it_will_show(qtbot):
     assert view._note.isVisible() and "cells appear here" in view._note.text()
     view.set_message("Computing the first embedding…")
     assert view._note.text() == "Computing the first embedding…"
-    assert not view._lasso.isEnabled()
+    assert not view.bar.lasso.isEnabled()
 
 
 def test_batch_stands_beside_cell_type(view):
@@ -162,7 +162,7 @@ def test_a_column_is_chosen_by_hand(view, qtbot):
 def test_the_lasso_selects_what_it_went_around(view, qtbot, cells):
     xy, _, _ = cells
     first, second = view.panels()
-    qtbot.mouseClick(view._lasso, Qt.MouseButton.LeftButton)
+    qtbot.mouseClick(view.bar.lasso, Qt.MouseButton.LeftButton)
     outline = [(3.0, -1.5), (9.0, -1.5), (9.0, 4.0), (3.0, 4.0)]
     corners = [place_of(first, corner) for corner in outline]
     size = first.canvas.size()
@@ -183,7 +183,7 @@ def test_the_lasso_selects_what_it_went_around(view, qtbot, cells):
     assert second.cloud.look().layers.tolist()[:4] == [0, 0, 0, 0]  # the same cells stand out in the other panel
     first.canvas.setFocus()
     qtbot.keyClick(first.canvas, Qt.Key.Key_L)
-    assert not view._lasso.isChecked() and not second.box.lasso_on
+    assert not view.bar.lasso.isChecked() and not second.box.lasso_on
     with qtbot.waitSignal(view.selectionChanged):
         qtbot.mouseClick(view._clear, Qt.MouseButton.LeftButton)
     assert len(view.selection()) == 0 and not view._clear.isVisible()
@@ -256,7 +256,7 @@ def test_panning_moves_all_panels_and_fit_brings_back(view, qtbot):
     assert moved.center().x() < before.center().x() - 0.5
     assert second.box.viewRect().center().x() == pytest.approx(moved.center().x(), abs=1e-6)
     assert second.box.viewRect().width() == pytest.approx(moved.width(), rel=1e-6)
-    qtbot.mouseClick(view._fit, Qt.MouseButton.LeftButton)
+    qtbot.mouseClick(view.bar.fit, Qt.MouseButton.LeftButton)
     assert second.box.viewRect().center().x() == pytest.approx(before.center().x(), abs=1e-6)
 
 
@@ -321,35 +321,35 @@ def test_the_slider_goes_back_through_the_epochs(view, qtbot, cells):
         return load
 
     view.set_epoch_slider([(epoch, loader(epoch)) for epoch in (1, 2, 3, 4)])
-    assert view._epoch_bar.isVisible() and view._epoch.value() == 3 and view._epoch_text.text() == "4 of 4"
+    assert view.epochs.isVisible() and view.epochs.slider.value() == 3 and view.epochs.words.text() == "4 of 4"
     with qtbot.waitSignal(view.epochChosen, timeout=3000) as caught:
-        qtbot.keyClick(view._epoch, Qt.Key.Key_Home)
+        qtbot.keyClick(view.epochs.slider, Qt.Key.Key_Home)
     assert caught.args == [1] and asked == [1]
-    view._epoch.setValue(2)
-    qtbot.waitUntil(lambda: "cannot be read" in view._epoch_text.text(), timeout=3000)
+    view.epochs.slider.setValue(2)
+    qtbot.waitUntil(lambda: "cannot be read" in view.epochs.words.text(), timeout=3000)
     view.set_epoch_slider([])
-    assert not view._epoch_bar.isVisible()
+    assert not view.epochs.isVisible()
 
 
 def test_new_epochs_move_a_slider_that_stood_at_the_end(view, cells):
     loaders = [(epoch, lambda: cells[0]) for epoch in range(1, 6)]
     view.set_epoch_slider(loaders[:3])
     view.set_epoch_slider(loaders[:4])
-    assert view._epoch.value() == 3
-    view._epoch.setValue(1)
+    assert view.epochs.slider.value() == 3
+    view.epochs.slider.setValue(1)
     view.set_epoch_slider(loaders)
-    assert view._epoch.value() == 1
+    assert view.epochs.slider.value() == 1
 
 
 def test_panels_can_be_added_and_taken_away(view, qtbot):
-    qtbot.mouseClick(view._more, Qt.MouseButton.LeftButton)
+    qtbot.mouseClick(view.bar.more, Qt.MouseButton.LeftButton)
     assert view.shown_columns() == ["batch", "cell_type", "n_counts"]
     settle()
     widths = {panel.canvas.width() for panel in view.panels()}
     assert max(widths) - min(widths) <= 2
     for _ in range(3):
-        qtbot.mouseClick(view._fewer, Qt.MouseButton.LeftButton)
-    assert view.shown_columns() == ["batch"] and not view._fewer.isEnabled()
+        qtbot.mouseClick(view.bar.fewer, Qt.MouseButton.LeftButton)
+    assert view.shown_columns() == ["batch"] and not view.bar.fewer.isEnabled()
 
 
 def test_columns_that_are_gone_are_replaced(view, cells):
@@ -359,12 +359,12 @@ def test_columns_that_are_gone_are_replaced(view, cells):
 
 
 def test_drawing_can_be_chosen(view, qtbot):
-    view._mode.setFocus()
-    qtbot.keyClick(view._mode, Qt.Key.Key_End)
+    view.bar.mode.setFocus()
+    qtbot.keyClick(view.bar.mode, Qt.Key.Key_End)
     assert [panel.cloud._mode for panel in view.panels()] == ["density", "density"]
     before = view.panels()[0].cloud.diameter(view.panels()[0].cloud.window())
-    view._size.setFocus()
-    qtbot.keyClick(view._size, Qt.Key.Key_End)
+    view.bar.size_slider.setFocus()
+    qtbot.keyClick(view.bar.size_slider, Qt.Key.Key_End)
     assert view.panels()[0].cloud.diameter(view.panels()[0].cloud.window()) == pytest.approx(4 * before)
 
 

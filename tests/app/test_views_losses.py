@@ -53,13 +53,13 @@ def chip(view, text: str) -> QToolButton:
 def test_an_empty_view_says_what_it_will_show_and_what_it_waits_for(view, qtbot):
     assert view._note.isVisible() and "losses of a run appear here" in view._note.text()
     view.add_event(StateChanged(state=RunState.LOADING))
-    qtbot.waitUntil(lambda: view._note.text() == "Loading data", timeout=1000)
+    qtbot.waitUntil(lambda: view._note.text() == "Loading data", timeout=5000)
     view.add_event(StepProgress(epoch=1, fraction=0.4))
-    qtbot.waitUntil(lambda: view._note.text() == "Training, epoch 1: 40%", timeout=1000)
+    qtbot.waitUntil(lambda: view._note.text() == "Training, epoch 1: 40%", timeout=5000)
     view.set_message("Compiling the model")
     assert view._note.text() == "Compiling the model"
     view.add_event(epoch_done(1))
-    qtbot.waitUntil(lambda: not view._note.isVisible(), timeout=1000)
+    qtbot.waitUntil(lambda: not view._note.isVisible(), timeout=5000)
     assert view._curves.isVisible()
 
 
@@ -87,7 +87,7 @@ def test_many_events_are_drawn_together(view, qtbot, monkeypatch):
     for number in range(1, 200):
         view.add_event(epoch_done(number))
     assert drawn == []
-    qtbot.waitUntil(lambda: len(drawn) == 1, timeout=1000)
+    qtbot.waitUntil(lambda: len(drawn) == 1, timeout=5000)
     assert len(view._curves.line("total", "train")[0]) == 199
 
 
@@ -166,8 +166,8 @@ def test_outliers_are_clipped_from_the_range_not_from_the_data(view):
 def test_a_turned_weight_and_the_best_epoch_are_marked(running, qtbot):
     running.add_event(WeightChanged(term="kl_z", old=1.0, new=0.25, epoch=N))
     running.add_event(epoch_done(N + 1))
-    qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=1000)
-    texts = {plot.series[0].name: [mark.label.format for mark in plot.marks] for plot in running._curves._plots}
+    qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=5000)
+    texts = {plot.series[0].name: [mark.label.format for mark in plot.marks.values()] for plot in running._curves._plots}
     assert texts["kl_z"] == [f"best {N - 2}", "1 → 0.25"]
     assert texts["total"] == [f"best {N - 2}", "KL of the latent 1 → 0.25"]
     assert texts["reconstruction"] == [f"best {N - 2}"]
@@ -224,7 +224,7 @@ def test_zooming_holds_until_fit(running, qtbot):
     plot.item.setYRange(0, 1)
     plot.item.getViewBox().sigRangeChangedManually.emit([True, True])
     running.add_event(epoch_done(N + 1))
-    qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=1000)
+    qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=5000)
     assert running._curves.value_range("total")[1] < 2
     qtbot.mouseClick(running._fit, Qt.MouseButton.LeftButton)
     assert running._curves.value_range("total")[1] > 300

@@ -10,17 +10,8 @@ from qtpy.QtGui import QPolygonF
 
 from cellweave.app.views.columns import ColumnData
 from cellweave.app.views.pointcloud import CloudBox, PointCloudItem
-from cellweave.app.views.raster import (
-    Look,
-    PointSet,
-    Window,
-    density_image,
-    dot_reach,
-    dot_size,
-    dots_image,
-    inside_polygon,
-    stencil,
-)
+from cellweave.app.views.points import PointSet, Window, inside_polygon
+from cellweave.app.views.raster import Look, density_image, dot_reach, dot_size, dots_image, stencil
 from cellweave.app.views.scatterpanel import CloudCanvas
 
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (200, 200, 200)
@@ -317,7 +308,7 @@ def test_what_is_painted_is_what_was_computed(item):
 
 def test_dragging_draws_less_and_refines_soon(item, qtbot, monkeypatch):
     monkeypatch.setattr("cellweave.app.views.pointcloud.COARSE_ABOVE", 10_000)
-    monkeypatch.setattr("cellweave.app.views.raster.COARSE_POINTS", 5_000)
+    monkeypatch.setattr("cellweave.app.views.points.COARSE_POINTS", 5_000)
     _fill(item, n=200_000)
     drawn = []
     original = PointSet.place

@@ -1,0 +1,85 @@
+"""A slider back through the embeddings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from numpy.typing import ArrayLike
+from qtpy.QtCore import QSignalBlocker, Qt, QTimer, Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QSlider, QWidget
+
+from cellweave.app.theme import SPACE
+
+Loader = Callable[[], ArrayLike]
+SETTLE_MS = 40
+
+
+class EpochBar(QWidget):
+    """Chooses an epoch; its positions are read once the slider has come to rest.
+
+    Parameters
+    ----------
+    parent
+        Owner.
+    """
+
+    loaded = Signal(int, object)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._epochs: list[tuple[int, Loader]] = []
+        self.slider = QSlider(Qt.Orientation.Horizontal)
+        self.slider.setRange(0, 0)
+        self.slider.setAccessibleName("Epoch shown")
+        self.slider.setToolTip("Go back through the embeddings of this run")
+        self.words = QLabel("")
+        label = QLabel("Epoch")
+        label.setBuddy(self.slider)
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(2 * SPACE)
+        row.addWidget(label)
+        row.addWidget(self.slider, 1)
+        row.addWidget(self.words)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(SETTLE_MS)
+        self._timer.timeout.connect(self._load)
+        self.slider.valueChanged.connect(self._moved)
+        self.hide()
+
+    def set_epochs(self, epochs: Sequence[tuple[int, Loader]]) -> None:
+        """Offer epochs with a function each that returns the positions; a slider at its end stays there, none hides it."""
+        at_end = self.slider.value() == self.slider.maximum()
+        self._epochs = list(epochs)
+        with QSignalBlocker(self.slider):
+            self.slider.setRange(0, max(0, len(self._epochs) - 1))
+            if at_end:
+                self.slider.setValue(self.slider.maximum())
+        self.setVisible(len(self._epochs) > 1)
+        if self._epochs:
+            self.say(self._epochs[self.slider.value()][0])
+
+    def say(self, epoch: int) -> None:
+        """Write which epoch is shown, in a room that does not change with the number of figures."""
+        last = max(epoch, self._epochs[-1][0]) if self._epochs else epoch
+        self.words.setMinimumWidth(self.words.fontMetrics().horizontalAdvance("0000 of 0000"))
+        self.words.setText(f"{epoch} of {last}")
+
+    def _moved(self, index: int) -> None:
+        self.say(self._epochs[index][0])
+        self._timer.start()
+
+    def _load(self) -> None:
+        index = self.slider.value()
+        if index >= len(self._epochs):
+            return
+        epoch, load = self._epochs[index]
+        try:
+            positions = load()
+        except (OSError, ValueError) as error:
+            self.words.setText(f"{epoch}: cannot be read")
+            self.words.setToolTip(str(error))
+            return
+        self.words.setToolTip("")
+        self.loaded.emit(epoch, positions)
