@@ -87,7 +87,10 @@ def _agree(first: pd.Series, second: pd.Series) -> bool:
     both = (first.notna() & second.notna()).to_numpy()
     if first.dtype.kind in "biuf" and second.dtype.kind in "biuf":
         return bool(np.array_equal(first.to_numpy(np.float64)[both], second.to_numpy(np.float64)[both]))
-    return bool(np.array_equal(first.astype(str).to_numpy()[both], second.astype(str).to_numpy()[both]))
+    if isinstance(first.dtype, pd.CategoricalDtype):
+        codes = pd.Categorical(second.astype(object), categories=first.cat.categories).codes
+        return bool(np.array_equal(first.cat.codes.to_numpy()[both], codes[both]))
+    return bool(np.array_equal(first.to_numpy(dtype=object)[both], second.to_numpy(dtype=object)[both]))
 
 
 def _filled(first: pd.Series, second: pd.Series) -> pd.Series:

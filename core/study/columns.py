@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from cellweave.core.spec.covariates import ROLES
-from cellweave.core.study.annotation import is_missing
 from cellweave.core.study.header import ColumnHeader, ColumnKind
 from cellweave.core.study.readers.frames import describe_values
 
@@ -173,12 +172,15 @@ def crosstab(obs: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
 
 def _with_missing(values: pd.Series) -> pd.Categorical[Any]:
     if isinstance(values.dtype, pd.CategoricalDtype):
-        levels = [_level(value) for value in values.cat.categories]
+        codes, levels = values.cat.codes.to_numpy(), list(values.cat.categories)
     else:
-        levels = [_level(value) for value in sorted(values.dropna().unique(), key=str)]
-    texts = [MISSING_LEVEL if is_missing(value) else _level(value) for value in values]
-    unique = list(dict.fromkeys([*levels, MISSING_LEVEL]))
-    return pd.Categorical(texts, categories=unique).remove_unused_categories()
+        codes, found = pd.factorize(values)
+        order = sorted(range(len(found)), key=lambda code: str(found[code]))
+        levels = [found[code] for code in order]
+        codes = np.append(np.argsort(np.array(order, dtype=np.int64)), -1)[codes]  # -1 takes the last, which stands for missing
+    names = [*(_level(level) for level in levels), MISSING_LEVEL]
+    unique = pd.Index(list(dict.fromkeys(names)), dtype=object)
+    return pd.Categorical.from_codes(unique.get_indexer(pd.Index(names, dtype=object))[codes], unique).remove_unused_categories()
 
 
 def confounded(obs: pd.DataFrame, first: str, second: str) -> str:

@@ -232,18 +232,19 @@ def _coarser(spec: RunSpec, obs: pd.DataFrame, batch: str) -> tuple[Fix, ...]:
 
 def _batch_modalities(spec: RunSpec, study: Study, batch: str) -> Iterator[Check]:
     """A batch in which a modality was not measured, or holds nothing although it is said to be."""
-    obs = study.obs
+    codes, found = pd.factorize(study.obs[batch], sort=True)
+    levels = [str(level) for level in found]
+    known = codes >= 0
     for modality in used_modalities(spec, study):
-        filled = np.diff(modality.counts.indptr) > 0
-        groups_of = obs[batch].astype(str).where(obs[batch].notna())
-        table = pd.DataFrame({"measured": modality.measured, "filled": filled}).groupby(groups_of.to_numpy(dtype=object)).agg(["sum", "size"])
-        absent = [str(level) for level in table.index[table[("measured", "sum")] == 0]]
-        hollow = [str(level) for level in table.index[(table[("measured", "sum")] > 0) & (table[("filled", "sum")] == 0)]]
+        measured = np.bincount(codes[known & modality.measured], minlength=len(levels))
+        filled = np.bincount(codes[known & (np.diff(modality.counts.indptr) > 0)], minlength=len(levels))
+        absent = [level for level, number in zip(levels, measured, strict=True) if number == 0]
+        hollow = [level for level, there, number in zip(levels, measured, filled, strict=True) if there > 0 and number == 0]
         if absent:
             names = ", ".join(f"'{level}'" for level in absent[:4])
             one = spec.family.modalities == "one"
             what = "their cells are not trained on and get no latent" if one else "it is inferred from their other modalities"
-            text = f"{modality.name} was not measured in {len(absent)} of {len(table)} batches ({names}): {what}."
+            text = f"{modality.name} was not measured in {len(absent)} of {len(levels)} batches ({names}): {what}."
             yield Check("batch-modality", Level.WARN if one else Level.OK, f"{modality.name} is missing in batches", text, where="covariates.batch")
         if hollow and len(study.modalities) > 1:
             off = tuple({"column": batch, "level": level, "modality": modality.name} for level in hollow)
