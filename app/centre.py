@@ -16,10 +16,20 @@ from cellweave.app.panels.welcome import WelcomePage
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import Cells
-    from cellweave.app.views import EmbeddingView, LossView
+    from cellweave.app.views import ColumnData, EmbeddingView, LossView
     from cellweave.app.window import MainWindow
 
 TITLES = {"welcome": ("Welcome", "home"), "losses": ("Losses", "curves"), "embedding": ("Embedding", "scatter")}
+
+
+def column_data(cells: Cells) -> dict[str, ColumnData]:
+    """Return the columns of cells as the view takes them."""
+    from cellweave.app.views import ColumnData
+
+    found = {}
+    for name, column in cells.columns.items():
+        found[name] = ColumnData.continuous(column.numbers) if column.levels is None else ColumnData.categorical(column.codes, column.levels)
+    return found
 
 
 class TornOff(QWidget):
@@ -61,6 +71,7 @@ class Centre(QWidget):
         self._views: dict[str, QWidget] = {}
         self._torn: dict[str, TornOff] = {}
         self._brought: set[str] = set()
+        self._rows: np.ndarray | None = None
         self.chosen = False
         self.notice = NoticeBar()
         self.welcome = WelcomePage()
@@ -102,8 +113,8 @@ class Centre(QWidget):
             from cellweave.app.views import LossView
 
             view = LossView()
-            view.exportRequested.connect(self._window.exporting.figure)
-            view.csvRequested.connect(lambda _text: self._window.exporting.tables())
+            view.exportRequested.connect(lambda: self._window.exporting.figure("losses"))
+            view.csvRequested.connect(self._window.exporting.ask_losses)
             self._keep("losses", view)
         return self._views["losses"]  # type: ignore[return-value]
 
@@ -115,7 +126,7 @@ class Centre(QWidget):
 
             view = EmbeddingView()
             view.selectionChanged.connect(self._window.selection_changed)
-            view.exportRequested.connect(self._window.exporting.figure)
+            view.exportRequested.connect(lambda: self._window.exporting.figure("embedding"))
             self._keep("embedding", view)
         return self._views["embedding"]  # type: ignore[return-value]
 
@@ -126,18 +137,22 @@ class Centre(QWidget):
         layout.addWidget(view)
 
     def fill_embedding(self, xy: np.ndarray, cells: Cells, prefer: tuple[str, ...]) -> None:
-        """Show cells, coloured by the preferred columns."""
-        from cellweave.app.views import ColumnData
-
-        columns = {}
-        for name, column in cells.columns.items():
-            if column.levels is None:
-                columns[name] = ColumnData.continuous(column.numbers)
-            else:
-                columns[name] = ColumnData.categorical(column.codes, column.levels)
+        """Show cells, coloured by the preferred columns; cells that are shown already wander to their new places."""
+        same = self._rows is not None and np.array_equal(self._rows, cells.rows) and self.embedding.points().size == len(xy)
+        self._rows = cells.rows
+        columns = column_data(cells)
         ordered = {name: columns[name] for name in (*prefer, *columns) if name in columns}
-        self.embedding.set_points(xy, cells.names)
+        if not same:
+            self.embedding.set_points(xy, cells.names)
         self.embedding.set_columns(ordered)
+        if same:
+            self.embedding.move_points(xy)
+
+    def add_column(self, name: str, cells: Cells) -> None:
+        """Offer a further column, and colour the first panel by it."""
+        self.embedding.set_columns(column_data(cells))
+        shown = self.embedding.shown_columns()
+        self.embedding.show_columns([name, *shown[1:]])
 
     def clear_selection(self) -> None:
         """Select no cells."""

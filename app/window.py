@@ -353,8 +353,10 @@ class MainWindow(QMainWindow):
         self.runs.refresh()
         if reason is FinishReason.CANCELLED:
             self._throw_away(folder)
-        elif self.watching.shown == folder:
-            self.watching.open(folder)
+        else:
+            self.runs_panel.set_current(folder)
+            if self.watching.shown == folder:
+                self.watching.open(folder)
         self.session.settings.remember("runs", str(folder))
         self.save_soon()
         if self._closing:

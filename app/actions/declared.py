@@ -119,6 +119,7 @@ ACTIONS: tuple[ActionInfo, ...] = (
     A("run.restore", "Put the last deleted run &back", RUN, "runs.restore", "undo", "", "Undo the last move to the trash.", ("trash",)),
     A("analyse.again", "&Compute the embedding again", ANALYSE, "analysing.again", "scatter", "",
       "UMAP, clusters and scores of the open run with the present settings.", ("finished",)),
+    A("analyse.gene", "Colour by &gene…", ANALYSE, "watching.ask_gene", "scatter", "Ctrl+G", "Colour the embedding by the counts of a gene.", ("embedding",)),
     A("analyse.select_none", "Select &no cells", ANALYSE, "clear_selection", "selection", "Ctrl+D", "Forget the selection.", ("selection",)),
     A("window.workflow", "&Workflow", WINDOW, "shell.toggle_workflow", "", "F6", "Show or hide the steps on the left.", checkable=True),
     A("window.runs", "&Runs", WINDOW, "shell.toggle_runs", "", "F7", "Show or hide the list of runs.", checkable=True),

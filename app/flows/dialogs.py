@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 from qtpy.QtCore import Qt
 from qtpy.QtGui import QGuiApplication
-from qtpy.QtWidgets import QDialog, QDialogButtonBox, QInputDialog, QMessageBox, QPlainTextEdit, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QCompleter,
+    QDialog,
+    QDialogButtonBox,
+    QInputDialog,
+    QLineEdit,
+    QMessageBox,
+    QPlainTextEdit,
+    QVBoxLayout,
+    QWidget,
+)
 
 from cellweave.app import theme
 from cellweave.app.panels.parts import button, heading, row, text
@@ -54,6 +64,25 @@ def ask_text(parent: QWidget, title: str, label: str, value: str) -> str | None:
     """Ask for a line of text; None where the person thought better of it."""
     answer, accepted = QInputDialog.getText(parent, title, label, text=value)
     return answer.strip() if accepted else None
+
+
+def ask_name(parent: QWidget, title: str, label: str, names: Sequence[str]) -> str | None:
+    """Ask for one of many names, completing what is typed; None where the person thought better of it."""
+    dialog = QInputDialog(parent)
+    dialog.setWindowTitle(title)
+    dialog.setLabelText(label)
+    dialog.setInputMode(QInputDialog.InputMode.TextInput)
+    dialog.setTextValue("")
+    field = dialog.findChild(QLineEdit)
+    if field is not None and names:
+        completer = QCompleter(list(names), dialog)
+        completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        completer.setFilterMode(Qt.MatchFlag.MatchContains)
+        field.setCompleter(completer)
+    accepted = dialog.exec()
+    answer = dialog.textValue().strip()
+    dialog.deleteLater()
+    return answer if accepted and answer else None
 
 
 class ErrorDialog(QDialog):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,11 @@ from qtpy.QtCore import QObject
 from qtpy.QtGui import QGuiApplication
 from qtpy.QtWidgets import QFileDialog
 
-from cellweave.app.state.script import as_command, as_script
 from cellweave.app.state.session import Session
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import Task, TaskRunner
-from cellweave.core.errors import Cancelled, CellweaveError
-from cellweave.core.runs.folder import RunFolder
+from cellweave.core.errors import Cancelled, CellweaveError, RunFolderError
+from cellweave.core.files import write_text_atomic
 from cellweave.core.spec import save_spec
 
 if TYPE_CHECKING:
@@ -53,31 +51,55 @@ class Exporting(QObject):
 
     def copy_command(self) -> None:
         """Put the command line that trains this on the clipboard."""
-        QGuiApplication.clipboard().setText(as_command(self._session.spec))
+        from cellweave.core.export.script import train_command
+
+        QGuiApplication.clipboard().setText(train_command(self._session.spec))
         self._window.notify("The command line is on the clipboard.")
 
     def copy_script(self) -> None:
         """Put a script that trains this on the clipboard."""
-        QGuiApplication.clipboard().setText(as_script(self._session.spec))
+        from cellweave.core.export.script import train_script
+
+        QGuiApplication.clipboard().setText(train_script(self._session.spec, f"runs/{self._session.spec.model.kind}-01"))
         self._window.notify("The Python script is on the clipboard.")
 
     # ------------------------------------------------------------------ results
 
-    def figure(self) -> None:
-        """Open the figure dialog for the shown (or selected) run."""
+    def figure(self, what: str = "") -> None:
+        """Open the figure dialog for the shown (or selected) run.
+
+        Parameters
+        ----------
+        what
+            ``losses`` or ``embedding``; empty takes the view in front.
+        """
         target = self._window.watching.shown or self._window.runs.target
         if target is None:
             return
         from cellweave.app.views import FigureDialog
 
-        try:
-            dialog = FigureDialog(target, self._window, self._analysis.process)
-        except CellweaveError as error:
-            self._window.show_error(error, "")
-            return
+        has_embedding = (target / "results" / "umap.npy").is_file()
+        what = what or ("embedding" if self._window.centre.current() == "embedding" else "losses")
+        cells = self._window.watching.cells
+        dialog = FigureDialog(
+            target, self._window, self._analysis.process, what=what if has_embedding else "losses", columns=list(cells.columns) if cells is not None else ()
+        )
         dialog.setAttribute(self._window.delete_on_close)
+        dialog.saved.connect(lambda path: self._window.notify(f"'{path}' is written."))
         self._window.figure_dialog = dialog
         dialog.show()
+
+    def ask_losses(self, text: str) -> None:
+        """Ask where, and write the losses that are shown as CSV."""
+        out = self._ask("Export losses", "-losses.csv", "CSV (*.csv)")
+        if out is None:
+            return
+        try:
+            write_text_atomic(out, text)
+        except OSError as error:
+            self._window.show_error(CellweaveError(f"'{out}' could not be written: {error.strerror or error}.", "Choose another folder."), "")
+            return
+        self._window.notify(f"'{out}' is written.")
 
     def _ask(self, title: str, suffix: str, kind: str) -> Path | None:
         target = self._window.watching.shown or self._window.runs.target
@@ -157,47 +179,22 @@ class Exporting(QObject):
 
 
 def write_tables(run: Path, folder: Path) -> list[Path]:
-    """Write ``losses.csv``, ``metrics.csv``, ``latent.csv`` and ``umap.csv`` of a run into a folder.
-
-    Parameters
-    ----------
-    run
-        The run folder.
-    folder
-        Where the tables go; files of the same name are replaced.
-
-    Returns
-    -------
-    list of Path
-        What was written: only what the run has.
+    """Write every table that a run has into a folder; files of the same name are replaced.
 
     Raises
     ------
     CellweaveError
-        Where the folder cannot be written.
+        Where the folder cannot be written, or the run has no table at all.
     """
-    import pandas as pd
+    from cellweave.core.export.tables import TABLES, save_table
 
-    from cellweave.core.export.run_data import RunData
-    from cellweave.core.files import write_atomic
-
-    source = RunFolder.open(run)
     written: list[Path] = []
-    try:
-        for file in (source.losses_file, source.metrics_file):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-                written.append(folder / file.name)
-        data = RunData(run)
-        for name, prefix in (("latent", "latent"), ("umap", "umap")):
-            if not data.has(f"{name}.npy"):
-                continue
-            values = data.array(name)
-            table = pd.DataFrame(values, columns=[f"{prefix}_{number + 1}" for number in range(values.shape[1])])
-            table.insert(0, "cell", data.cells["name"].to_numpy())
-            target = folder / f"{name}.csv"
-            write_atomic(target, lambda temporary, table=table: table.to_csv(temporary, index=False))
-            written.append(target)
-    except OSError as error:
-        raise CellweaveError(f"The tables could not be written: {error.strerror or error}.", "Choose another folder.") from None
+    lacking: RunFolderError | None = None
+    for kind in TABLES:
+        try:
+            written.append(save_table(run, kind, folder / f"{kind}.csv"))
+        except RunFolderError as error:
+            lacking = error
+    if not written and lacking is not None:
+        raise lacking
     return written

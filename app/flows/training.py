@@ -73,7 +73,7 @@ class TrainFlow(QObject):
         self.live_weights = True
         self._weights: dict[str, float] = {}
         self._failure: Failed | None = None
-        self._detach = self._pressed = False
+        self._pressed = False
         session.editor.changed.connect(self._spec_edited)
         session.checks_changed.connect(self._checked)
 
@@ -140,7 +140,7 @@ class TrainFlow(QObject):
         training = waiting.spec.training
         self.spec = waiting.spec
         self.progress = RunProgress(name, training.patience if training.early_stopping else 0)
-        self.cancelling, self._failure, self._detach = False, None, False
+        self.cancelling, self._failure = False, None
         self._weights = dict(waiting.spec.loss_weights())
         try:
             paths.runs_folder().mkdir(parents=True, exist_ok=True)
@@ -262,19 +262,17 @@ class TrainFlow(QObject):
         self.changed.emit()
 
     def _finished(self, outcome: Outcome) -> None:
+        if self.current is None or self.current.folder != outcome.folder:
+            return  # the window was closed and has waited for the thread itself
         training, self.current = self.current, None
         folder, reason = outcome.folder, self.progress.reason
         if reason is None:
             reason = self.progress.reason = FinishReason.FAILED if outcome.error is not None else FinishReason.COMPLETED
         self._session.settings.active_run = ""
-        if training is not None:
-            training.deleteLater()
+        training.deleteLater()
         ending = self.progress.ending()
         LOG.info("%s", ending)
         self.cancelling = False
-        if self._detach:
-            self._go_on_detached(folder)
-            return
         self.ended.emit(folder, reason)
         self._window.say_idle(ending)
         if outcome.error is not None:
@@ -314,7 +312,7 @@ class TrainFlow(QObject):
     def _leave_running(self) -> None:
         """Write a checkpoint here and go on in a process of its own."""
         assert self.current is not None
-        training, self._detach = self.current, True
+        training = self.current
         training.control.cancel()  # the engine writes a checkpoint on its way out
         training.wait(CANCEL_WAIT)
         self.current = None

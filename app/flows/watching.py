@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import QObject
 
-from cellweave.app.state.results import Cells, RunResults, default_pair, read_run, study_cells
+from cellweave.app.flows import dialogs
+from cellweave.app.flows.opening import data_key
+from cellweave.app.state.results import (
+    Cells,
+    RunResults,
+    default_pair,
+    earlier_layouts,
+    gene_values,
+    load_layout,
+    read_run,
+    study_cells,
+)
 from cellweave.app.state.session import Session
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import TaskRunner
@@ -56,6 +68,7 @@ class Watching(QObject):
         losses, embedding = self._window.losses, self._window.embedding
         losses.set_terms(spec.terms())
         losses.set_run(spec.name or folder.name, ())
+        embedding.clear()
         embedding.set_message(self._waiting_words(spec))
         self._window.show_view("losses")
 
@@ -118,12 +131,20 @@ class Watching(QObject):
         embedding = self._window.embedding
         if self.cells is not None and len(self.cells.rows) == int(there.sum()):
             embedding.move_points(layout[there], epoch)
+            self._offer_epochs(earlier_layouts(path.parent))
             return
-        if self._session.study is None or self.spec is None:
+        study, generation = self._session.study, self._generation
+        if study is None:
             return
-        self.cells = study_cells(self._session.study, rows[there])
-        self._window.fill_embedding(layout[there], self.cells, default_pair(self.spec, list(self.cells.columns)))
-        self._window.show_view("embedding", only_from="losses", once=True)
+        chosen, points = rows[there], layout[there]
+
+        def done(cells: Cells) -> None:
+            if generation == self._generation and self.results is None and self.spec is not None:
+                self.cells = cells
+                self._window.fill_embedding(points, cells, default_pair(self.spec, list(cells.columns)))
+                self._window.show_view("embedding", only_from="losses", once=True)
+
+        self._tasks.run(lambda report: study_cells(study, chosen), done, lambda error, details: LOG.warning("live embedding: %s", error))
 
     # ------------------------------------------------------------------ a run that is there
 
@@ -158,18 +179,66 @@ class Watching(QObject):
         if not any(event.kind == "epoch" for event in results.events):
             window.losses.set_message(f"'{results.name}' has no losses: it ended before its first epoch.")
         if results.xy is not None and results.cells is not None:
+            self._offer_epochs((*results.epochs, (results.status.epoch, results.xy)) if results.epochs else ())
             window.fill_embedding(results.xy, results.cells, tuple(name for name in results.prefer if name in results.cells.columns))
             if results.note:
                 window.notify(results.note)
         else:
             reason = results.status.reason
+            window.embedding.clear()
             why = "it was cancelled" if reason is FinishReason.CANCELLED else "it failed" if reason is FinishReason.FAILED else "it has none yet"
             window.embedding.set_message(f"'{results.name}' has no embedding: {why}. {results.note}".strip())
         window.run_shown(results)
+
+    def _offer_epochs(self, layouts: tuple[tuple[int, Path | np.ndarray], ...]) -> None:
+        """Let the slider go back through the epochs."""
+
+        def loader(source: Path | np.ndarray) -> Callable[[], np.ndarray]:
+            return lambda: source if isinstance(source, np.ndarray) else load_layout(source)
+
+        self._window.embedding.set_epoch_slider([(epoch, loader(source)) for epoch, source in layouts])
+
+    def ask_gene(self) -> None:
+        """Ask for a gene and colour the cells by it."""
+        study, spec = self._session.study, self.spec
+        if spec is None or self.cells is None:
+            return
+        names: list[str] = []
+        if study is not None:
+            names = [str(name) for name in study.main_modality(spec.data.modality if spec.data.modality in study.modalities else None).var.index]
+        gene = dialogs.ask_name(self._window, "Colour by gene", "Name of the gene:", names)
+        if gene:
+            self.colour_by_gene(gene)
+
+    def colour_by_gene(self, gene: str) -> None:
+        """Add a gene to the columns and colour the first panel by it."""
+        folder, spec, cells = self.shown, self.spec, self.cells
+        if folder is None or spec is None or cells is None:
+            return
+        same = self._window.opening.loaded == data_key(spec.data)
+        study = self._session.study if same else None
+
+        def done(values: np.ndarray) -> None:
+            self._window.say_idle()
+            if self.cells is cells:
+                from cellweave.core.export.run_data import ColumnValues
+
+                name = f"gene:{gene}"
+                cells.columns[name] = ColumnValues.of_numbers(gene, values)
+                self._window.centre.add_column(name, cells)
+
+        def failed(error: Exception, details: str) -> None:
+            self._window.say_idle()
+            if not isinstance(error, Cancelled):
+                self._window.show_error(error, details)
+
+        self._window.say_busy(f"Reading {gene}")
+        self._tasks.run(lambda report: gene_values(folder, spec, gene, cells.rows, study), done, failed)
 
     def clear(self) -> None:
         """Show nothing."""
         self._generation += 1
         self.shown = self.spec = self.results = self.cells = None
         self._window.losses.clear()
+        self._window.embedding.clear()
         self._window.embedding.set_message("")

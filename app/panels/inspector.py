@@ -10,7 +10,7 @@ from qtpy.QtGui import QPainter, QPaintEvent
 from qtpy.QtWidgets import QComboBox, QFrame, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 from cellweave.app import theme
-from cellweave.app.panels.parts import button, clear, heading, row, text
+from cellweave.app.panels.parts import button, clear, heading, text
 
 SHOWN = 12
 
@@ -80,12 +80,13 @@ class InspectorPanel(QScrollArea):
         self.column.currentTextChanged.connect(self._show)
         self._bars = QVBoxLayout()
         self._bars.setSpacing(4)
-        self.copy = button("Copy names", "copy", self.copyClicked.emit)
-        self.none = button("Select none", "", self.clearClicked.emit)
+        self.copy = button("Copy their names", "copy", self.copyClicked.emit, link=True)
+        self.none = button("Select none", "cancel", self.clearClicked.emit, link=True)
         for part in (self.title, self.hint, self.column):
             layout.addWidget(part)
         layout.addLayout(self._bars)
-        layout.addLayout(row(self.copy, self.none, None))
+        for part in (self.copy, self.none):
+            layout.addWidget(part, 0, Qt.AlignmentFlag.AlignLeft)
         layout.addStretch(1)
         self.setWidget(page)
         self._show()
@@ -121,8 +122,9 @@ class InspectorPanel(QScrollArea):
         return self._selected
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
-        """Return a width at which its texts wrap instead of being cut."""
-        return QSize(self.fontMetrics().horizontalAdvance("m") * 16, super().minimumSizeHint().height())
+        """Return a width at which nothing is cut."""
+        inside = self.widget().minimumSizeHint().width() + self.verticalScrollBar().sizeHint().width()
+        return QSize(max(self.fontMetrics().horizontalAdvance("m") * 16, inside), super().minimumSizeHint().height())
 
     def _show(self, *_: object) -> None:
         clear(self._bars)

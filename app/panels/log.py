@@ -30,7 +30,9 @@ class QtLogHandler(logging.Handler):
         self.setFormatter(logging.Formatter("%(asctime)s  %(levelname)s  %(message)s", "%H:%M:%S"))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record and pass it on."""
+        """Keep a record and pass it on; what a run writes into its own log event by event is not repeated here."""
+        if record.name == "cellweave.run" and record.levelno <= logging.INFO:
+            return
         try:
             line = self.format(record)
         except Exception:  # noqa: BLE001  (a log line that cannot be formatted must not stop anything)

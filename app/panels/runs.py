@@ -92,9 +92,9 @@ class RunDelegate(QStyledItemDelegate):
         painter.drawText(QRect(right - value_width - 4, top, value_width + 4, line), Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, run.final)
         painter.setFont(option.font)
         below = QRect(left + side + 6, top + line + 2, right - left - side - 6, line)
-        words = f"{run.kind} · {run.words}" if run.kind else run.words
+        words = f"{run.words} · {run.kind}" if run.kind else run.words
         if len(run.spark) > 1:
-            width = min(round(below.width() * 0.4), 90)
+            width = min(round(below.width() * 0.32), 80)
             self._spark(painter, QRect(below.right() - width, below.top() + 2, width, line - 4), run.spark)
             below.setRight(below.right() - width - 8)
         painter.setPen(now.color("secondary"))
@@ -134,7 +134,7 @@ class RunsPanel(QWidget):
         self.empty.setMargin(12)
         self.empty.setAlignment(Qt.AlignmentFlag.AlignTop)
         self.open = tool("open", "Open the run (Enter)", self._open_current)
-        self.more = tool("settings", "What can be done with the run", lambda: self.menuAsked.emit(self.more.mapToGlobal(self.more.rect().bottomLeft())))
+        self.more = tool("more", "What can be done with the run", self._ask_menu)
         self._tools = QWidget()
         tools = QVBoxLayout(self._tools)
         tools.setContentsMargins(8, 2, 8, 4)
@@ -180,6 +180,9 @@ class RunsPanel(QWidget):
                 return
         self.view.setCurrentIndex(QModelIndex())
         self.selected.emit(None)
+
+    def _ask_menu(self) -> None:
+        self.menuAsked.emit(self.more.mapToGlobal(self.more.rect().bottomLeft()))
 
     def _open_current(self) -> None:
         path = self.current()

@@ -157,5 +157,7 @@ class WorkflowPanel(QWidget):
         set_look(self.why, "tone", tone)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
-        """Return a width at which every form fits."""
-        return QSize(self.fontMetrics().horizontalAdvance("m") * 24, 300)
+        """Return a width at which every step fits beside its scroll bar."""
+        bar = self.areas[0].verticalScrollBar().sizeHint().width()
+        widest = max(area.widget().minimumSizeHint().width() for area in self.areas)
+        return QSize(max(self.fontMetrics().horizontalAdvance("m") * 24, widest + bar + 2), 300)

@@ -54,6 +54,8 @@ class RunResults:
         The cells of ``xy``.
     prefer
         Columns to colour by at first.
+    epochs
+        Layouts of earlier epochs of the same cells: epoch and file.
     note
         A sentence on what could not be read.
     """
@@ -67,6 +69,7 @@ class RunResults:
     xy: np.ndarray | None = None
     cells: Cells | None = None
     prefer: tuple[str, ...] = ()
+    epochs: tuple[tuple[int, Path], ...] = ()
     note: str = ""
 
 
@@ -102,7 +105,66 @@ def read_run(path: Path) -> RunResults:
             xy, cells, prefer, note = _embedding(folder.path)
         except (CellweaveError, OSError, ValueError) as error:
             note = f"The embedding of the run could not be read: {error}"
-    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, note)
+    epochs = earlier_layouts(folder.preview, cells.rows) if cells is not None else ()
+    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, epochs, note)
+
+
+def earlier_layouts(folder: Path, rows: np.ndarray | None = None) -> tuple[tuple[int, Path], ...]:
+    """Return the live layouts of a run by epoch; none where they are of other cells than ``rows``."""
+    if rows is not None:
+        try:
+            sample = np.load(folder / "cells.npy", allow_pickle=False)
+        except (OSError, ValueError):
+            return ()
+        if not np.array_equal(sample, rows):
+            return ()
+    found = []
+    for path in sorted(folder.glob("layout-*.npy")):
+        number = path.stem.removeprefix("layout-")
+        if number.isdecimal():
+            found.append((int(number), path))
+    return tuple(found)
+
+
+def load_layout(path: Path) -> np.ndarray:
+    """Read a live layout; cells without a latent are left out, as they are from the first."""
+    layout = np.load(path, allow_pickle=False)
+    return layout[np.isfinite(layout).all(axis=1)]
+
+
+def gene_values(folder: Path, spec: RunSpec, gene: str, rows: np.ndarray, study: Any) -> np.ndarray:
+    """Return the log-normalised counts of a gene in some cells.
+
+    Parameters
+    ----------
+    folder, spec
+        The run.
+    gene
+        Name of a feature of the modality the run was trained on.
+    rows
+        Rows of the study.
+    study
+        The study where it is loaded, or None: then the run's data are read.
+
+    Raises
+    ------
+    SpecError
+        Where there is no such feature.
+    """
+    import difflib
+
+    from cellweave.core.analysis.baseline import log_normalised
+    from cellweave.core.errors import SpecError
+    from cellweave.core.export.run_data import RunData
+
+    if study is None:
+        return RunData(folder).column(f"gene:{gene}").numbers[rows]
+    modality = study.main_modality(spec.data.modality)
+    names = [str(name) for name in modality.var.index]
+    if gene not in names:
+        near = difflib.get_close_matches(gene, names, n=1, cutoff=0.5)
+        raise SpecError(f"{modality.name} has no feature '{gene}'.", f"Did you mean '{near[0]}'?" if near else "Check the name.")
+    return log_normalised(modality.counts[rows])[:, [names.index(gene)]].toarray().ravel()
 
 
 def _embedding(path: Path) -> tuple[np.ndarray, Cells, tuple[str, ...], str]:
@@ -123,7 +185,7 @@ def _embedding(path: Path) -> tuple[np.ndarray, Cells, tuple[str, ...], str]:
         columns["leiden"] = run.column("leiden")
     columns["split"] = run.column("split")
     for dimension in range(run.latent.shape[1]):
-        columns[f"latent {dimension + 1}"] = run.column(f"latent:{dimension + 1}")
+        columns[f"latent:{dimension + 1}"] = run.column(f"latent:{dimension + 1}")
     names = run.cells["name"].to_numpy()
     cells = Cells(rows, names[rows], subset(columns, rows))
     return np.ascontiguousarray(layout[rows]), cells, tuple(run.default_columns()), note
@@ -143,13 +205,14 @@ def subset(columns: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
 
 
 def study_cells(study: Any, rows: np.ndarray) -> Cells:
-    """Return the annotation of some cells of a loaded study, for the live embedding."""
+    """Return the annotation of some cells of a loaded study, for the live embedding.
+
+    Levels that none of these cells has are kept, so that every level has the colour it will have in the end.
+    """
     from cellweave.core.export.run_data import ColumnValues
 
-    obs = study.obs.iloc[rows]
-    columns = {str(name): ColumnValues.of_series(str(name), obs[name]) for name in obs.columns}
-    usable = {name: column for name, column in columns.items() if column.levels is None or len(column.levels) <= MOST_LEVELS}
-    return Cells(rows, obs.index.to_numpy(), usable)
+    columns = {str(name): ColumnValues.of_series(str(name), study.obs[name]) for name in study.obs.columns}
+    return Cells(rows, study.obs.index.to_numpy()[rows], subset(columns, rows))
 
 
 def default_pair(spec: RunSpec, known: Sequence[str]) -> tuple[str, ...]:

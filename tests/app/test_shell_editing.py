@@ -7,9 +7,7 @@ import pytest
 from cellweave.app.state import editing
 from cellweave.app.state.editing import SpecEditor
 from cellweave.app.state.presets import known_presets, save_preset
-from cellweave.app.state.script import as_command, as_script, changes_of
-from cellweave.core.cli.inputs import change
-from cellweave.core.spec import RunSpec, parse_assignment
+from cellweave.core.spec import RunSpec
 
 
 @pytest.fixture
@@ -59,36 +57,6 @@ def test_no_step_where_nothing_changes(editor):
     editor.edit({"model.n_latent": 10})
     assert editor.stack.count() == 0
 
-
-SPECS = [
-    {},
-    {"model.n_latent": 7, "training.max_epochs": 5, "training.learning_rate": 3e-4, "losses.weights.kl_z": 0.5},
-    {"covariates.batch": "the batch", "covariates.labels": 'cell "type"', "covariates.decoder": ("a", "b c"), "name": "it's"},
-    {"data.layers.rna": "layers/raw counts", "data.features.rna.mode": "variable", "data.features.rna.n": 500, "training.early_stopping": False},
-    {"data.switched_off": ({"column": "batch", "level": "p 1", "modality": "adt"},), "data.combine": {"ab": ("a", "b")}},
-]
-
-
-@pytest.mark.parametrize("changes", SPECS)
-def test_the_copied_command_is_the_spec(changes):
-    import shlex
-
-    spec = RunSpec().with_changes({"data.paths": ("/some where/x.h5ad",), **changes})
-    words = shlex.split(as_command(spec))
-    assert words[:3] == ["cellweave", "train", "/some where/x.h5ad"]
-    assignments = words[4::2]
-    assert words[3::2] == ["--set"] * len(assignments)
-    again = change(RunSpec().with_changes({"data.paths": ("/some where/x.h5ad",)}), None, {}, assignments)
-    assert again == spec
-    assert dict(parse_assignment(text) for text in assignments).keys() == changes_of(spec).keys()
-
-
-@pytest.mark.parametrize("changes", SPECS)
-def test_the_copied_script_is_the_spec(changes):
-    spec = RunSpec().with_changes({"data.paths": ("/some where/x.h5ad",), **changes})
-    names: dict[str, object] = {"__name__": "copied"}
-    exec(compile(as_script(spec), "copied", "exec"), names)  # noqa: S102  (it is our own text)
-    assert names["spec"] == spec
 
 
 def test_a_preset_of_ones_own_comes_back(tmp_path):

@@ -69,7 +69,10 @@ def test_several_files_are_one_study(qtbot, window, tmp_path):
     assert "file" in window.session.study.obs
 
 
-@pytest.mark.parametrize(("name", "content"), [("notes.h5ad", b"dear diary"), ("empty.h5ad", b""), ("picture.png", b"\x89PNG\r\n"), ("table.xlsx", b"PK\x03\x04")])
+NO_DATA = [("notes.h5ad", b"dear diary"), ("empty.h5ad", b""), ("picture.png", b"\x89PNG\r\n"), ("table.xlsx", b"PK\x03\x04")]
+
+
+@pytest.mark.parametrize(("name", "content"), NO_DATA)
 def test_what_is_no_data_is_said_in_one_sentence_and_the_window_goes_on(qtbot, window, tmp_path, small, name, content):
     open_data(qtbot, window, small)
     bad = tmp_path / name

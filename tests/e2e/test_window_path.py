@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-
 import pytest
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication, QFileDialog, QLineEdit
@@ -117,7 +114,7 @@ def test_from_the_example_to_figure_and_h5ad(qtbot, window, tmp_path, monkeypatc
     window.actions_by_id["file.tables"].trigger()
     qtbot.waitUntil((tmp_path / "umap.csv").is_file, timeout=LONG)
     qtbot.waitUntil(lambda: not window.tasks.busy(), timeout=LONG)
-    assert (tmp_path / "losses.csv").read_text() == run.losses_file.read_text()
+    assert len((tmp_path / "losses.csv").read_text().splitlines()) == run.status.epoch + 1
 
 
 @pytest.mark.slow
@@ -135,4 +132,4 @@ def test_the_window_and_the_command_line_give_the_same_losses(qtbot, window, tmp
     assert code == 0
     theirs = tmp_path / "cli" / "losses.csv"
     assert (mine / "losses.csv").read_bytes() == theirs.read_bytes()
-    assert len(list(csv.DictReader(Path(theirs).open()))) == 3
+    assert len(theirs.read_text().splitlines()) == 1 + 3
