@@ -62,6 +62,12 @@ class Canvas:
             spine.set(color=self.colours["border"], linewidth=0.5)
         return axes
 
+    def title(self) -> None:
+        """Write the title of the options at the top, where there is one."""
+        if self.options.title:
+            room = self.width - 2 * MARGIN
+            self.text(MARGIN, MARGIN, shorten(self.options.title, self.options, room, larger=1, bold=True), bold=True, larger=1)
+
     def text(self, left: float, top: float, text: str, *, bold: bool = False, colour: str = "text", larger: float = 0, **how: Any) -> None:
         """Write text with its top left corner (or as ``ha`` and ``va`` say) at a place in mm."""
         how.setdefault("va", "top")
@@ -105,14 +111,25 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def shorten(text: str, options: FigureOptions, width: float) -> str:
+def wrap(text: str, options: FigureOptions, width: float) -> list[str]:
+    """Break a text into lines of at most ``width`` mm; a word that is wider than that is shortened."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and text_width(f"{lines[-1]} {word}", options) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(shorten(word, options, width))
+    return lines
+
+
+def shorten(text: str, options: FigureOptions, width: float, *, larger: float = 0, bold: bool = False) -> str:
     """Return the text, or its beginning with an ellipsis where it is wider than ``width`` mm."""
-    if text_width(text, options) <= width:
+    if text_width(text, options, larger=larger, bold=bold) <= width:
         return text
     low, high = 1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        if text_width(text[:middle].rstrip() + "…", options) <= width:
+        if text_width(text[:middle].rstrip() + "…", options, larger=larger, bold=bold) <= width:
             low = middle
         else:
             high = middle - 1

@@ -29,6 +29,7 @@ class _Entry:
     label: str
     count: int
     colour: str
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,14 @@ class _Legend:
     columns: tuple[tuple[_Entry, ...], ...]
     widths: tuple[tuple[float, float], ...]  # of labels and of counts
     width: float
+
+
+@dataclass(frozen=True)
+class _Room:
+    """How wide a label and how many columns a legend may have."""
+
+    label: float
+    columns: int
 
 
 @dataclass(frozen=True)
@@ -82,10 +91,8 @@ def embedding_figure(
     per_row = min(options.panels_per_row or 3, len(shown))
     plan = _plan(entries, shown, per_row, options)
     canvas = Canvas(plan.width, plan.height, options)
-    top = MARGIN
-    if options.title:
-        canvas.text(MARGIN, top, options.title, bold=True, larger=1)
-        top += canvas.line * 1.5
+    canvas.title()
+    top = MARGIN + (1.5 * canvas.line if options.title else 0)
     for number, column in enumerate(shown):
         row, at = divmod(number, per_row)
         left = MARGIN + canvas.line + sum(canvas.line + plan.side + plan.legend_widths[each] + GAP for each in range(at))
@@ -120,24 +127,26 @@ def _entries(column: ColumnValues, options: FigureOptions) -> tuple[_Entry, ...]
         _Entry(level, int(count), options.colours.get(level, colour)) for level, count, colour in zip(column.levels, counts, usual, strict=True)
     ]
     n_missing = int((column.codes < 0).sum())
-    return (*found, *([_Entry("missing", n_missing, look(options.theme)["missing"])] if n_missing else []))
+    return (*found, *([_Entry("missing", n_missing, look(options.theme)["missing"], missing=True)] if n_missing else []))
 
 
-def _legend(entries: Sequence[_Entry], side: float, label_width: float, options: FigureOptions) -> _Legend:
-    """Break entries into as many columns as the height asks for; beyond four columns the rest is summed up, and said so."""
-    entries = [entry for entry in entries if entry.count]
+def _legend(entries: Sequence[_Entry], side: float, room: _Room, options: FigureOptions) -> _Legend:
+    """Break entries into as many columns as the height asks for; what the columns cannot hold is summed up, and said so."""
+    missing = [entry for entry in entries if entry.missing]
+    entries = [entry for entry in entries if entry.count and not entry.missing]
     rows = max(3, int(side / line_height(options)))
-    most = rows * MOST_LEGEND_COLUMNS
+    most = rows * room.columns - len(missing)
     if len(entries) > most:
         ranked = sorted(range(len(entries)), key=lambda each: -entries[each].count)
         kept = sorted(ranked[: most - 1])
         rest = [entries[each] for each in ranked[most - 1 :]]
         more = _Entry(f"{len(rest)} more levels", sum(entry.count for entry in rest), "")
         entries = [*(entries[each] for each in kept), more]
+    entries = [*entries, *missing]
     n_columns = max(1, -(-len(entries) // rows))
     rows = -(-len(entries) // n_columns) if entries else 1  # columns of about equal length
     columns = [tuple(entries[start : start + rows]) for start in range(0, len(entries), rows)]
-    label_width = min(label_width, WIDE_LABEL if n_columns == 1 else NARROW_LABEL)
+    label_width = min(room.label, WIDE_LABEL if n_columns == 1 else NARROW_LABEL)
     short = [tuple(_Entry(shorten(e.label, options, label_width), e.count, e.colour) for e in column) for column in columns]
     widths = tuple(
         (max(text_width(entry.label, options) for entry in column), max(text_width(f"{entry.count:,}", options) for entry in column))
@@ -155,8 +164,9 @@ def _plan(entries: Sequence[Sequence[_Entry]], shown: Sequence[ColumnValues], pe
     if options.height_mm is not None:
         most = (options.height_mm - around) / n_rows
     best: _Plan | None = None
-    for label_width in LABEL_WIDTHS if options.legend else LABEL_WIDTHS[:1]:
-        plan = _largest(entries, shown, per_row, label_width, most, around, options)
+    rooms = [_Room(label, columns) for columns in range(MOST_LEGEND_COLUMNS, 0, -1) for label in LABEL_WIDTHS]
+    for room in rooms if options.legend else rooms[:1]:
+        plan = _largest(entries, shown, per_row, room, most, around, options)
         if plan is None:
             continue
         if best is None or plan.side > best.side:
@@ -172,7 +182,7 @@ def _largest(
     entries: Sequence[Sequence[_Entry]],
     shown: Sequence[ColumnValues],
     per_row: int,
-    label_width: float,
+    room: _Room,
     most: float,
     around: float,
     options: FigureOptions,
@@ -180,7 +190,7 @@ def _largest(
     line, n_rows = line_height(options), -(-len(shown) // per_row)
     side = min(most, (options.width_mm or 1000.0) / per_row)
     while side >= SMALLEST_SIDE:
-        legends = tuple(None if column.levels is None else _legend(each, side, label_width, options) for column, each in zip(shown, entries, strict=True))
+        legends = tuple(None if column.levels is None else _legend(each, side, room, options) for column, each in zip(shown, entries, strict=True))
         widths = []
         for at in range(per_row):
             here = [
@@ -268,7 +278,7 @@ def _panel(
     options = canvas.options
     count = f"{len(points):,} cells"
     room = side - text_width(count, options) - 2
-    title = shorten(column.title, options, room * 0.95) if room > 8 else shorten(column.title, options, side)
+    title = shorten(column.title, options, room if room > 8 else side, bold=True)
     canvas.text(left, top, title, bold=True)
     if room > 8:
         canvas.text(left + side, top, count, colour="secondary", ha="right")

@@ -58,8 +58,7 @@ def loss_figure(run: RunData, options: FigureOptions) -> Canvas:
     if across < 12 or down < 8:
         raise SpecError("The figure is too small for its curves.", "Make it larger, use a smaller font, or show fewer terms.")
     canvas = Canvas(width, height, options)
-    if options.title:
-        canvas.text(MARGIN, MARGIN, options.title, bold=True, larger=1)
+    canvas.title()
     if options.legend:
         _legend(canvas, MARGIN + (1.5 * line if options.title else 0), run.folder.status.best_epoch)
     for number, name in enumerate(names):

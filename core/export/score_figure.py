@@ -6,7 +6,7 @@ from typing import Any
 
 from cellweave.core.analysis.scores import SCORES
 from cellweave.core.errors import RunFolderError, SpecError
-from cellweave.core.export.canvas import MARGIN, Canvas, line_height, text_width
+from cellweave.core.export.canvas import MARGIN, Canvas, line_height, text_width, wrap
 from cellweave.core.export.figure_options import FigureOptions
 from cellweave.core.export.palette import loss_colour
 from cellweave.core.export.run_data import RunData
@@ -48,6 +48,8 @@ def scores_figure(run: RunData, options: FigureOptions) -> Canvas:
     numbers = max(text_width(_numbers(row), options) for row in shown) + 3
     head = MARGIN + (1.5 * line if options.title else 0) + (1.8 * line if options.legend else 0)
     notes = _notes(stored)
+    if options.width_mm:
+        notes = [piece for note in notes for piece in wrap(note, options, options.width_mm - 2 * MARGIN)]
     foot = MARGIN + 2.8 * line + len(notes) * line
     legend = sum(text_width(label, options) + 8 for label in _LEGEND) if options.legend else 0.0
     needed = max(labels + BAR + numbers, legend, text_width(options.title, options, larger=1, bold=True), *(text_width(n, options) for n in notes))
@@ -57,8 +59,7 @@ def scores_figure(run: RunData, options: FigureOptions) -> Canvas:
     if across < 15 or down < 3 * len(shown):
         raise SpecError("The figure is too small for its scores.", "Make it larger, or use a smaller font.")
     canvas = Canvas(width, height, options)
-    if options.title:
-        canvas.text(MARGIN, MARGIN, options.title, bold=True, larger=1)
+    canvas.title()
     if options.legend:
         _legend(canvas, MARGIN + (1.5 * line if options.title else 0))
     _rows(canvas, shown, (MARGIN + labels, head, across, down))
