@@ -72,7 +72,8 @@ def change(
     lfc = log_fold_change(first, second, REPORTED_SHARE * pseudocount)
     found = {
         "proba_de": p, "proba_not_de": 1.0 - p, "bayes_factor": log_bayes_factor(p),
-        "lfc_mean": lfc.mean(0), "lfc_median": np.median(lfc, 0), "lfc_std": lfc.std(0), "lfc_min": lfc.min(0), "lfc_max": lfc.max(0),
+        "lfc_mean": lfc.mean(0, dtype=np.float64), "lfc_median": np.median(lfc, 0), "lfc_std": lfc.std(0, dtype=np.float64), "lfc_min": lfc.min(0),
+        "lfc_max": lfc.max(0),
     }  # fmt: skip
     if intervals:
         lfc.sort(axis=0)

@@ -17,11 +17,13 @@ from cellweave.core.query import de_stats
 from cellweave.core.query.groups import Comparison, by_cells, by_column, checked, mean_counts, raw_statistics
 from cellweave.core.query.importance import importance_draws
 from cellweave.core.query.latent import Cells, latent_mean
-from cellweave.core.query.opened import QueryError, TrainedRun
 from cellweave.core.query.sampling import room_for
+from cellweave.core.query.trained_run import QueryError, TrainedRun
 
 #: Features compared at a time.
 FEATURES = 512
+#: Effective latents below which importance weights are mentioned.
+FEW = 100
 OWN = -1  # "batch" of samples decoded as each cell's own
 
 
@@ -206,7 +208,7 @@ def differential(run: TrainedRun, comparison: Comparison, options: DifferentialO
     with tempfile.TemporaryDirectory() as folder:
         generator, rng = run.generator(options.seed), np.random.default_rng([options.seed, 23])
         both = [
-            _sample(run, rows, names, options, generator, rng, Path(folder) / name)
+            _sample(run, rows, names, options, generator, rng, Path(folder) / name, notes)
             for name, rows, names in (("1", comparison.rows1, options.batches1), ("2", comparison.rows2, options.batches2))
         ]
         pairs = _pairs(both[0].batch, both[1].batch, options, rng, notes)
@@ -247,6 +249,7 @@ def _sample(
     generator: torch.Generator,
     rng: np.random.Generator,
     path: Path,
+    notes: list[str],
 ) -> Samples:
     """Draw latents of a group with replacement and decode them, batch by batch where the batch is corrected for."""
     codes: list[int | None] = [None]
@@ -258,7 +261,9 @@ def _sample(
     for number, code in enumerate(codes):
         fixed = None
         if options.weights == "importance":
-            chosen, fixed = importance_draws(run, rows, each, code, seed=options.seed, generator=generator, rng=rng)
+            chosen, fixed, effective = importance_draws(run, rows, each, code, seed=options.seed, generator=generator, rng=rng)
+            if effective < FEW:
+                notes.append(f"The importance weights of a group rest on about {max(1, round(effective))} latents, so its probabilities are overconfident.")
         else:
             chosen = rng.choice(rows, size=each, replace=True)
         for where, batch in run.minibatches(chosen):
@@ -305,7 +310,7 @@ def _columns(
     blocks = [slice(start, min(start + FEATURES, n_features)) for start in range(0, n_features, FEATURES)]
 
     def paired(block: slice) -> tuple[np.ndarray, np.ndarray]:
-        one, two = (np.asarray(each.scale[:, block])[rows].astype(np.float64) for each, rows in zip(samples, pairs, strict=True))
+        one, two = (np.asarray(each.scale[:, block])[rows] for each, rows in zip(samples, pairs, strict=True))
         return one, two
 
     scales = {f"scale{number}": np.concatenate([each.scale[:, b].mean(0, dtype=np.float64) for b in blocks]) for number, each in enumerate(samples, 1)}

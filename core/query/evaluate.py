@@ -16,7 +16,7 @@ from cellweave.core.models.vae_network import draw
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.mmd import mmd, pairwise_mmd
 from cellweave.core.query.latent import Cells, positive
-from cellweave.core.query.opened import QueryError, TrainedRun, require_finite
+from cellweave.core.query.trained_run import QueryError, TrainedRun, require_finite
 
 if TYPE_CHECKING:
     from cellweave.core.models.base import Minibatch

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cellweave.core.models.vae_network import draw
 from cellweave.core.query.latent import Cells, positive
-from cellweave.core.query.opened import QueryError, TrainedRun, require_finite
+from cellweave.core.query.trained_run import QueryError, TrainedRun, require_finite
 
 if TYPE_CHECKING:
     from cellweave.core.models.base import Minibatch

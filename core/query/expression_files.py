@@ -15,7 +15,7 @@ from cellweave.core.export.annotate import add_column, add_layer, mapping
 from cellweave.core.files import write_atomic
 from cellweave.core.query.expression import ExpressionQuestion, expression_chunks
 from cellweave.core.query.latent import Cells
-from cellweave.core.query.opened import QueryError, TrainedRun
+from cellweave.core.query.trained_run import QueryError, TrainedRun
 
 CHUNK_ROWS = 128
 

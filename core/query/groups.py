@@ -10,7 +10,7 @@ import pandas as pd
 from scipy import sparse
 
 from cellweave.core.query.latent import Cells
-from cellweave.core.query.opened import QueryError, TrainedRun
+from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.training.data import row_totals
 
 #: A group of fewer cells says nothing of a population.

@@ -12,13 +12,13 @@ from cellweave.core.models.vae_network import draw
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.query.evaluate import marginal_ll
-from cellweave.core.query.opened import TrainedRun
+from cellweave.core.query.trained_run import TrainedRun
 
 if TYPE_CHECKING:
     from cellweave.core.models.vae_network import Generated
 
 #: Cells of the group against which every latent is weighed, and draws for the marginal likelihood of each.
-ANCHORS, MARGINAL_SAMPLES = 256, 200
+ANCHORS, MARGINAL_SAMPLES = 64, 100
 #: Latents that are weighed, as a multiple of those that are drawn.
 CANDIDATES = 2
 
@@ -26,7 +26,7 @@ CANDIDATES = 2
 @torch.no_grad()
 def importance_draws(
     run: TrainedRun, rows: np.ndarray, n_draws: int, code: int | None, *, seed: int, generator: torch.Generator, rng: np.random.Generator
-) -> tuple[np.ndarray, Tensor]:
+) -> tuple[np.ndarray, Tensor, float]:
     """Draw latents that are probable under the model given the whole group.
 
     With latents ``z`` from the posteriors of single cells and anchors ``i`` of the group, a latent's weight is
@@ -51,6 +51,8 @@ def importance_draws(
         The cell whose posterior each latent is from, ``(n_draws,)``.
     z
         Latents behind the transformation ``(n_draws, n_latent)``.
+    effective
+        Effective number of latents that were weighed, ``1 / sum(weight ** 2)``.
 
     Raises
     ------
@@ -79,7 +81,7 @@ def importance_draws(
         latents.append(z)
     p = torch.softmax(torch.cat(weights).double().cpu(), 0).numpy()
     chosen = rng.choice(len(candidates), size=n_draws, replace=True, p=p / p.sum())
-    return candidates[chosen], torch.cat(latents)[torch.from_numpy(chosen).to(run.device)]
+    return candidates[chosen], torch.cat(latents)[torch.from_numpy(chosen).to(run.device)], float(1.0 / np.square(p / p.sum()).sum())
 
 
 def _log_likelihood(run: TrainedRun, counts: CountBatch, generated: Generated, library: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cellweave.core.models.vae_network import draw
-from cellweave.core.query.opened import QueryError, TrainedRun, require_finite
+from cellweave.core.query.trained_run import QueryError, TrainedRun, require_finite
 
 Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
 

@@ -19,7 +19,7 @@ from cellweave.core.models.vae_network import draw
 from cellweave.core.nn.likelihoods import sample_nb, sample_normal, sample_poisson, sample_zinb
 from cellweave.core.query.expression import MEMORY_SHARE, require_memory
 from cellweave.core.query.latent import Cells, positive
-from cellweave.core.query.opened import QueryError, TrainedRun
+from cellweave.core.query.trained_run import QueryError, TrainedRun
 
 if TYPE_CHECKING:
     from cellweave.core.models.base import Minibatch

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -44,6 +44,9 @@ from cellweave.core.training.schedule import default_kl_warmup, default_max_epoc
 from cellweave.core.training.sources import Loader
 from cellweave.core.training.tools import seed_everything
 
+if TYPE_CHECKING:
+    from cellweave.core.query.surgery import Reference
+
 LOG = logging.getLogger("cellweave.run")
 PACKAGES = ("cellweave", "torch", "numpy", "scipy", "pandas", "anndata", "mudata", "scanpy", "umap-learn", "scikit-learn", "h5py", "safetensors")
 
@@ -73,6 +76,7 @@ class Stages:
         self.run_folder, self.journal, self.control, self.spec = run, journal, control, spec
         self.study, self.analysis = study, analysis
         self.resumed, self.turned = resumed is not None, resumed or {}
+        self.reference: Reference | None = None
 
     def run(self) -> FinishReason:
         """Do all stages and return why the run ended."""
@@ -100,10 +104,20 @@ class Stages:
             raise DataError("The spec names no data file.", "Set data.paths to a file.")
         self._stamp_inputs()
         if self.study is not None:
-            return self.study
+            return self._in_features_of_reference(self.study)
         scratch = self.run_folder.cache if self._larger_than_memory() else None
         report = self._progress("loading data")
-        return load_study(self.spec.data, progress=report, cancelled=lambda: self.control.cancelled, scratch=scratch)
+        study = load_study(self.spec.data, progress=report, cancelled=lambda: self.control.cancelled, scratch=scratch)
+        return self._in_features_of_reference(study)
+
+    def _in_features_of_reference(self, study: Study) -> Study:
+        """Open the reference of a run that maps data onto one, and bring the data into its features."""
+        if self.spec.reference is None:
+            return study
+        from cellweave.core.query.surgery import Reference
+
+        self.reference = Reference.open(self.spec)
+        return self.reference.study(study)
 
     def _larger_than_memory(self) -> bool:
         """Return whether the counts are read into memory-mapped files: asked for, or because they would not fit."""
@@ -143,7 +157,10 @@ class Stages:
             first = failed[0]
             more = f" ({len(failed) - 1} more: {', '.join(check.title for check in failed[1:])})" if len(failed) > 1 else ""
             raise DataError(f"{first.text}{more}", _mend(first.fixes))
-        data = prepare(self.spec, study)
+        data = prepare(self.spec, study) if self.reference is None else self.reference.data(self.spec, study)
+        if self.reference is not None and not self.resumed:
+            for note in self.reference.notes:
+                self.journal.emit(Warned(text=note))
         self._resolve(data)
         return data
 
@@ -169,9 +186,9 @@ class Stages:
         source = choose_source(training.source, device, count_bytes)
         if source == "disk" or self._larger_than_memory():
             source, data = "disk", self._to_disk(data)
-        context = data.context(self.spec)
+        context = data.context(self.spec) if self.reference is None else self.reference.context(self.spec, data)
         seed_everything(training.seed, 0, "build")
-        model = self.spec.family.build(context).to(device)
+        model = (self.spec.family.build(context) if self.reference is None else self.reference.model(context)).to(device)
         loader = Loader(data, device, resident=source == "device")
         preview = None
         if training.preview_every:

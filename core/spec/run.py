@@ -38,6 +38,9 @@ class RunSpec(Frozen):
     )
     name: str = option("", "Name", "How the run is called in lists.")
     note: str = option("", "Note", "Anything worth remembering about the run.")
+    reference: str | None = option(
+        None, "Reference run", "Folder of a trained run onto which these data are mapped: only what is new in them is learned.", auto="none", advanced=True
+    )
     data: DataSpec = Field(default_factory=DataSpec, title="Data")
     covariates: CovariateSpec = Field(default_factory=CovariateSpec, title="Covariates")
     model: SerializeAsAny[ModelOptions] = Field(default_factory=_default_model, title="Model")

@@ -1,0 +1,184 @@
+"""Mapping new data onto a trained model: its new levels are learned, everything else stays (scArches)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellweave.core.errors import DataError, SpecError
+from cellweave.core.models.base import BuildContext
+from cellweave.core.models.mapped import MappedModel, extend
+from cellweave.core.models.vae_network import VaeNetwork
+from cellweave.core.query.encode import align_to, encode, unknown_levels
+from cellweave.core.query.opened import open_model
+from cellweave.core.spec import RunSpec
+from cellweave.core.study.study import Study
+from cellweave.core.training.data import CONTINUOUS, SIZE_FACTOR, Encoding, TrainingData
+from cellweave.core.training.model_files import TrainedModel
+
+#: Epochs where none are named: few weights are learned.
+EPOCHS = 100
+
+
+def mapping_spec(reference: str | Path, paths: Sequence[str | Path], changes: Mapping[str, Any] | None = None) -> RunSpec:
+    """Return the spec of a run that maps data onto a trained run.
+
+    Parameters
+    ----------
+    reference
+        Folder of the trained run.
+    paths
+        Files of the new data.
+    changes
+        Further changes by dotted path; the model and its covariates are those of the reference.
+
+    Returns
+    -------
+    RunSpec
+        For :func:`cellweave.core.runs.execute.execute`, as any other.
+
+    Raises
+    ------
+    RunFolderError
+        Where the reference holds no trained model.
+    SpecError
+        Where the model cannot be mapped onto.
+    """
+    run, trained, _ = open_model(reference)
+    spec = run.spec
+    _network_of(trained, spec)
+    base: dict[str, Any] = {
+        "name": "", "note": "", "reference": str(run.path), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
+        "data.layers": {}, "data.features": {}, "data.switched_off": (), "data.drop_empty_features": False, "data.modality": next(iter(trained.features)),
+        "training.max_epochs": EPOCHS, "training.kl_warmup_epochs": None, "training.threads": None,
+    }  # fmt: skip
+    return spec.with_changes({**base, **(changes or {})})
+
+
+def _network_of(trained: TrainedModel, spec: RunSpec) -> VaeNetwork:
+    if not isinstance(trained.model, VaeNetwork):
+        raise SpecError(f"Data cannot be mapped onto a model of kind '{spec.model.kind}'.", "Map them onto scVI or LDVAE, or train anew with all data.")
+    if spec.covariates.batch is None:
+        raise SpecError(
+            "The reference was trained without a batch, so there is nothing to learn of new data.",
+            "Ask it about the new cells directly: cellweave query REFERENCE latent --data FILE.",
+        )
+    return trained.model
+
+
+@dataclass
+class Reference:
+    """The trained run onto which data are mapped.
+
+    Attributes
+    ----------
+    spec
+        Of the reference.
+    trained
+        Its model.
+    notes
+        Sentences on how the new data differ, filled in by the steps below.
+    """
+
+    spec: RunSpec
+    trained: TrainedModel
+    notes: list[str]
+
+    @classmethod
+    def open(cls, spec: RunSpec) -> Reference:
+        """Open the reference of a mapping run, and make sure that the run means the same model.
+
+        Raises
+        ------
+        RunFolderError
+            Where the reference holds no trained model.
+        SpecError
+            Where the spec has other options or covariates than the reference.
+        """
+        assert spec.reference is not None
+        run, trained, _ = open_model(spec.reference)
+        _network_of(trained, run.spec)
+        for part in ("model", "covariates"):
+            ours, theirs = getattr(spec, part).model_dump(), getattr(run.spec, part).model_dump()
+            for name, value in theirs.items():
+                labels_only = part == "covariates" and name == "labels" and getattr(spec.model, "dispersion", "") != "gene-label"
+                if ours.get(name) != value and not labels_only and not name.startswith("mmd_"):
+                    raise SpecError(
+                        f"{part}.{name} is {ours.get(name)!r}, but the reference was trained with {value!r}.", "Data are mapped with the reference's own model."
+                    )
+        return cls(run.spec, trained, [])
+
+    def study(self, study: Study) -> Study:
+        """Return the new data with the features of the reference, matched by name."""
+        aligned, notes = align_to(study, self.trained.features)
+        self.notes += notes
+        return aligned
+
+    def data(self, spec: RunSpec, study: Study) -> TrainingData:
+        """Return the new data in the codes of the reference, new levels after the known ones.
+
+        Raises
+        ------
+        DataError
+            Where a column is missing, or nothing is new.
+        """
+        encoding, new = self._extended(spec, study)
+        if not new:
+            raise DataError(
+                f"The reference knows every batch of these data ({', '.join(self._present(study))}), so there is nothing to learn.",
+                f"Ask it about the new cells directly: cellweave query {spec.reference} latent --data FILE.",
+            )
+        self.notes += [f"New in '{column}', and learned: {', '.join(levels)}." for column, levels in new.items()]
+        if not getattr(spec.model, "encode_covariates", False):
+            self.notes.append(
+                "The encoder of the reference is not told of the batch, so the latents of the new cells are those it gives at once; what is learned is how "
+                "their batches are decoded."
+            )
+        return encode(spec, encoding, study, self.trained.features, trained_on=True)
+
+    def _present(self, study: Study) -> list[str]:
+        column = self.spec.covariates.batch
+        return sorted({str(value) for value in study.obs[column].dropna().unique()})[:5] if column in study.obs else []
+
+    def _extended(self, spec: RunSpec, study: Study) -> tuple[Encoding, dict[str, list[str]]]:
+        known = self.trained.encoding
+        columns = {role: names for role, names in known.columns.items() if role in spec.covariates.assigned()}
+        levels, new = dict(known.levels), {}
+        learned = {"batch", "decoder", *(["labels"] if getattr(spec.model, "dispersion", "") == "gene-label" else [])}
+        for role, names in columns.items():
+            for name in names:
+                if role in {CONTINUOUS, SIZE_FACTOR} or role not in learned or name not in study.obs:
+                    continue
+                further = unknown_levels(study.obs[name], known.levels[name])
+                if further:
+                    levels[name], new[name] = (*known.levels[name], *further), further
+        return Encoding(columns, levels, known.means, known.scales), new
+
+    def context(self, spec: RunSpec, data: TrainingData) -> BuildContext:
+        """Return what the extended network is built from; batches without new cells keep the library-size prior of the reference."""
+        found, known = data.context(spec), self.trained.context
+        present = np.unique(data.categorical["batch"][data.train])
+        return replace(
+            found,
+            library_log_mean={name: _keep(known.library_log_mean[name], values, present) for name, values in found.library_log_mean.items()},
+            library_log_var={name: _keep(known.library_log_var[name], values, present) for name, values in found.library_log_var.items()},
+            modalities=known.modalities,
+        )
+
+    def model(self, context: BuildContext) -> MappedModel:
+        """Return the network that is trained, with the weights of the reference."""
+        assert isinstance(self.trained.model, VaeNetwork)
+        return MappedModel(*extend(self.trained.model, context))
+
+
+def _keep(known: np.ndarray, found: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Return the prior of every batch: the reference's where it knows the batch, otherwise the new data's."""
+    result = np.array(found, dtype=np.float64)
+    result[: len(known)] = known
+    new = np.setdiff1d(np.arange(len(known), len(found)), present)
+    result[new] = known.mean()  # a new batch without training cells
+    return result
