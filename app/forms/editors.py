@@ -151,7 +151,7 @@ class ListEditor(TextEditor):
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(field, parent)
         self._value = ()
-        self.setPlaceholderText("none")
+        self.setPlaceholderText(field.auto or "name, name, …")
 
     def _read(self, text: str) -> tuple[str, ...]:
         return split_list(text)
@@ -166,7 +166,7 @@ class MappingEditor(TextEditor):
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(field, parent)
         self._value = {}
-        self.setPlaceholderText("name = value, ...")
+        self.setPlaceholderText("name = value, …")
 
     def _read(self, text: str) -> dict[str, str]:
         found = {}
@@ -259,12 +259,11 @@ class SuggestingEditor(QWidget):
         self._names: tuple[str, ...] = ()
         self.button = QToolButton(self)
         self.button.setIcon(icon("chevron-down"))
-        self.button.setPopupMode(QToolButton.ToolButtonPopupMode.InstantPopup)
         self.button.setToolTip("Choose from the names in the data")
         self.button.setAccessibleName(f"{field.label}: choose")
         self.menu = QMenu(self.button)
         self.menu.aboutToShow.connect(self._fill)
-        self.button.setMenu(self.menu)
+        self.button.clicked.connect(self._open)  # a menu of the button's own would add a second arrow
         self.button.hide()
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
@@ -295,6 +294,9 @@ class SuggestingEditor(QWidget):
         """Set the names that the button offers; none hides it."""
         self._names = tuple(names)
         self.button.setVisible(bool(self._names))
+
+    def _open(self) -> None:
+        self.menu.popup(self.button.mapToGlobal(self.button.rect().bottomLeft()))
 
     def _fill(self) -> None:
         self.menu.clear()

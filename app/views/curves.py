@@ -61,7 +61,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self._history = LossHistory()
         self._overlays: tuple[LossHistory, ...] = ()
         self._plots: list[_Plot] = []
-        self._columns = 0
+        self._columns = self._columns_before = 0
         self._epoch: int | None = None
         self.paint_ms = 0.0
         self.setFrameShape(self.Shape.NoFrame)
@@ -139,8 +139,13 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self._decorate(plot)
         return plot
 
-    def _zoomed(self, plot: _Plot) -> None:
-        plot.zoomed = True
+    def _zoomed(self, source: _Plot) -> None:
+        """Keep a range that was chosen by hand, and show the same epochs in the other plots."""
+        left, right = source.item.viewRange()[0]
+        for plot in self._plots:
+            plot.zoomed = True
+            if plot is not source:  # pyqtgraph's own link would shift the range of plots of another width
+                plot.item.setXRange(left, right, padding=0)
 
     def _decorate(self, plot: _Plot) -> None:
         theme = current()
@@ -176,12 +181,19 @@ class LossCurves(pg.GraphicsLayoutWidget):
             if self._columns:
                 self.ci.removeItem(plot.item)
         self._columns = columns
-        for index, plot in enumerate(self._plots):
-            self.ci.addItem(plot.item, index // columns, index % columns)
         rows = math.ceil(count / columns)
+        gap = rows * columns - count
+        for index, plot in enumerate(self._plots):  # where a row is not full, the first plot is the wider: no hole is left
+            place = index + gap if index else 0
+            self.ci.addItem(plot.item, place // columns, place % columns, 1, 1 if index else gap + 1)
+            plot.item.getAxis("bottom").showLabel(place // columns == rows - 1 or count == 1)
+        for column in range(self._columns_before):
+            self.ci.layout.setColumnStretchFactor(column, int(column < columns))
+        for column in range(columns):
+            self.ci.layout.setColumnPreferredWidth(column, self.width() / columns)
+            self.ci.layout.setColumnStretchFactor(column, 1)
+        self._columns_before = columns
         self.setMinimumHeight(rows * PLOT_HEIGHT * line if rows > 1 else 0)
-        for plot in self._plots[1:]:
-            plot.item.setXLink(self._plots[0].item)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         """Paint, and take the time."""
@@ -269,9 +281,10 @@ class LossCurves(pg.GraphicsLayoutWidget):
     def _new_mark(self, plot: _Plot, text: str, *, best: bool) -> pg.InfiniteLine:
         colour = current().color("good" if best else "warn")
         style = Qt.PenStyle.DotLine if best else Qt.PenStyle.SolidLine
+        side = 0.0 if best else 1.0  # below the upper edge, or above the lower one
         line = pg.InfiniteLine(
             angle=90, movable=False, pen=pg.mkPen(colour, width=1, style=style), label=text,
-            labelOpts={"position": 0.97 if best else 0.05, "color": colour, "movable": False, "anchors": [(0, 0.5), (1, 0.5)]},
+            labelOpts={"position": 1.0 if best else 0.0, "color": colour, "movable": False, "anchors": [(0, side), (1, side)]},
         )  # fmt: skip
         line.setZValue(0)
         plot.item.addItem(line, ignoreBounds=True)

@@ -439,4 +439,5 @@ class EmbeddingView(QWidget):
             panel.setVisible(bool(shown))
         self._status.setText(f"{shown:,} cells" + (f", {chosen:,} selected" if chosen else "") if shown else "")
         self._clear.setVisible(bool(chosen))
+        self.bar.setVisible(bool(shown))
         self.bar.enable(cells=bool(shown), more=len(self._panels) < MOST_PANELS, fewer=len(self._panels) > 1)

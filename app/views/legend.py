@@ -118,7 +118,7 @@ class CategoryLegend(QListWidget):
             Codes that are not drawn.
         """
         self._names, self._colours, self._hidden = (MISSING, *names), colours, hidden
-        listed = list(range(1, len(self._names)))
+        listed = [code for code in range(1, len(self._names)) if counts[code]]  # a level no cell has is nothing to see
         left_out = len(listed) - MOST_LEVELS
         if left_out > 0:
             listed = sorted(sorted(listed, key=lambda code: -counts[code])[:MOST_LEVELS])

@@ -149,7 +149,8 @@ class LossView(QWidget):
         outer.setContentsMargins(2 * SPACE, 2 * SPACE, 2 * SPACE, 2 * SPACE)
         outer.setSpacing(2 * SPACE)
         self._curves = LossCurves()
-        outer.addWidget(self._build_controls())
+        self._bar = self._build_controls()
+        outer.addWidget(self._bar)
         self._legend = QWidget(self)
         self._legend_row = QFlowLayout(self._legend)
         self._legend_row.setContentsMargins(0, 0, 0, 0)
@@ -292,6 +293,7 @@ class LossView(QWidget):
     def _show_message(self) -> None:
         empty = not self._history.epochs and not any(history.epochs for history in self._overlays.values())
         self._note.set_text((self._message or self._history.phase or WELCOME) if empty else "")
+        self._bar.setVisible(not empty)
         self._legend.setVisible(not empty)
         self._curves.setVisible(not empty)
         self._csv.setEnabled(bool(self._history.epochs))

@@ -230,6 +230,13 @@ def test_zooming_holds_until_fit(running, qtbot):
     assert running._curves.value_range("total")[1] > 300
 
 
+def test_zooming_shows_the_same_epochs_everywhere(running, qtbot):
+    first, second, third = (plot.item for plot in running._curves._plots)
+    third.setXRange(5, 15, padding=0)
+    third.getViewBox().sigRangeChangedManually.emit([True, True])
+    assert first.viewRange()[0] == second.viewRange()[0] == [5, 15]
+
+
 def test_the_last_values_are_told_to_screen_readers(running):
     assert running._curves.accessibleDescription().startswith(f"Epoch {N} of 100. Total (weighted) ")
 
@@ -240,7 +247,13 @@ def test_plots_find_their_columns(running, width):
     for _ in range(3):
         QApplication.processEvents()
     boxes = [plot.item.sceneBoundingRect() for plot in running._curves._plots]
-    assert all(box.width() > 0.9 * boxes[0].width() for box in boxes)
+    assert all(box.width() > 0.9 * boxes[1].width() for box in boxes)
+    right = max(box.right() for box in boxes)
+    rows = {round(box.top()): max(other.right() for other in boxes if round(other.top()) == round(box.top())) for box in boxes}
+    assert all(end > right - 2 for end in rows.values())  # no hole at the end of a row
+    for plot in running._curves._plots:
+        low, high = plot.item.viewRange()[0]
+        assert -3 < low < 1 and N <= high < N + 3
     for index, box in enumerate(boxes):
         assert box.right() <= running._curves.width() + 1
         assert not any(box.adjusted(2, 2, -2, -2).intersects(other.adjusted(2, 2, -2, -2)) for other in boxes[index + 1 :])
