@@ -49,8 +49,8 @@ class CountBatch:
 
     Attributes
     ----------
-    rows, cols
-        Cell and feature of each stored entry, int64 ``(nnz,)``, sorted by row.
+    cols
+        Feature of each stored entry, int64 ``(nnz,)``, the entries of a cell together and cells in order.
     values
         The stored entries, floating ``(nnz,)``; counts or any real values.
     shape
@@ -61,13 +61,13 @@ class CountBatch:
     """
 
     __slots__ = (
-        "_dense", "_flat", "_log1p", "_max_count", "_row_starts", "_total", "cols", "integer", "rows", "shape", "stores_zeros",
+        "_dense", "_flat", "_log1p", "_max_count", "_row_starts", "_rows", "_total", "cols", "integer", "shape", "stores_zeros",
         "values",
     )
 
     def __init__(
         self,
-        rows: Tensor,
+        rows: Tensor | None,
         cols: Tensor,
         values: Tensor,
         shape: tuple[int, int],
@@ -76,12 +76,14 @@ class CountBatch:
         stores_zeros: bool = True,
         max_count: int | None = None,
         dense: Tensor | None = None,
+        row_starts: Tensor | None = None,
     ) -> None:
-        self.rows, self.cols, self.values, self.shape, self.integer = rows, cols, values, shape, integer
+        self.cols, self.values, self.shape, self.integer = cols, values, shape, integer
+        self._rows = rows
         self.stores_zeros = stores_zeros
         self._max_count = max_count
         self._dense = dense
-        self._row_starts: Tensor | None = None
+        self._row_starts = row_starts
         self._flat: Tensor | None = None
         self._log1p: Tensor | None = None
         self._total: Tensor | None = None
@@ -136,20 +138,14 @@ class CountBatch:
             integer = _known_integer(values)
         if stores_zeros is None:
             stores_zeros = not _known_nonzero(values)
-        n_cells, nnz = int(indptr.shape[0]) - 1, int(indices.shape[0])
-        if isinstance(indptr, np.ndarray) and (target is None or target.type == "cpu"):
-            rows = torch.from_numpy(np.repeat(np.arange(n_cells, dtype=np.int64), np.diff(indptr)))
-        else:
-            starts = _tensor(indptr, target, torch.int64)
-            cells = torch.arange(n_cells, device=starts.device)
-            rows = torch.repeat_interleave(cells, starts.diff(), output_size=nnz)
-        cols, stored = _tensor(indices, target, torch.int64), _tensor(values, target, dtype)
-        batch = cls(
-            rows, cols, stored, (n_cells, int(n_features)),
+        return cls(
+            None,
+            _tensor(indices, target, torch.int64),
+            _tensor(values, target, dtype),
+            (int(indptr.shape[0]) - 1, int(n_features)),
             integer=integer, stores_zeros=stores_zeros, max_count=max_count, dense=dense,
+            row_starts=_tensor(indptr, target, torch.int64),
         )
-        batch._row_starts = _tensor(indptr, target, torch.int64)
-        return batch
 
     @classmethod
     def from_dense(
@@ -189,6 +185,14 @@ class CountBatch:
         if self._max_count is None:
             self._max_count = int(np.ceil(self.values.max().item())) if self.nnz else 0
         return self._max_count
+
+    @property
+    def rows(self) -> Tensor:
+        """Cell of each stored entry, int64 ``(nnz,)``, ascending."""
+        if self._rows is None:
+            cells = torch.arange(self.n_cells, device=self.device)
+            self._rows = torch.repeat_interleave(cells, self.row_starts.diff(), output_size=self.nnz)
+        return self._rows
 
     @property
     def row_starts(self) -> Tensor:
@@ -250,9 +254,10 @@ class CountBatch:
         """Return the batch on another device or with another floating type."""
         target = torch.device(device)
         return CountBatch(
-            self.rows.to(target, non_blocking=True),
+            None,
             self.cols.to(target, non_blocking=True),
             self.values.to(target, dtype or self.values.dtype, non_blocking=True),
             self.shape,
             integer=self.integer, stores_zeros=self.stores_zeros, max_count=self._max_count,
+            row_starts=self.row_starts.to(target, non_blocking=True),
         )
