@@ -76,7 +76,7 @@ def set_up(extra):
         return
     started = time.monotonic()
     make_environment(wanted)
-    say("Installing Cellweave and what it needs into .venv (about 2 GB, some minutes the first time) ...")
+    say("Installing Cellweave and what it needs into .venv (some gigabytes, some minutes the first time) ...")
     target = str(ROOT) + ("[" + ",".join(extra) + "]" if extra else "")
     install([str(PYTHON), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-e", target])
     STAMP.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
@@ -132,7 +132,7 @@ def install(command):
         text = "\n  ".join(last)
         leave(
             f"Installing failed. pip's last words were:\n  {text}\nCheck the network connection and the free disk space"
-            f" (3 GB), then run this again. The whole log is in {LOG}."
+            f" (8 GB), then run this again. The whole log is in {LOG}."
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -74,7 +75,8 @@ def run(argv: list[str]) -> int:
         complain("Cancelled.")
         return EXIT_CANCELLED
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; nothing failed
+        # Whoever read our output has gone (| head): nothing failed, and what is left must not be flushed into nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     except OSError as error:
         place = f" ('{error.filename}')" if error.filename else ""
