@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -41,8 +42,6 @@ from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.runs.events import FinishReason, RunState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from cellweave.app.views import EmbeddingView, LossView
 
 LOG = logging.getLogger("cellweave")
@@ -127,6 +126,7 @@ class MainWindow(QMainWindow):
             "log": self._dock("Log", self.log_panel, bottom),
         }
         self.docks["log"].hide()
+        self._log_shown = False
         bar = QToolBar("Activity")
         bar.setObjectName("activity")
         bar.setMovable(False)
@@ -191,9 +191,12 @@ class MainWindow(QMainWindow):
         self.opening.failed.connect(self.show_error)
         self.workflow.trainClicked.connect(training.train)
         self.workflow.stepChanged.connect(self._step_changed)
+        for form in (self.losses_panel.form, self.training_panel.form, self.training_panel.analysis):
+            self.model_panel.baselineChanged.connect(form.set_preset_baseline)
         self.losses_panel.liveToggled.connect(lambda on: setattr(training, "live_weights", on))
         self.activity.pauseClicked.connect(training.pause)
         self.activity.stopClicked.connect(training.stop)
+        self.runs.followed.connect(self._refresh)
         self.activity.cancelClicked.connect(self._cancel)
         self.activity.logClicked.connect(lambda: self.toggle_dock("log"))
         training.began.connect(self.watching.begin)
@@ -235,7 +238,7 @@ class MainWindow(QMainWindow):
             "study": session.study is not None,
             "ready": not session.why_not_ready(),
             "file": bool(session.spec.data.paths),
-            "training": training.active,
+            "training": training.active or self.runs.following is not None,
             "run": target is not None,
             "finished": finished,
             "embedding": self.watching.cells is not None,
@@ -265,6 +268,10 @@ class MainWindow(QMainWindow):
         self.training_panel.set_running(name)
         if training.active:
             self._show_run()
+        elif self.runs.following is not None:
+            progress = self.runs.progress
+            paused = progress.state is RunState.PAUSED
+            self.activity.show_run(progress.sentence(), progress.fraction, paused=paused, can_pause=progress.can_pause, can_stop=progress.can_stop)
         self.update_actions()
 
     def _model_summary(self) -> tuple[str, str]:
@@ -317,7 +324,7 @@ class MainWindow(QMainWindow):
 
     def _cancel(self) -> None:
         """Cancel what the bar shows: the run, or what is being read or written."""
-        if self.training.active:
+        if self.training.active or self.runs.following is not None:
             self.training.cancel()
         elif not (self.exporting.cancel() or self.analysing.cancel()):
             self.opening.cancel_loading()
@@ -424,6 +431,9 @@ class MainWindow(QMainWindow):
         """Show or hide a dock."""
         dock = self.docks[name]
         dock.setVisible(not dock.isVisible())
+        if name == "log" and not self._log_shown and dock.isVisible():
+            self._log_shown = True
+            self.resizeDocks([dock], [self.fontMetrics().height() * 11], Qt.Orientation.Vertical)
 
     def _dock_changed(self, name: str) -> None:
         self.actions_by_id[f"window.{name}"].setChecked(not self.docks[name].isHidden())
@@ -458,7 +468,22 @@ class MainWindow(QMainWindow):
         self.runs.start()
         self._memory.start()
         self.centre.welcome.set_notice(" ".join(self.session.notices))
+        self._offer_last()
         self._offer_interrupted()
+
+    def _offer_last(self) -> None:
+        """Offer to go on with the files and settings of the last session."""
+        from cellweave.core.errors import SpecError
+        from cellweave.core.spec import from_toml
+
+        try:
+            spec = from_toml(self.session.settings.last_spec) if self.session.settings.last_spec else None
+        except SpecError as error:
+            LOG.info("the spec of the last session cannot be used: %s", error)
+            return
+        if spec is not None and spec.data.paths and all(Path(path).exists() for path in spec.data.paths):
+            names = " + ".join(Path(path).name for path in spec.data.paths)
+            self.centre.welcome.offer(f"Go on with {names}", lambda: self.opening.open_spec(spec, names))
 
     def _offer_interrupted(self) -> None:
         path = self.session.settings.active_run

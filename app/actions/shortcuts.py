@@ -61,6 +61,7 @@ class ShortcutsDialog(QDialog):
             self._edits[info.id] = edit
             self.table.setCellWidget(row, 1, edit)
         self.table.resizeRowsToContents()
+        self.table.setColumnWidth(1, self.fontMetrics().horizontalAdvance("m") * 15)
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setProperty("tone", "bad")

@@ -122,18 +122,23 @@ class ErrorDialog(QDialog):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(16, 16, 16, 16)
         layout.setSpacing(12)
-        for part in (self.cause, self.mend, self.more, self.details):
+        for part in (self.cause, self.mend):
             layout.addWidget(part)
-        layout.addStretch(1)
+        layout.addWidget(self.more, 0, Qt.AlignmentFlag.AlignLeft)
+        layout.addWidget(self.details, 1)
         layout.addLayout(row(self.copy, None, close))
-        self.setMinimumWidth(self.fontMetrics().horizontalAdvance("m") * 34)
+        width = self.fontMetrics().horizontalAdvance("m") * 36
+        self.setMinimumWidth(width)
+        self.resize(width, layout.heightForWidth(width))
+        close.button(QDialogButtonBox.StandardButton.Close).setFocus()
 
     def _toggle(self) -> None:
         shown = not self.details.isVisible()
         self.details.setVisible(shown)
         self.more.setText("Hide details" if shown else "Show details")
         self.more.setIcon(theme.icon("chevron-up" if shown else "chevron-down", "accent"))
-        self.adjustSize()
+        height = self.layout().heightForWidth(self.width()) if not shown else self.height() + 12 * self.fontMetrics().height()
+        self.resize(self.width(), height)
 
     def _copy(self) -> None:
         QGuiApplication.clipboard().setText(self._all)

@@ -285,7 +285,6 @@ class Opening(QObject):
         self._tasks.run(work, done, failed)
 
     def _fail(self, error: Exception, details: str) -> None:
-        LOG.warning("%s", error)
         self.failed.emit(error, details)
 
     @property

@@ -6,15 +6,17 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QObject, QTimer, QUrl
+from qtpy.QtCore import QObject, QTimer, QUrl, Signal
 from qtpy.QtGui import QDesktopServices
 
 from cellweave.app.flows import dialogs
 from cellweave.app.state import runs as store
+from cellweave.app.state.progress import RunProgress
 from cellweave.app.state.results import RunResults
 from cellweave.app.state.session import Session
 from cellweave.app.workers.following import Following
 from cellweave.core.errors import CellweaveError
+from cellweave.core.runs.events import Event, RunState
 from cellweave.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -25,13 +27,22 @@ LOOK = 2000  # milliseconds between two looks at the list of runs
 
 
 class RunsFlow(QObject):
-    """Keeps the list of runs and does what its buttons say."""
+    """Keeps the list of runs and does what its buttons say.
+
+    Attributes
+    ----------
+    followed
+        A run that trains in another process said something, or is no longer followed.
+    """
+
+    followed = Signal()
 
     def __init__(self, window: MainWindow, session: Session) -> None:
         super().__init__(window)
         self._window, self._session = window, session
         self.selected: Path | None = None
         self.following: Following | None = None
+        self.progress = RunProgress("")
         self._timer = QTimer(self)
         self._timer.setInterval(LOOK)
         self._timer.timeout.connect(self.refresh)
@@ -93,6 +104,10 @@ class RunsFlow(QObject):
         self.refresh()
         self._window.runs_panel.set_current(results.folder)
         if results.status.state.active and not results.status.lost:
+            training = results.spec.training
+            self.progress = RunProgress(results.name, training.patience if training.early_stopping else 0)
+            for event in results.events:
+                self.progress.add(event)
             self._follow(Following(results.folder, results.end, self))
         if not self._session.headers:
             there = results.spec.data.paths and all(Path(path).exists() for path in results.spec.data.paths)
@@ -105,13 +120,22 @@ class RunsFlow(QObject):
             self.following.deleteLater()
         self.following = following
         if following is not None:
-            following.events.connect(self._window.watching.take)
+            following.events.connect(self._heard)
             following.ended.connect(self._followed_to_the_end)
             following.start()
             self._window.notify(f"'{following.folder.name}' trains in another process; it is followed live.")
+        self.followed.emit()
+
+    def _heard(self, events: list[Event]) -> None:
+        for event in events:
+            self.progress.add(event)
+        self._window.watching.take(events)
+        self.followed.emit()
 
     def _followed_to_the_end(self, folder: Path) -> None:
         self._follow(None)
+        self._window.say_idle(self.progress.ending())
+        self.refresh()
         if self._window.watching.shown == folder and folder.is_dir():
             self._window.watching.open(folder)
 
@@ -206,7 +230,10 @@ class RunsFlow(QObject):
             self._window.training.resume(self.target)
 
     def steer(self, verb: str) -> None:
-        """Send a command to the run that is followed."""
-        if self.following is not None:
-            problem = self.following.send(verb)
-            self._window.notify(problem or f"'{self.following.folder.name}' was asked to {verb}.")
+        """Send a command to the run that is followed: pause (or go on), stop, cancel."""
+        if self.following is None:
+            return
+        if verb == "pause" and self.progress.state is RunState.PAUSED:
+            verb = "resume"
+        problem = self.following.send(verb)
+        self._window.notify(problem or f"'{self.following.folder.name}' was asked to {verb}.")

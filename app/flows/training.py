@@ -199,6 +199,7 @@ class TrainFlow(QObject):
     def pause(self) -> None:
         """Pause, or go on after a pause."""
         if self.current is None:
+            self._window.runs.steer("pause")
             return
         if self.progress.state is RunState.PAUSED or self.current.control.paused:
             self.current.control.resume()
@@ -208,19 +209,32 @@ class TrainFlow(QObject):
 
     def stop(self) -> None:
         """Stop training, keep the best weights and compute the results."""
-        if self.current is not None:
-            self.current.control.stop()
-            self._take([StateChanged(state=RunState.STOPPING)])
+        if self.current is None:
+            self._window.runs.steer("stop")
+            return
+        self.current.control.stop()
+        self._take([StateChanged(state=RunState.STOPPING)])
 
     def cancel(self) -> None:
         """Throw the run away, after asking."""
-        if self.current is None or self.cancelling:
+        if self.current is None:
+            self._cancel_elsewhere()
+            return
+        if self.cancelling:
             return
         name = self.progress.name
         sentence = f"'{name}' is cancelled and moved to the trash, from where it can be put back."
         answer = dialogs.ask(self._window, "Cancel the run?", sentence, ("Cancel the run", "Go on training"))
         if answer == "Cancel the run" and self.current is not None:
             self.cancel_now()
+
+    def _cancel_elsewhere(self) -> None:
+        following = self._window.runs.following
+        if following is None:
+            return
+        sentence = f"'{following.folder.name}' trains in another process, which is asked to cancel it; its folder stays."
+        if dialogs.ask(self._window, "Cancel the run?", sentence, ("Cancel the run", "Go on training")) == "Cancel the run":
+            self._window.runs.steer("cancel")
 
     def cancel_now(self) -> None:
         """Cancel without asking."""

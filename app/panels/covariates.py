@@ -115,8 +115,10 @@ class CovariatesPanel(QWidget):
         order = [*dict.fromkeys(name for name in wanted if name in groups), *groups]
         order = list(dict.fromkeys(order))
         if len(order) > 1:
-            self.first.setCurrentText(order[0])
-            self.second.setCurrentText(order[1])
+            levels = {info.name: info.n_levels for info in self._session.columns}
+            down, across = sorted(order[:2], key=lambda name: -levels.get(name, 0))  # the longer one goes down the page
+            self.first.setCurrentText(down)
+            self.second.setCurrentText(across)
 
     def _spec(self, spec: RunSpec) -> None:
         self.view.columns.set_roles(spec.covariates.assigned())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QGridLayout, QVBoxLayout, QWidget
 
 from cellweave.app.flows import dialogs
@@ -9,14 +10,22 @@ from cellweave.app.forms import SpecForm
 from cellweave.app.panels.parts import row, text, tool
 from cellweave.app.state.presets import known_presets, save_preset
 from cellweave.app.state.session import Session
-from cellweave.core.errors import CellweaveError, SpecError
+from cellweave.core.errors import CellweaveError
 from cellweave.core.models.registry import families
 from cellweave.core.spec import Preset, RunSpec
 from cellweave.core.spec.covariates import SINGLE_ROLES
 
 
 class ModelPanel(QWidget):
-    """The body of step 3."""
+    """The body of step 3.
+
+    Attributes
+    ----------
+    baselineChanged
+        The spec that marks and reset compare with (None: the defaults) and what it is called.
+    """
+
+    baselineChanged = Signal(object, str)  # noqa: N815
 
     def __init__(self, session: Session, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -123,17 +132,9 @@ class ModelPanel(QWidget):
             self._say(str(error))
             return
         editor.replace(wanted, f"preset '{self.preset.currentText()}'")
-        self.form.set_preset_baseline(wanted if name else None, f"the preset '{self.preset.currentText()}'")
-
-    def baseline(self) -> tuple[RunSpec | None, str]:
-        """Return the spec of the chosen preset over the defaults, and its title."""
-        name = self.preset.currentData()
-        if not name:
-            return None, ""
-        try:
-            return self._presets[name].apply(self._session.spec), self.preset.currentText()
-        except SpecError:
-            return None, ""
+        origin = f"the preset '{self.preset.currentText()}'"
+        self.form.set_preset_baseline(wanted if name else None, origin)
+        self.baselineChanged.emit(wanted if name else None, origin)
 
     def _save(self) -> None:
         title = dialogs.ask_text(self, "Keep as preset", "Name of the preset:", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qtpy.QtCore import QSize, Qt, Signal
@@ -47,6 +47,10 @@ class WelcomePage(QScrollArea):
         ways.addWidget(self._way("Your data", f"Drop files anywhere on this window, or choose them: {KINDS}.", self.open, self.folder), 1)
         ways.addWidget(self._way("Try it", EXAMPLE, self.example), 1)
         outer.addLayout(ways)
+        self.last = button("", "play", self._go_on, link=True)
+        self.last.setVisible(False)
+        self._last: Callable[[], object] | None = None
+        outer.addWidget(self.last, 0, Qt.AlignmentFlag.AlignLeft)
         self.recent = QFrame()
         self.recent.setProperty("card", "true")
         self._recent = QGridLayout(self.recent)
@@ -93,6 +97,17 @@ class WelcomePage(QScrollArea):
         """Show something that was noticed at the start (settings that could not be read)."""
         self.notice.setText(sentence)
         self.notice.setVisible(bool(sentence))
+
+    def offer(self, words: str, call: Callable[[], object]) -> None:
+        """Offer to go on where the last session ended."""
+        self.last.setText(words)
+        self.last.setAccessibleName(words)
+        self._last = call
+        self.last.setVisible(True)
+
+    def _go_on(self) -> None:
+        if self._last is not None:
+            self._last()
 
     def set_recent(self, data: Sequence[str], runs: Sequence[str]) -> None:
         """List what was open lately; what is no longer there is greyed."""

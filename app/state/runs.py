@@ -80,8 +80,10 @@ class RunSummary:
         status = self.status
         if status.lost:
             return "interrupted"
-        if status.state.active and status.max_epochs:
+        if status.state in {RunState.TRAINING, RunState.PAUSED} and status.max_epochs:
             return f"{status.state.value} {100 * status.epoch / status.max_epochs:.0f} %"
+        if status.state is RunState.ANALYSING:
+            return "computing results"
         if status.state is RunState.DONE and status.reason is not None:
             return REASON_WORDS[status.reason]
         return "not started" if status.state is RunState.CREATED else status.state.value

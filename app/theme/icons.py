@@ -37,7 +37,7 @@ class _LineIconEngine(QIconEngine):
         return _LineIconEngine(self._name, self._token)
 
     def paint(self, painter: QPainter | None, rect: QRect, mode: QIcon.Mode, state: QIcon.State) -> None:
-        token = "disabled" if mode == QIcon.Mode.Disabled else self._token
+        token = {QIcon.Mode.Disabled: "disabled", QIcon.Mode.Selected: "on_accent"}.get(mode, self._token)
         side = min(rect.width(), rect.height())
         square = QRectF(rect.x() + (rect.width() - side) / 2, rect.y() + (rect.height() - side) / 2, side, side)
         _renderer(self._name, getattr(current(), token)).render(painter, square)

@@ -1,0 +1,221 @@
+"""The list of runs, runs of other processes, and what comes back at the next start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from qtpy.QtCore import Qt
+from window_support import QUICK, close_window, small_h5ad
+
+from cellweave.app.flows import dialogs
+from cellweave.app.state.runs import RunLibrary, Trash, new_run_path, summarise
+from cellweave.core.runs.events import EpochDone, FinishReason, RunState
+from cellweave.core.runs.folder import RunFolder, RunStatus, host_name
+from cellweave.core.runs.journal import Journal
+from cellweave.core.spec import RunSpec, save_spec
+
+LEFT = Qt.MouseButton.LeftButton
+LONG = 90_000
+
+
+def made_run(path, *, name="", state=RunState.DONE, reason=FinishReason.COMPLETED, epochs=3, pid=0):
+    """Make a run folder as the engine leaves it, without training."""
+    run = RunFolder.create(path, RunSpec().with_changes({"name": name}))
+    journal = Journal(run)
+    for epoch in range(1, epochs + 1):
+        losses = {"reconstruction": 100.0 / epoch, "kl_z": 1.0, "total": 101.0 / epoch, "elbo": 102.0 / epoch}
+        journal.emit(EpochDone(epoch=epoch, max_epochs=epochs, train=losses, validation=losses, best_epoch=epoch))
+    run.write_status(RunStatus(state, reason, epochs, epochs, pid=pid, host=host_name(), started=float(len(path.name))))
+    return run
+
+
+@pytest.fixture
+def runs(home):
+    return [made_run(home / "runs" / f"vae-0{number}", name=name).path for number, name in enumerate(("first", "second"), 1)]
+
+
+def test_a_summary_says_what_the_list_shows(tmp_path):
+    run = made_run(tmp_path / "a", name="mine")
+    summary = summarise(run.path)
+    assert (summary.name, summary.kind, summary.words, summary.mark) == ("mine", "vae", "done", "check")
+    assert summary.spark == (102.0, 51.0, 34.0)
+    assert summary.final == "34.0"
+    assert not summary.resumable
+
+
+def test_a_run_whose_process_is_gone_is_interrupted_and_resumable(tmp_path):
+    run = made_run(tmp_path / "a", state=RunState.TRAINING, reason=None, pid=2**22 + 1)
+    (run.checkpoints / "last.safetensors").write_bytes(b"x")
+    summary = summarise(run.path)
+    assert summary.words == "interrupted"
+    assert summary.resumable
+
+
+@pytest.mark.parametrize("broken", ["spec.toml", "status.json", "losses.csv"])
+def test_a_broken_part_never_stops_the_list(tmp_path, broken):
+    run = made_run(tmp_path / "a")
+    (run.path / broken).write_bytes(b"\xff\xfe not what was written\n1,2")
+    assert summarise(run.path).path == run.path
+
+
+def test_the_library_reads_only_what_changed(home, runs, monkeypatch):
+    from cellweave.app.state import runs as store
+
+    library = RunLibrary()
+    read = []
+    monkeypatch.setattr(store, "summarise", lambda path: read.append(path) or summarise(path))
+    library.refresh()
+    assert sorted(read) == sorted(runs)
+    read.clear()
+    library.refresh()
+    assert read == []
+    RunFolder(runs[0]).write_spec(RunSpec().with_changes({"name": "renamed"}))
+    library.refresh()
+    assert read == [runs[0]]
+    assert library.get(runs[0]).name == "renamed"
+
+
+def test_new_folders_count_up(home, runs):
+    assert new_run_path(RunSpec(), home / "runs").name == "vae-03"
+
+
+def test_the_trash_gives_back_in_reverse_order(home, runs):
+    trash = Trash()
+    for path in runs:
+        trash.put(path)
+    assert not any(path.exists() for path in runs)
+    assert trash.restore_last() == runs[1]
+    assert trash.restore_last() == runs[0]
+    assert trash.restore_last() is None
+    assert RunFolder(runs[0]).losses()[0]["epoch"] == 1
+
+
+def test_click_rename_overlay_trash_and_put_back(qtbot, window, home, runs, monkeypatch):
+    window.runs.refresh()
+    panel = window.runs_panel
+    assert {run.name for run in panel.model.runs} == {"first", "second"}
+    row = next(number for number, run in enumerate(panel.model.runs) if run.name == "first")
+    qtbot.mouseClick(panel.view.viewport(), LEFT, pos=panel.view.visualRect(panel.model.index(row)).center())
+    assert panel.current() == runs[0]
+    qtbot.keyClick(panel.view, Qt.Key.Key_Return)
+    qtbot.waitUntil(lambda: window.watching.shown == runs[0], timeout=LONG)
+    assert window.losses.history().epochs == [1, 2, 3]
+    panel.set_current(runs[1])
+    window.actions_by_id["run.overlay"].trigger()
+    assert "second" in window.losses._overlays
+    monkeypatch.setattr(dialogs, "ask_text", lambda *_: "better name")
+    window.actions_by_id["run.rename"].trigger()
+    assert window.session.library.get(runs[1]).name == "better name"
+    window.actions_by_id["run.trash"].trigger()
+    assert not runs[1].exists()
+    qtbot.mouseClick(window.centre.notice.action, LEFT)
+    assert runs[1].is_dir()
+    assert window.session.library.get(runs[1]).name == "better name"
+
+
+def test_a_run_that_trains_cannot_be_thrown_away(qtbot, window, home):
+    import os
+
+    run = made_run(home / "runs" / "vae-01", state=RunState.TRAINING, reason=None, pid=os.getpid())
+    window.runs.refresh()
+    window.runs_panel.set_current(run.path)
+    window.actions_by_id["run.trash"].trigger()
+    assert "is training now" in window.error_dialog.cause.text()
+    window.error_dialog.close()
+    assert run.path.is_dir()
+
+
+def test_settings_of_a_run_become_a_new_one(qtbot, window, home, tmp_path):
+    data = small_h5ad(tmp_path / "small.h5ad")
+    spec = RunSpec().with_changes({"data.paths": (str(data),), "model.n_latent": 17, "covariates.batch": "batch"})
+    run = RunFolder.create(home / "runs" / "vae-01", spec)
+    window.runs.refresh()
+    window.runs_panel.set_current(run.path)
+    window.actions_by_id["run.duplicate"].trigger()
+    qtbot.waitUntil(lambda: window.session.checked_spec is not None, timeout=LONG)
+    assert window.session.spec.model.n_latent == 17
+
+
+@pytest.mark.slow
+def test_a_run_of_another_process_is_followed_and_steered(qtbot, window, tmp_path):
+    data = small_h5ad(tmp_path / "small.h5ad")
+    spec = RunSpec().with_changes({"data.paths": (str(data),), "covariates.batch": "batch", "training.max_epochs": 100_000, **QUICK})
+    save_spec(spec, tmp_path / "spec.toml")
+    folder = tmp_path / "elsewhere"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cellweave.core.cli", "train", str(tmp_path / "spec.toml"), "--out", str(folder)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        qtbot.waitUntil(lambda: RunFolder(folder).status.epoch >= 1, timeout=LONG)
+        window.opening.open_path(str(folder))
+        qtbot.waitUntil(lambda: window.runs.following is not None, timeout=LONG)
+        seen = window.losses.history().epochs[-1]
+        qtbot.waitUntil(lambda: window.losses.history().epochs[-1] > seen, timeout=LONG)
+        assert "epoch" in window.activity.sentence.text()
+        qtbot.mouseClick(window.activity.stop, LEFT)
+        qtbot.waitUntil(lambda: window.runs.following is None, timeout=LONG)
+        assert RunFolder(folder).status.reason is FinishReason.STOPPED
+        assert process.wait(60) == 0
+        qtbot.waitUntil(lambda: not window.tasks.busy() and window.session.checked_spec is not None, timeout=LONG)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_next_start_is_where_the_last_one_ended(qtbot, make_window, answers, tmp_path):
+    data = small_h5ad(tmp_path / "small.h5ad")
+    first = make_window()
+    first.opening.open_path(str(data))
+    qtbot.waitUntil(lambda: first.session.checked_spec is not None, timeout=LONG)
+    first.session.editor.edit({"model.n_latent": 21})
+    first.actions_by_id["view.theme_dark"].trigger()
+    first.toggle_dock("log")
+    first.docks["runs"].hide()
+    first.resize(1300, 800)
+    close_window(first, answers)
+    second = make_window()
+    assert second.session.settings.theme == "dark"
+    assert not second.docks["log"].isHidden()
+    assert second.docks["runs"].isHidden()
+    welcome = second.centre.welcome
+    assert welcome.last.text() == "Go on with small.h5ad"
+    qtbot.mouseClick(welcome.last, LEFT)
+    qtbot.waitUntil(lambda: second.session.checked_spec is not None, timeout=LONG)
+    assert second.session.spec.model.n_latent == 21
+
+
+def test_recent_files_that_are_gone_are_greyed(qtbot, make_window, home, tmp_path):
+    from qtpy.QtWidgets import QPushButton
+
+    from cellweave.app.state.settings import Settings, save_settings
+
+    data = small_h5ad(tmp_path / "small.h5ad")
+    save_settings(Settings(recent_data=[str(data), str(tmp_path / "gone.h5ad")]), home / "settings.json")
+    window = make_window()
+    links = {link.text(): link for link in window.centre.welcome.recent.findChildren(QPushButton)}
+    assert links["small.h5ad"].isEnabled()
+    assert not links["gone.h5ad (missing)"].isEnabled()
+    qtbot.mouseClick(links["small.h5ad"], LEFT)
+    qtbot.waitUntil(lambda: window.session.checked_spec is not None, timeout=LONG)
+
+
+def test_unreadable_settings_are_ignored_and_said(make_window, home):
+    home.mkdir()
+    (home / "settings.json").write_text("{ this is not JSON")
+    window = make_window()
+    assert "could not be read" in window.centre.welcome.notice.text()
+    assert window.session.settings.theme == "system"
+
+
+def test_an_interrupted_run_is_offered_again(make_window, home):
+    from cellweave.app.state.settings import Settings, save_settings
+
+    run = made_run(home / "runs" / "vae-01", name="long one", state=RunState.TRAINING, reason=None, pid=2**22 + 1)
+    (run.checkpoints / "last.safetensors").write_bytes(b"x")
+    save_settings(Settings(active_run=str(run.path)), home / "settings.json")
+    window = make_window()
+    assert window.centre.notice.words.text() == "The run 'long one' was interrupted at epoch 3."
+    assert window.centre.notice.action.text() == "Continue it"
