@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 import traceback
 from importlib.metadata import version
@@ -21,9 +19,10 @@ from cellweave.core.cli import (
     export,
     first_look,
     information,
+    query,
     training,
 )
-from cellweave.core.cli.terminal import complain, say
+from cellweave.core.cli.terminal import ReaderGone, complain, say
 from cellweave.core.errors import Cancelled, CellweaveError
 
 INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt
@@ -55,7 +54,7 @@ def build() -> typer.Typer:
     ) -> None:
         """Integrate single-cell data with deep generative models."""
 
-    for module in (data, training, export, control, information, first_look):
+    for module in (data, training, query, export, control, information, first_look):
         module.register(app)
     return app
 
@@ -74,9 +73,7 @@ def run(argv: list[str]) -> int:
     except (Cancelled, KeyboardInterrupt, typer.Abort):
         complain("Cancelled.")
         return EXIT_CANCELLED
-    except BrokenPipeError:
-        # Whoever read our output has gone (| head): nothing failed, and what is left must not be flushed into nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         return EXIT_DONE
     except OSError as error:
         place = f" ('{error.filename}')" if error.filename else ""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +104,18 @@ def test_an_interrupt_is_a_cancel(capsys, monkeypatch) -> None:
     monkeypatch.setattr("cellweave.core.cli.information.all_presets", interrupted)
     assert run(["presets"]) == 3
     assert capsys.readouterr().err == "Cancelled.\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of a POSIX shell")
+def test_a_reader_that_goes_away_is_no_failure() -> None:
+    code = "import sys; sys.stdin.readline(); from cellweave.core.cli import main; sys.exit(main(['presets']))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    said = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert said == ""
 
 
 def test_inspect_as_text_and_as_json(capsys) -> None:
