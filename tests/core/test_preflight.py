@@ -6,6 +6,8 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import sparse
 
 from cellweave.core.spec import parse_spec
@@ -287,6 +289,42 @@ def test_a_modality_left_out_is_said(data_folder):
     here = parse_spec({"data": {"paths": [str(data_folder / name) for name in names]}})
     fix = find(preflight(here, load_study(here.data)), "modality-left-out").fixes[0]
     assert "adt" in load_study(here.with_changes(fix.changes).data).modalities
+
+
+ROLES = {"batch": 1, "labels": 1, "size_factor": 1, "decoder": 2, "continuous": 2}
+COLUMNS = ["batch", "cell_type", "gone", "score", "barcode", "lane", "one", "gaps", "nothing", "flat", "flag", "sf"]
+
+
+@given(
+    roles=st.dictionaries(st.sampled_from(sorted(ROLES)), st.lists(st.sampled_from(COLUMNS), min_size=1, max_size=2, unique=True)),
+    dispersion=st.sampled_from(["gene", "gene-batch", "gene-label"]),
+    smallest=st.sampled_from([2, 120, 1000]),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=80, deadline=None)
+def test_no_choice_of_columns_breaks_the_checks_and_every_fix_is_a_valid_spec(roles, dispersion, smallest, seed):
+    rng = np.random.default_rng(seed)
+    obs = {
+        "score": rng.normal(size=N), "barcode": [f"b{row}" for row in range(N)], "lane": np.arange(N) % 40, "one": ["x"] * N,
+        "gaps": ["x", None, "y"] * (N // 3), "nothing": [None] * N, "flat": [1.0] * N, "flag": rng.random(N) < 0.5, "sf": rng.random(N) - 0.1,
+    }  # fmt: skip
+    chosen = {role: columns[0] if ROLES[role] == 1 else tuple(columns) for role, columns in roles.items()}
+    if {"gene-batch": "batch", "gene-label": "labels"}.get(dispersion, "batch") not in chosen:
+        dispersion = "gene"
+    here = parse_spec({"covariates": chosen, "model": {"dispersion": dispersion}, "data": {"min_cells_per_batch": smallest}})
+    study = make(obs=obs)
+    checks = preflight(here, study)
+    for check in checks:
+        assert check.text
+        assert "{" not in check.text
+        for fix in check.fixes:
+            assert here.with_changes(fix.changes) != here
+    failed = any(check.level is Level.FAIL for check in checks)
+    assert failed or not {"gone", "nothing"} & set(here.covariates.columns())
+    if not failed:  # what the checks let pass can be prepared for training
+        from cellweave.core.training.data import prepare
+
+        assert len(prepare(here, study).train) > 0
 
 
 REAL = [

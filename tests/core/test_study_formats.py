@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import io, sparse
 
-from cellweave.core.errors import DataError
+from cellweave.core.errors import Cancelled, DataError
 from cellweave.core.spec.data import DataSpec
 from cellweave.core.study import load_study, read_header
 
@@ -192,6 +192,20 @@ def test_10x_folders(tmp_path, version, prefix, transposed):
     assert study.modalities["rna"].var["gene_ids"].tolist() == [f"ENSG{number}" for number in range(5)]
     single = load(next((tmp_path / "run").glob("*.mtx*")))
     assert np.array_equal(single.modalities["rna"].counts.toarray(), adata.X)
+
+
+def test_reading_a_matrix_market_file_can_be_cancelled(tmp_path):
+    counts = sparse.random(400, 600, 0.2, random_state=0, data_rvs=lambda n: np.arange(1, n + 1))
+    wide = anndata.AnnData(counts.toarray(), var=pd.DataFrame(index=[f"g{number}" for number in range(600)]))
+    write_mtx(tmp_path / "run", wide)
+    data = DataSpec(paths=(str(tmp_path / "run"),))
+    seen = []
+    study = load_study(data, progress=lambda share, text: seen.append(share) if "matrix.mtx" in text else None)
+    assert np.array_equal(study.modalities["rna"].counts.toarray(), wide.X)
+    assert len(seen) > 1
+    calls = iter(range(100))
+    with pytest.raises(Cancelled):
+        load_study(data, cancelled=lambda: next(calls) == 2)
 
 
 def test_of_raw_and_filtered_the_filtered_is_taken_and_others_must_be_named(tmp_path):

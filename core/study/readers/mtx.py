@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -124,9 +125,30 @@ class StoredMtx(StoredMatrix):
         """Read the file as a whole."""
         from scipy import io, sparse
 
-        watch.at(0.0, f"reading {self._path.name}")
-        matrix = sparse.csc_matrix(io.mmread(self._path))
+        with self._path.open("rb") as raw:
+            zipped = self._path.name.endswith(".gz")
+            matrix = sparse.csc_matrix(io.mmread(_Watched(raw, watch.part(0.0, 0.7), self._path, zipped=zipped)))
         return stored("X", matrix if self._cells_in_rows else matrix.T).read(watch.part(0.7, 0.3), keep=keep)
+
+
+class _Watched(RawIOBase):
+    """A file that reports how far it was read, and stops a reader that knows of no cancel."""
+
+    def __init__(self, raw: BinaryIO, watch: Watch, path: Path, *, zipped: bool) -> None:
+        self._raw, self._watch, self._text = raw, watch, f"reading {path.name}"
+        self._size, self._calls = max(1, path.stat().st_size), 0
+        self._body: BinaryIO = gzip.open(raw, "rb") if zipped else raw  # type: ignore[assignment]  # noqa: SIM115
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes."""
+        if self._calls % 512 == 0:  # the reader asks for a kilobyte at a time
+            self._watch.at(self._raw.tell() / self._size, self._text)
+        self._calls += 1
+        return self._body.read(size)
 
 
 def matrix_size(path: Path) -> tuple[tuple[int, int], int | None, str]:
