@@ -9,7 +9,7 @@ from qtpy.QtCore import QObject
 
 from cellweave.app.state.session import Session
 from cellweave.app.workers.analysis import Analysis
-from cellweave.app.workers.tasks import Task, TaskRunner
+from cellweave.app.workers.tasks import Task, TaskRunner, forward
 from cellweave.core.errors import Cancelled
 from cellweave.core.runs.events import Event, Progress, Warned
 from cellweave.core.spec.analysis import AnalysisSpec
@@ -72,7 +72,7 @@ def compute(path: Path, options: AnalysisSpec, runner: Any, report: Any) -> list
     run = RunData(path)
     spec = run.spec.model_copy(update={"analysis": options})
     report("reading the data", None)
-    study = load_study(spec.data, progress=lambda fraction, text="": report(text, fraction), cancelled=lambda: report.cancelled)
+    study = load_study(spec.data, progress=forward(report), cancelled=lambda: report.cancelled)
     warnings: list[str] = []
 
     def listen(event: Event) -> None:

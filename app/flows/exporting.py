@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QFileDialog
 
 from cellweave.app.state.session import Session
 from cellweave.app.workers.analysis import Analysis
-from cellweave.app.workers.tasks import Task, TaskRunner
+from cellweave.app.workers.tasks import Task, TaskRunner, forward
 from cellweave.core.errors import Cancelled, CellweaveError, RunFolderError
 from cellweave.core.files import write_text_atomic
 from cellweave.core.spec import save_spec
@@ -127,7 +127,7 @@ class Exporting(QObject):
         def work(report: Any) -> Path:
             from cellweave.core.export.h5ad import export_h5ad
 
-            return export_h5ad(target, out, denoised=denoised, progress=lambda fraction, text="": report(text, fraction))
+            return export_h5ad(target, out, denoised=denoised, progress=forward(report))
 
         self._run(work, f"Writing {out.name}", f"'{out}' is written.")
 

@@ -12,7 +12,7 @@ from qtpy.QtCore import QObject, QTimer, QUrl, Signal
 from qtpy.QtWidgets import QFileDialog
 
 from cellweave.app.state.session import Session
-from cellweave.app.workers.tasks import Task, TaskRunner
+from cellweave.app.workers.tasks import Task, TaskRunner, forward
 from cellweave.core.errors import Cancelled, CellweaveError, DataError
 from cellweave.core.spec import RunSpec, load_spec
 from cellweave.core.spec.data import DataSpec
@@ -200,7 +200,7 @@ class Opening(QObject):
             from cellweave.core.models.registry import family
             from cellweave.core.study import describe_columns, load_study, suggest_roles
 
-            study = load_study(data, progress=lambda fraction, text="": report(text, fraction), cancelled=lambda: report.cancelled)
+            study = load_study(data, progress=forward(report), cancelled=lambda: report.cancelled)
             columns = tuple(describe_columns(study.obs))
             return Loaded(study, columns, dict(suggest_roles(columns, family(kind))))
 

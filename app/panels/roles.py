@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from qtpy.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QPoint, QRect, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QFont, QPainter, QPen
@@ -24,7 +24,7 @@ from cellweave.app.panels.parts import subheading, text
 from cellweave.core.models.declare import Family
 from cellweave.core.spec.covariates import ROLES, CovariateSpec
 
-Index = QModelIndex | QPersistentModelIndex
+Index: TypeAlias = QModelIndex | QPersistentModelIndex
 TITLES = {role: str(CovariateSpec.model_fields[role].title) for role in ROLES}
 HELP = {role: str(CovariateSpec.model_fields[role].description) for role in ROLES}
 

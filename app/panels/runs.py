@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from qtpy.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QPointF, QRect, QSize, Qt, Signal
 from qtpy.QtGui import QFont, QPainter, QPen, QPolygonF
@@ -15,7 +15,7 @@ from cellweave.app.panels.parts import row, text, tool
 from cellweave.app.state.runs import RunSummary
 
 MARK_TOKENS = {"dot": "accent", "pause": "accent", "check": "good", "fail": "bad", "warn": "warn"}  # others are quiet
-Index = QModelIndex | QPersistentModelIndex
+Index: TypeAlias = QModelIndex | QPersistentModelIndex
 
 
 class RunsModel(QAbstractListModel):

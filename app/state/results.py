@@ -99,7 +99,10 @@ def read_run(path: Path) -> RunResults:
         events.append(event)
         end = offset
     name = spec.name or folder.path.name
-    xy, cells, prefer, note = None, None, (), ""
+    xy: np.ndarray | None = None
+    cells: Cells | None = None
+    prefer: tuple[str, ...] = ()
+    note = ""
     if (folder.results / "umap.npy").is_file():
         try:
             xy, cells, prefer, note = _embedding(folder.path)

@@ -23,6 +23,15 @@ class Report(Protocol):
         """Whether the person asked to stop."""
 
 
+def forward(report: Report) -> Callable[..., None]:
+    """Return a function with the engine's order of arguments (share, words) that tells a report."""
+
+    def tell(fraction: float | None, text: str = "") -> None:
+        report(text, fraction)
+
+    return tell
+
+
 class _Job(QObject):
     progressed = Signal(str, object)
     done = Signal(object)

@@ -164,25 +164,3 @@ class Training(QObject):
         self._relay.stop()
         return ended
 
-
-def train(spec_and_folder: tuple[object, Path], *, resume: bool = False) -> Start:
-    """Return the function that trains a spec into a folder, or continues the folder's run.
-
-    Parameters
-    ----------
-    spec_and_folder
-        The spec (not used where ``resume``) and the run folder.
-    resume
-        Whether to continue from the last checkpoint.
-    """
-    spec, folder = spec_and_folder
-
-    def start(listener: Listener, control: RunControl) -> object:
-        # Imported here: torch must not be loaded before the window shows.
-        from cellweave.core.runs import execute as engine
-
-        if resume:
-            return engine.resume(folder, listener=listener, control=control)
-        return engine.execute(spec, folder, listener=listener, control=control)
-
-    return start
