@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from cellweave.core.errors import DataError, RunFolderError
 from cellweave.core.files import sha256_of
-from cellweave.core.query.encode import align_to, encode
+from cellweave.core.query.encode import align_to, encode, load_new
 from cellweave.core.query.trained_run import TrainedRun
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
@@ -50,6 +51,29 @@ def open_run(folder: str | Path, *, study: Study | None = None, device: str = "c
     aligned, notes = align_to(study, trained.features)
     data = encode(run.spec, trained.encoding, aligned, trained.features, trained_on=True)
     return TrainedRun(run.path, run.spec, trained, aligned, data, Loader(data, where, resident=False), tuple(notes))
+
+
+def open_on_files(folder: str | Path, paths: Sequence[str | Path], *, device: str = "cpu") -> TrainedRun:
+    """Open a run for questions about the cells of other files; its own data need not be there.
+
+    Parameters
+    ----------
+    folder, device
+        As in :func:`open_run`.
+    paths
+        One file, or several that together are one study.
+
+    Raises
+    ------
+    RunFolderError
+        Where there is no trained model in the folder.
+    DataError
+        Where features, columns or levels of the cells do not fit the model.
+    """
+    run, trained, where = open_model(folder, device)
+    study, notes = align_to(load_new(run.spec, paths), trained.features)
+    data = encode(run.spec, trained.encoding, study, trained.features, trained_on=False)
+    return TrainedRun(run.path, run.spec, trained, study, data, Loader(data, where, resident=False), tuple(notes))
 
 
 def open_model(folder: str | Path, device: str = "cpu") -> tuple[RunFolder, TrainedModel, torch.device]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.models.vae_network import Posterior, VaeNetwork, draw
-from cellweave.core.query.encode import align_to, encode, load_new
+from cellweave.core.query.encode import align_to, encode
 from cellweave.core.spec import RunSpec
 from cellweave.core.study.study import Study
 from cellweave.core.training.data import TrainingData
@@ -170,10 +170,6 @@ class TrainedRun:
         aligned, notes = align_to(study, self.trained.features)
         data = encode(self.spec, self.trained.encoding, aligned, self.trained.features, trained_on=False)
         return replace(self, study=aligned, data=data, loader=Loader(data, self.device, resident=False), notes=tuple(notes), cached=None)
-
-    def on_files(self, paths: Sequence[str | Path]) -> TrainedRun:
-        """Return the same model asked about the cells of other files; see :meth:`on`."""
-        return self.on(load_new(self.spec, paths))
 
     # ------------------------------------------------------------------ choosing
 
