@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import Qt, Signal
@@ -330,7 +330,7 @@ def make_editor(field: FormField, parent: QWidget) -> Editor:
     elif field.kind == "text":
         editor = SuggestingEditor(TextEditor(field), field, parent)
     else:
-        plain = {"bool": CheckEditor, "choice": ChoiceEditor, "mapping": MappingEditor}
+        plain: dict[str, Callable[[FormField, QWidget], Editor]] = {"bool": CheckEditor, "choice": ChoiceEditor, "mapping": MappingEditor}
         editor = plain[field.kind](field, parent)
     editor.setObjectName(field.path)
     unit = f", in {field.unit}" if field.unit else ""

@@ -19,7 +19,7 @@ class ValueAxis(pg.AxisItem):
     def logTickValues(self, minVal: float, maxVal: float, size: float, stdTicks: list) -> list:  # noqa: N802
         """Return ticks at powers of ten, or at 1, 2 and 5 times them where there are few powers in sight."""
         powers = range(math.floor(minVal), math.ceil(maxVal) + 1)
-        steps = (1, 2, 5) if maxVal - minVal > 0.8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
+        steps: tuple[float, ...] = (1, 2, 5) if maxVal - minVal > 0.8 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
         if maxVal - minVal > 4:
             steps = (1,)
         ticks = [power + math.log10(step) for power in powers for step in steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,7 +60,7 @@ class EmbeddingView(QWidget):
     def __init__(self, parent: QWidget | None = None, *, panels: int = 2) -> None:
         super().__init__(parent)
         self._columns: dict[str, ColumnData] = {}
-        self._names: Sequence[str] | None = None
+        self._names: Sequence[str] | NDArray[Any] | None = None
         self._points = PointSet(np.empty((0, 2), np.float32))
         self._selected: NDArray[np.bool_] | None = None
         self._colours: dict[str, dict[str, str]] = {}
@@ -217,7 +218,7 @@ class EmbeddingView(QWidget):
 
     # -- data ------------------------------------------------------------------------------------------------
 
-    def set_points(self, xy: ArrayLike, names: Sequence[str] | None = None, *, axes: str = "UMAP") -> None:
+    def set_points(self, xy: ArrayLike, names: Sequence[str] | NDArray[Any] | None = None, *, axes: str = "UMAP") -> None:
         """Show cells at once, without motion.
 
         Parameters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,6 +133,8 @@ class FigureDialog(QDialog):
         Figure shown first: ``embedding``, ``losses`` or ``scores``.
     options
         Options to begin with; None takes those of the last figure.
+    start
+        Options that are set on top of these, such as the columns that the embedding shows.
     columns
         Names offered for colouring.
     memory
@@ -150,13 +152,15 @@ class FigureDialog(QDialog):
         *,
         what: str = "embedding",
         options: FigureOptions | None = None,
+        start: Mapping[str, Any] | None = None,
         columns: Sequence[str] = (),
         memory: Path | None = None,
     ) -> None:
         super().__init__(parent)
         self._run, self._process = Path(run_folder), process
         self._memory = memory or paths.home() / "figure.json"
-        self._options = options or figure_memory.load_options(self._memory)
+        before = options or figure_memory.load_options(self._memory)
+        self._options = FigureOptions.model_validate({**before.model_dump(), **(start or {})})
         self._folder = tempfile.TemporaryDirectory(prefix="cellweave-figure-", ignore_cleanup_errors=True)
         self._preview_job: str = ""
         self._save_to: Path | None = None

@@ -42,6 +42,9 @@ from cellweave.app.views.columns import ColumnData
 MOST_LEVELS = 500
 """A legend lists at most this many levels, the largest first where there are more."""
 
+SQUEEZE = 0.85
+"""Share of its full width that a level in a flowing legend keeps at least."""
+
 MISSING = "missing"
 CODE, COUNT, OF_SELECTION = (Qt.ItemDataRole.UserRole + number for number in range(3))
 
@@ -257,9 +260,14 @@ class CategoryLegend(QListWidget):
 
     def hint_below(self, width: int) -> QSize:
         """Return the size that shows every level in as many columns as a width allows."""
-        cell, frame = self.cell(), 2 * self.frameWidth()
-        columns = max(1, (width - frame - self.verticalScrollBar().sizeHint().width()) // cell.width())
-        return QSize(width, -(-max(1, self.count()) // columns) * cell.height() + frame + 2)
+        frame = 2 * self.frameWidth()
+        room = width - frame - self.verticalScrollBar().sizeHint().width()
+        columns = self.columns_in(room)
+        return QSize(width, -(-max(1, self.count()) // columns) * self.cell().height() + frame + 2)
+
+    def columns_in(self, width: int) -> int:
+        """Return how many columns fit; the longest names may be shortened a little for one more."""
+        return max(1, int(width / (SQUEEZE * self.cell().width())))
 
     def set_beside(self, beside: bool) -> None:
         """Stand in one column, or flow in several."""
@@ -283,8 +291,8 @@ class _LevelDelegate(QStyledItemDelegate):
         self._legend = legend
 
     def sizeHint(self, option: QStyleOptionViewItem, index: QModelIndex) -> QSize:  # noqa: N802
-        cell = self._legend.cell()
-        return QSize(min(cell.width(), self._legend.viewport().width() - 2), cell.height())
+        cell, room = self._legend.cell(), self._legend.viewport().width() - 2
+        return QSize(min(cell.width(), room // self._legend.columns_in(room)), cell.height())
 
     def paint(self, painter: QPainter, option: QStyleOptionViewItem, index: QModelIndex) -> None:
         count = str(index.data(COUNT) or "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +51,8 @@ def _pack(red: NDArray, green: NDArray, blue: NDArray, alpha: NDArray) -> Pixels
     scale = alpha.astype(np.float32)
     parts = [(part * scale + np.float32(0.5)).astype(np.uint32) for part in (red, green, blue)]
     opacity = (scale * 255 + np.float32(0.5)).astype(np.uint32)
-    return (opacity << 24) | (parts[0] << 16) | (parts[1] << 8) | parts[2]
+    pixels: Pixels = ((opacity << 24) | (parts[0] << 16) | (parts[1] << 8) | parts[2]).astype(np.uint32, copy=False)
+    return pixels
 
 
 def density_image(placed: Placed, look: Look, *, faintest: float = 0.35) -> Pixels:
@@ -102,9 +104,9 @@ def _colour_sums(
         side_by_side = colours[:, 0] * 2.0**34 + colours[:, 1] * 2.0**17 + colours[:, 2]
         sums = np.bincount(flat, weights=side_by_side.take(codes), minlength=pixels)[filled].astype(np.int64)
         mask = 2**17 - 1
-        parts = (sums >> 34, (sums >> 17) & mask, sums & mask)
+        parts: list[NDArray[Any]] = [sums >> 34, (sums >> 17) & mask, sums & mask]
     else:
-        parts = tuple(np.bincount(flat, weights=colours[:, part].take(codes), minlength=pixels)[filled] for part in range(3))
+        parts = [np.bincount(flat, weights=colours[:, part].take(codes), minlength=pixels)[filled] for part in range(3)]
     red, green, blue = (part.astype(np.float32) for part in parts)
     return red, green, blue
 

@@ -15,7 +15,7 @@ from superqt import QSearchableComboBox
 
 from cellweave.app.theme import SPACE, current, notifier
 from cellweave.app.views.cards import HoverCard
-from cellweave.app.views.columns import ColumnData
+from cellweave.app.views.columns import ColumnData, ThemeName
 from cellweave.app.views.legend import CategoryLegend, GradientLegend, ask_colour
 from cellweave.app.views.pointcloud import CloudBox, PointCloudItem
 from cellweave.app.views.points import PointSet
@@ -117,6 +117,7 @@ class ScatterPanel(QWidget):
         self.chooser.setMinimumContentsLength(10)
         self.chooser.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.chooser.activated.connect(lambda index: self._choose(self.chooser.itemText(index)))
+        self.chooser.lineEdit().editingFinished.connect(self._show_name)  # words that name no column do not stay
         self.box = CloudBox()
         self.canvas = CloudCanvas(self.box)
         self.cloud = PointCloudItem(self.box)
@@ -242,7 +243,7 @@ class ScatterPanel(QWidget):
     def colours(self) -> NDArray[np.uint8]:
         """Return the colour of each code of the shown column."""
         column = self.column()
-        theme = "dark" if current().dark else "light"
+        theme: ThemeName = "dark" if current().dark else "light"
         if column is None:
             grey = current().color("secondary")
             return np.array([[grey.red(), grey.green(), grey.blue()]], np.uint8)
@@ -302,6 +303,10 @@ class ScatterPanel(QWidget):
         colour = self._ask_colour(now, self)
         if colour is not None:
             self.colourChanged.emit(self._name, column.levels[code - 1], colour.name().upper())
+
+    def _show_name(self) -> None:
+        self.chooser.setCurrentIndex(self.chooser.findText(self._name, Qt.MatchFlag.MatchExactly))
+        self.chooser.setEditText(self._name)
 
     def _choose(self, name: str) -> None:
         if name != self._name:

@@ -11,6 +11,8 @@ from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QAbstractButton, QAbstractItemView, QAbstractSlider, QApplication, QComboBox, QScrollBar
 
+from cellweave.app import theme
+from cellweave.app.theme import load_theme
 from cellweave.app.views import ColumnData, EmbeddingView
 from cellweave.app.views.legend import CODE, COUNT
 
@@ -157,6 +159,52 @@ def test_a_column_is_chosen_by_hand(view, qtbot):
         qtbot.keyClick(panel.chooser, Qt.Key.Key_Down)
     assert caught.args == [["cell_type", "cell_type"]]
     assert panel.legend.count() == 4
+
+
+def test_a_column_is_found_by_typing(view, qtbot):
+    panel = view.panels()[0]
+    line = panel.chooser.lineEdit()
+    line.selectAll()
+    qtbot.keyClicks(line, "n_counts")
+    qtbot.keyClick(line, Qt.Key.Key_Return)
+    assert panel.column_name() == "n_counts"
+    line.selectAll()
+    qtbot.keyClicks(line, "no such column")
+    qtbot.keyClick(line, Qt.Key.Key_Return)
+    assert panel.column_name() == "n_counts" and line.text() == "n_counts"
+
+
+def test_the_theme_is_followed_at_once(view):
+    app = QApplication.instance()
+    grounds, missing = {}, {}
+    try:
+        for name in ("light", "dark"):
+            theme.apply(app, name)
+            settle()
+            panel = view.panels()[1]
+            picture = panel.canvas.grab().toImage()
+            grounds[name] = picture.pixelColor(picture.width() - 3, 3).name()
+            missing[name] = panel.cloud.look().colours[0].tolist()
+    finally:
+        theme.apply(app, "light")
+    assert grounds == {name: load_theme(name).panel.lower() for name in ("light", "dark")}
+    assert missing["light"] != missing["dark"]
+
+
+def test_levels_that_no_cell_has_are_not_listed(view, cells):
+    view.set_columns({"kind": ColumnData.categorical(np.full(N, 1), ["none", "all", "none either"])})
+    legend = view.panels()[0].legend
+    assert [legend.item(row).text() for row in range(legend.count())] == ["all"]
+
+
+def test_a_column_with_a_level_per_cell_lists_the_largest(view):
+    codes = np.arange(N)
+    codes[:50] = N - 1
+    view.set_columns({"barcode": ColumnData.categorical(codes, [f"AAAC-{index}" for index in range(N)])})
+    legend = view.panels()[0].legend
+    texts = [legend.item(row).text() for row in range(legend.count())]
+    assert len(texts) == 501 and f"AAAC-{N - 1}" in texts and texts[-1].startswith("and ")
+    view.panels()[0].canvas.grab()
 
 
 def test_the_lasso_selects_what_it_went_around(view, qtbot, cells):

@@ -201,6 +201,15 @@ def test_settings_come_back_but_not_those_of_the_data(qtbot, painter, memory, tm
     second.reject()
 
 
+def test_it_begins_with_what_the_embedding_shows(qtbot, painter, memory, tmp_path):
+    save_options(FigureOptions(dpi=77), memory)
+    made = FigureDialog(tmp_path / "a", None, painter, start={"columns": ("n_counts",), "colours": {"T": "#112233"}}, memory=memory)
+    qtbot.addWidget(made)
+    assert painter.options()["columns"] == ["n_counts"] and painter.options()["dpi"] == 77
+    assert made.form.row("columns").value() == ("n_counts",)
+    made.reject()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "\x00\x01"])
 def test_an_unreadable_memory_is_passed_over(tmp_path, content):
     file = tmp_path / "figure.json"

@@ -8,6 +8,8 @@ from qtpy.QtCore import QPointF, Qt
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QApplication, QToolButton
 
+from cellweave.app import theme
+from cellweave.app.theme import load_theme
 from cellweave.app.views import LossView
 from cellweave.app.views.history import smooth
 from cellweave.core.runs.events import EpochDone, RunState, StateChanged, StepProgress, WeightChanged
@@ -228,6 +230,23 @@ def test_zooming_holds_until_fit(running, qtbot):
     assert running._curves.value_range("total")[1] < 2
     qtbot.mouseClick(running._fit, Qt.MouseButton.LeftButton)
     assert running._curves.value_range("total")[1] > 300
+
+
+def test_the_theme_is_followed_at_once(running):
+    app = QApplication.instance()
+    seen = {}
+    try:
+        for name in ("light", "dark"):
+            theme.apply(app, name)
+            QApplication.processEvents()
+            picture = running._curves.grab().toImage()
+            total = next(plot for plot in running._curves._plots if plot.series[0].name == "total")
+            seen[name] = (picture.pixelColor(2, 2).name(), total.lines[0, "total", "train", "line"].opts["pen"].color().name())
+    finally:
+        theme.apply(app, "light")
+    for name, (ground, ink) in seen.items():
+        assert ground == load_theme(name).panel.lower() and ink == load_theme(name).text.lower()
+    assert len(running._curves.line("kl_z", "train")[0]) == N
 
 
 def test_zooming_shows_the_same_epochs_everywhere(running, qtbot):
