@@ -55,7 +55,9 @@ _float64 = _bitcast(types.float64, types.int64, ir.DoubleType())
 @numba.njit(inline="always")
 def _exp(x):
     x = min(max(x, F(-87.0)), F(88.0))
-    k = F(math.floor(x * LOG2_E + F(0.5)))
+    # With the bias of the exponent added the number is positive, so that cutting off rounds it.
+    biased = I(x * LOG2_E + F(127.5))
+    k = F(biased - I(127))
     r = x - k * LN2_HIGH - k * LN2_LOW
     y = F(1.9875691500e-4)
     y = y * r + F(1.3981999507e-3)
@@ -63,7 +65,7 @@ def _exp(x):
     y = y * r + F(4.1665795894e-2)
     y = y * r + F(1.6666665459e-1)
     y = y * r + F(5.0000001201e-1)
-    return (y * (r * r) + r + F(1.0)) * _float((I(k) + I(127)) << I(23))
+    return (y * (r * r) + r + F(1.0)) * _float(biased << I(23))
 
 
 @numba.njit(inline="always")
@@ -90,9 +92,10 @@ def _log(x):
 
 
 @numba.njit(inline="always")
-def _log1p(x):
+def _log1p(x, inverse):
+    """Logarithm of ``1 + x`` for ``x`` from 0 on, given ``1 / (1 + x)``, which mends what the sum rounded off."""
     u = F(1.0) + x
-    return _log(u) + (x - (u - F(1.0))) / u
+    return _log(u) + (x - (u - F(1.0))) * inverse
 
 
 @numba.njit(inline="always")
@@ -159,14 +162,15 @@ def _softmax(logits, library, mu):
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _zeros(mu, theta, eps, by_mean, by_theta):
+def _zeros(mu, theta, inverse, eps, by_mean, by_theta):
     """Cost and derivatives of a cell of zeros under the negative binomial."""
     cost = F(0.0)
     for g in range(mu.shape[0]):
         t = theta[g]
-        relative = mu[g] / (t + eps)
-        log_relative = _log1p(relative)
-        ratio = t / (mu[g] + t + eps)
+        relative = mu[g] * inverse[g]
+        one_over_total = F(1.0) / (mu[g] + t + eps)
+        log_relative = _log1p(relative, (t + eps) * one_over_total)
+        ratio = t * one_over_total
         cost += t * log_relative
         by_mean[g] = ratio
         by_theta[g] = log_relative - ratio * relative
@@ -174,17 +178,20 @@ def _zeros(mu, theta, eps, by_mean, by_theta):
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _inflated(mu, theta, logits, eps, stored, by_mean, by_theta, by_zero):
+def _inflated(mu, theta, inverse, logits, eps, stored, by_mean, by_theta, by_zero):
     """Cost and derivatives of a cell under the zero-inflated form, as if the counts that ``stored`` marks were just above 0."""
     total, check = F(0.0), F(0.0)
     for g in range(mu.shape[0]):
         t, logit = theta[g], logits[g]
         check += logit * F(0.0)
-        relative = mu[g] / (t + eps)
-        log_relative = _log1p(relative)
+        relative = mu[g] * inverse[g]
+        one_over_total = F(1.0) / (mu[g] + t + eps)
+        log_relative = _log1p(relative, (t + eps) * one_over_total)
         odds = logit + t * log_relative
         e_odds, e_logit = _exp(-abs(odds)), _exp(-abs(logit))
-        r_odds, r_logit = F(1.0) / (F(1.0) + e_odds), F(1.0) / (F(1.0) + e_logit)
+        # Two reciprocals of numbers between 1 and 2 by one division.
+        both = F(1.0) / ((F(1.0) + e_odds) * (F(1.0) + e_logit))
+        r_odds, r_logit = both * (F(1.0) + e_logit), both * (F(1.0) + e_odds)
         p = r_logit if logit >= F(0.0) else e_logit * r_logit
         weight = e_odds * r_odds if odds >= F(0.0) else r_odds
         is_stored = stored[g] != F(0.0)
@@ -194,7 +201,7 @@ def _inflated(mu, theta, logits, eps, stored, by_mean, by_theta, by_zero):
         beside = odds if is_stored else -max(-odds, F(0.0))
         total += max(-logit, F(0.0)) + beside + _log(inside)
         weight = F(1.0) if is_stored else weight
-        ratio = t / (mu[g] + t + eps)
+        ratio = t * one_over_total
         by_mean[g] = weight * ratio
         by_theta[g] = weight * (log_relative - ratio * relative)
         no_zero = r_odds if odds >= F(0.0) else e_odds * r_odds
@@ -244,24 +251,27 @@ def _rows(
     longest = 0
     for n in range(mean.shape[0]):
         longest = max(longest, starts[n + 1] - starts[n])
-    scratch, stored = np.empty(n_features, F), np.zeros(n_features, F)
+    scratch, stored, inverse = np.empty(n_features, F), np.zeros(n_features, F), np.empty(n_features, F)
     product, entries = np.empty(longest, np.float64), np.empty((4, longest), F)
     for n in range(mean.shape[0]):
         out = n if gradients else 0
         x, at = values[starts[n] : starts[n + 1]], columns[starts[n] : starts[n + 1]]
         k = x.shape[0]
         t, mu, total = theta[theta_row[n]], mean[n], F(0.0)
+        if n == 0 or theta_row[n] != theta_row[n - 1]:
+            for g in range(n_features):
+                inverse[g] = F(1.0) / (t[g] + eps)
         if is_softmax:
             mu = scratch
             total += _softmax(mean[n], library[n], mu)
         if is_inflated:
             for i in range(k):
                 stored[at[i]] = x[i]
-            total += _inflated(mu, t, logits[n], eps, stored, by_mean[out], by_theta[out], by_zero[out])
+            total += _inflated(mu, t, inverse, logits[n], eps, stored, by_mean[out], by_theta[out], by_zero[out])
             for i in range(k):
                 stored[at[i]] = F(0.0)
         else:
-            total += _zeros(mu, t, eps, by_mean[out], by_theta[out])
+            total += _zeros(mu, t, inverse, eps, by_mean[out], by_theta[out])
         own_mean, own_theta, value, derivative = entries[0, :k], entries[1, :k], entries[2, :k], entries[3, :k]
         _gather(x, at, mu, t, own_mean, own_theta, product[:k], value, derivative)
         total += _stored(x, eps, own_mean, own_theta, product[:k], value, derivative)
@@ -284,7 +294,7 @@ def _log1p_rows(starts, columns, values, dense, total) -> None:
         row[:] = F(0.0)
         for i in range(starts[n], starts[n + 1]):
             summed += values[i]
-            row[columns[i]] += _log1p(values[i])
+            row[columns[i]] += _log1p(values[i], F(1.0) / (F(1.0) + values[i]))
         total[n] = summed
 
 
