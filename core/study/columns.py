@@ -43,6 +43,8 @@ class ColumnInfo:
         Levels with their numbers, most cells first, at most 200; empty for measurements.
     advice
         For each role what speaks against it, empty where nothing does.
+    whole
+        Whether a column of numbers holds whole ones only.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ColumnInfo:
     largest: tuple[str, int] | None
     levels: tuple[tuple[str, int], ...] = ()
     advice: Mapping[str, str] = field(default_factory=dict)
+    whole: bool = False
 
     def suits(self, role: str) -> bool:
         """Return whether nothing speaks against the role."""
@@ -62,7 +65,7 @@ class ColumnInfo:
     @property
     def header(self) -> ColumnHeader:
         """The same in the header's form."""
-        return ColumnHeader(self.name, self.kind, self.n_levels, self.n_missing)
+        return ColumnHeader(self.name, self.kind, self.n_levels, self.n_missing, self.whole)
 
 
 def describe_columns(obs: pd.DataFrame) -> list[ColumnInfo]:
@@ -90,14 +93,14 @@ def describe_column(values: pd.Series) -> ColumnInfo:
     if len(counts):
         smallest = (_level(counts.index[-1]), int(counts.iloc[-1]))
         largest = (_level(counts.index[0]), int(counts.iloc[0]))
-    listed = () if header.kind == "float" and len(counts) > MANY_NUMBERS else tuple(
+    listed = () if is_measurement(header) else tuple(
         (_level(level), int(number)) for level, number in counts.iloc[:LEVELS_SHOWN].items()
     )
     advice = {role: against_groups(header, len(values)) for role in GROUP_ROLES}
     advice["continuous"] = _against_continuous(values, header)
     advice["size_factor"] = _against_size_factor(values, header)
     return ColumnInfo(
-        header.name, header.kind, len(values), len(counts), header.n_missing or 0, smallest, largest, listed, advice
+        header.name, header.kind, len(values), len(counts), header.n_missing or 0, smallest, largest, listed, advice, header.whole
     )
 
 
@@ -107,7 +110,7 @@ def _level(value: Any) -> str:
 
 def is_measurement(header: ColumnHeader) -> bool:
     """Return whether a column holds numbers that vary like a measurement rather than codes of groups."""
-    return header.kind == "float" and (header.n_levels or 0) > MANY_NUMBERS
+    return header.kind == "float" and not header.whole and (header.n_levels or 0) > MANY_NUMBERS
 
 
 def is_level_per_cell(header: ColumnHeader, n_cells: int) -> bool:
@@ -127,7 +130,7 @@ def against_groups(header: ColumnHeader, n_cells: int) -> str:
         return "nearly a level per cell"
     if header.n_levels == 1:
         return "one level only"
-    if header.kind == "integer" and (header.n_levels or 0) > MANY_NUMBERS:
+    if header.whole and (header.n_levels or 0) > MANY_NUMBERS:
         return f"whole numbers with {header.n_levels:,} values: more likely a count than groups"
     if header.n_missing:
         return f"{header.n_missing:,} cells have no value"

@@ -23,12 +23,15 @@ class ColumnHeader:
         Number of different values, None where that would have taken reading too much.
     n_missing
         Number of missing values, None where not known.
+    whole
+        Whether a column of numbers holds whole ones only, whatever their type.
     """
 
     name: str
     kind: ColumnKind
     n_levels: int | None = None
     n_missing: int | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -323,6 +324,6 @@ def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
             elif role not in NUMBER_ROLES and column not in made and len(headers) == 1:
                 header = next(item for item in headers[0].obs_columns if item.name == column)
                 if column in spec.data.fill_missing:
-                    header = ColumnHeader(header.name, header.kind, (header.n_levels or 0) + 1, 0)
+                    header = replace(header, n_levels=(header.n_levels or 0) + 1, n_missing=0)
                 found += groups(spec, role, header, headers[0].n_cells)
     return found

@@ -144,6 +144,8 @@ def test_numbers_and_a_level_per_cell_are_no_batches():
     assert dict(check.fixes[0].changes) == {"covariates.batch": None, "covariates.continuous": ("score",)}
     assert "300 levels for 300 cells" in find(preflight(spec(covariates__batch="barcode"), study), "level-per-cell", Level.FAIL).text
     assert "40 different whole numbers" in find(preflight(spec(covariates__batch="lane"), study), "column-kind", Level.WARN).text
+    coded = make(obs={"lane": np.arange(N) % 40 * 1.0})  # whole numbers that a missing value once made floats
+    assert "40 different whole numbers" in find(preflight(spec(covariates__batch="lane"), coded), "column-kind", Level.WARN).text
     assert "one level only" in find(preflight(spec(covariates__batch="one"), make(obs={"one": ["x"] * N})), "one-level", Level.WARN).text
 
 

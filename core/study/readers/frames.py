@@ -208,9 +208,10 @@ def describe_values(name: str, values: Any) -> ColumnHeader:
     if series.dtype.kind == "b":
         return ColumnHeader(name, "boolean", n_levels, n_missing)
     if series.dtype.kind in "iu":
-        return ColumnHeader(name, "integer", n_levels, n_missing)
+        return ColumnHeader(name, "integer", n_levels, n_missing, whole=True)
     if series.dtype.kind == "f":
-        return ColumnHeader(name, "float", n_levels, n_missing)
+        finite = series.to_numpy()[np.isfinite(series.to_numpy())]
+        return ColumnHeader(name, "float", n_levels, n_missing, whole=bool((finite == np.rint(finite)).all()))
     kinds = {type(value) for value in series.dropna()}
     if kinds <= {bool, np.bool_} and kinds:
         return ColumnHeader(name, "boolean", n_levels, n_missing)
