@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -141,7 +141,7 @@ def map_data(
         return watch(folder, lambda listener, control: execute(spec, folder, listener=listener, control=control, force=force), show)
 
 
-def _refuse(what: str, given: dict[str, object], out: Path | None) -> None:
+def _refuse(what: str, given: Mapping[str, object], out: Path | None) -> None:
     """Refuse a question that does not exist, options it does not take, and files it cannot be written to."""
     if what not in TAKES:
         near = difflib.get_close_matches(what, TAKES, n=1, cutoff=0.4)

@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy import sparse
 
 from cellweave.core.models.vae_network import draw
 from cellweave.core.query import de_stats
@@ -218,7 +219,7 @@ def differential(run: TrainedRun, comparison: Comparison, options: DifferentialO
         columns |= raw_statistics(counts, comparison)
     key = "proba_de" if options.mode == "change" else "bayes_factor"
     if options.mode == "change":
-        columns[f"is_de_fdr_{options.fdr_target}"] = de_stats.tagged(columns["proba_de"], options.fdr_target)
+        columns[f"is_de_fdr_{options.fdr_target}"] = de_stats.tagged(np.asarray(columns["proba_de"]), options.fdr_target)
     columns |= {"comparison": f"{comparison.name1} vs {comparison.name2}", "group1": comparison.name1, "group2": comparison.name2}
     table = de_stats.as_table(columns, run.features, key)
     table.attrs = {"notes": notes, "comparison": f"{comparison.name1} vs {comparison.name2}"}
@@ -303,7 +304,7 @@ def _match(rows1: np.ndarray, rows2: np.ndarray, options: DifferentialOptions, n
 
 
 def _columns(
-    samples: list[Samples], pairs: tuple[np.ndarray, np.ndarray], comparison: Comparison, counts: object, options: DifferentialOptions
+    samples: list[Samples], pairs: tuple[np.ndarray, np.ndarray], comparison: Comparison, counts: sparse.csr_matrix, options: DifferentialOptions
 ) -> dict[str, np.ndarray | float | str]:
     """Compare the samples, some features at a time, so that no second array of their size is made."""
     n_features = samples[0].scale.shape[1]
@@ -319,8 +320,8 @@ def _columns(
     pseudocount = options.pseudocount
     if pseudocount is None:
         largest = [np.concatenate([each.scale[:, b][rows].max(0) for b in blocks]) for each, rows in zip(samples, pairs, strict=True)]
-        silent = [mean_counts(counts, rows) < options.threshold_counts for rows in (comparison.rows1, comparison.rows2)]  # type: ignore[arg-type]
-        pseudocount = de_stats.pseudocount_of(*largest, *silent)
+        silent = [mean_counts(counts, rows) < options.threshold_counts for rows in (comparison.rows1, comparison.rows2)]
+        pseudocount = de_stats.pseudocount_of(largest[0], largest[1], silent[0], silent[1])
     delta = options.delta
     if delta is None:
         means = [de_stats.log_fold_change(*paired(block), pseudocount).mean(0) for block in blocks]

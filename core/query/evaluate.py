@@ -222,8 +222,7 @@ def discrepancy(run: TrainedRun, cells: Cells = None, *, batch_size: int = MMD_B
 def _pairs(run: TrainedRun, z: Tensor, codes: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return the discrepancy of every pair of batches in a minibatch and which pairs count, each ``(n_batches, n_batches)``."""
     options, n_levels = run.network.options, len(run.batches)
-    exact = {"kernel": options.mmd_kernel, "pairs": options.mmd_pairs, "unbiased": options.mmd_unbiased}
-    values, chosen = pairwise_mmd(z, codes, n_levels, **exact)
+    values, chosen = pairwise_mmd(z, codes, n_levels, kernel=options.mmd_kernel, pairs=options.mmd_pairs, unbiased=options.mmd_unbiased)
     if options.mmd_mode == "normal":
         return values.double().cpu().numpy(), chosen.cpu().numpy()
     found, counted = np.zeros((n_levels, n_levels)), np.zeros((n_levels, n_levels), dtype=bool)

@@ -99,8 +99,8 @@ def normalised_expression(
         assert question.n_samples is not None
         require_memory((question.n_samples, *shape))
         samples = np.empty((question.n_samples, *shape), dtype=np.float32)
-        for where, values in _chunks(run, rows, question):
-            samples[:, where] = values.cpu().numpy()
+        for where, draws in _chunks(run, rows, question):
+            samples[:, where] = draws.cpu().numpy()
         return samples
     require_memory(shape)
     found = np.empty(shape, dtype=np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,9 @@ from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.data import row_totals
 from cellweave.core.training.model_files import WEIGHTS
 from cellweave.core.training.sources import Loader
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 MEAN, VARIANCE, LIBRARY, ENTRY = "X_latent_qzm", "X_latent_qzv", "observed_library_size", "cellweave_minified"
 WITHOUT, WITH = "latent_posterior_parameters", "latent_posterior_parameters_with_counts"
@@ -143,7 +147,7 @@ def open_minified(folder: str | Path, file: str | Path, *, device: str = "cpu") 
     return replace(opened, cached=cached)
 
 
-def _read(path: Path):  # noqa: ANN202  (anndata is imported when it is needed)
+def _read(path: Path) -> AnnData:
     import anndata
 
     if not path.is_file():
@@ -160,5 +164,5 @@ def _read(path: Path):  # noqa: ANN202  (anndata is imported when it is needed)
     return adata
 
 
-def _values(adata, name: str) -> np.ndarray:  # noqa: ANN001
+def _values(adata: AnnData, name: str) -> np.ndarray:
     return np.asarray(adata.obsm[name], dtype=np.float32)

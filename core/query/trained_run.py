@@ -225,7 +225,6 @@ class TrainedRun:
             return slice(None)
         if not len(names):
             raise QueryError("The list of features is empty.", "Name at least one, or leave the list out.")
-        index = pd.Index(self.features)
         known = set(self.features)
         unknown = [name for name in names if name not in known]
         if unknown:
@@ -236,7 +235,8 @@ class TrainedRun:
                 f"The model does not know {len(unknown)} of the {len(names)} features asked for: {shown}.",
                 f"Did you mean {', '.join(hints)}?" if hints else f"Its features are called '{self.features[0]}' and the like.",
             )
-        return index.get_indexer_for(list(dict.fromkeys(names)))
+        place = {name: number for number, name in reversed(list(enumerate(self.features)))}  # the first of a repeated name
+        return np.array([place[name] for name in dict.fromkeys(names)], dtype=np.int64)
 
     def feature_names(self, names: Sequence[str] | None) -> list[str]:
         """Return the names that :meth:`columns` chooses, each once."""
