@@ -57,7 +57,7 @@ def _exp(x):
     x = min(max(x, F(-87.0)), F(88.0))
     # With the bias of the exponent added the number is positive, so that cutting off rounds it.
     biased = I(x * LOG2_E + F(127.5))
-    k = F(biased - I(127))
+    k = F(biased) - F(127.0)
     r = x - k * LN2_HIGH - k * LN2_LOW
     y = F(1.9875691500e-4)
     y = y * r + F(1.3981999507e-3)
@@ -65,15 +65,16 @@ def _exp(x):
     y = y * r + F(4.1665795894e-2)
     y = y * r + F(1.6666665459e-1)
     y = y * r + F(5.0000001201e-1)
-    return (y * (r * r) + r + F(1.0)) * _float(biased << I(23))
+    return (y * (r * r) + r + F(1.0)) * _float(I(biased << I(23)))
 
 
 @numba.njit(inline="always")
 def _log(x):
     """Logarithm of a positive number that is not subnormal."""
     bits = _bits(x)
-    exponent = F(((bits >> I(23)) & I(255)) - I(126))
-    m = _float((bits & I(0x007FFFFF)) | I(0x3F000000))
+    # numba widens the result of integer arithmetic to 64 bits, which would halve the vectors.
+    exponent = F(I((bits >> I(23)) & I(255))) - F(126.0)
+    m = _float(I((bits & I(0x007FFFFF)) | I(0x3F000000)))
     small = m < F(0.707106781186547524)
     exponent = exponent - F(1.0) if small else exponent
     m = m + m - F(1.0) if small else m - F(1.0)
