@@ -70,7 +70,8 @@ class InProcess:
         except CellweaveError as error:
             tell(JobUpdate(UpdateKind.FAILED, job, task, text=error.cause, mend=error.mend))
         except Exception as error:  # noqa: BLE001  (reported with its details, as the process does)
-            tell(JobUpdate(UpdateKind.FAILED, job, task, **describe(task, error)))
+            told = describe(task, error)
+            tell(JobUpdate(UpdateKind.FAILED, job, task, text=told["text"], mend=told["mend"], details=told["details"]))
         else:
             tell(JobUpdate(UpdateKind.DONE, job, task, 1.0, result=result))
         finally:

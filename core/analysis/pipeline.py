@@ -277,7 +277,7 @@ def _digest(key: dict[str, Any]) -> str:
 
 def _sum_of_counts(counts: sparse.csr_matrix) -> list[Any]:
     """Return what tells one matrix of counts from another, in one pass."""
-    sums = [zlib.crc32(np.ascontiguousarray(part)) for part in (counts.indptr, counts.indices, counts.data)]
+    sums = [zlib.crc32(np.ascontiguousarray(part).data) for part in (counts.indptr, counts.indices, counts.data)]
     return [list(counts.shape), *sums]
 
 

@@ -237,8 +237,8 @@ class AnalysisProcess:
         try:
             self._child.stdin.write(json.dumps(message).encode() + b"\n")
             self._child.stdin.flush()
-        except OSError:
-            pass  # the process has just died: its reader notices, and reports the job
+        except (OSError, ValueError):
+            pass  # the process has just died (its reader may have closed the pipe already): the reader reports the job
 
     def _spawn(self) -> None:
         environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8"}
@@ -248,7 +248,8 @@ class AnalysisProcess:
             [sys.executable, "-P", "-m", "cellweave.core.analysis.child"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, creationflags=flags,
         )
-        self._complaints = complaints = deque(maxlen=50)
+        complaints: deque[str] = deque(maxlen=50)
+        self._complaints = complaints
         drain = threading.Thread(target=_drain, args=(child.stderr, complaints), daemon=True, name="analysis-stderr")
         read = threading.Thread(target=self._read, args=(child, drain), daemon=True, name="analysis-reader")
         self._threads = [thread for thread in self._threads if thread.is_alive()] + [drain, read]

@@ -5,6 +5,8 @@ Arrays change hands as files, so that nothing is ever unpickled and a process th
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,6 +43,10 @@ def _finite(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def warm(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     """Import and compile what the first UMAP needs."""
+    # The likelihood's loops are compiled here first: the machine code is kept on disk, where training, which
+    # runs in the window's process, finds it and need not hold up the window with a compiler.
+    with contextlib.suppress(ImportError):
+        importlib.import_module("cellweave.core.nn.compiled")
     from cellweave.core.analysis.layout import warm_up
 
     began = time.perf_counter()

@@ -306,6 +306,6 @@ def _colours(column: ColumnValues, entries: Sequence[_Entry], options: FigureOpt
         place = np.clip((np.nan_to_num(column.numbers, nan=low) - low) / (high - low), 0, 1)
         found = colour_table(options.colour_map)[(place * 255).round().astype(int)].astype(np.float32)
         found[column.missing] = missing
-        return found / 255
+        return np.asarray(found / 255, dtype=np.float32)
     table = np.array([*(hex_to_rgb(entry.colour) for entry in entries[: len(column.levels)]), missing], dtype=np.float32)
-    return table[column.codes] / 255  # -1 takes the last, which is missing
+    return np.asarray(table[column.codes] / 255, dtype=np.float32)  # -1 takes the last, which is missing

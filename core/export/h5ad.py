@@ -174,7 +174,7 @@ class _Rows:
             levels.append(default)
         codes = np.full(self.n_cells, -1 if default is None else levels.index(default), dtype=np.int32)
         codes[self.row] = series.cat.codes
-        return pd.Series(pd.Categorical.from_codes(codes, categories=levels))
+        return pd.Series(pd.Categorical.from_codes(codes, categories=pd.Index(levels, dtype=object)))
 
 
 def _silent(fraction: float | None, text: str = "") -> None:

@@ -257,7 +257,7 @@ def _joined(parts: list[_Found], spec: RunSpec, paths: list[Path]) -> _Found:
         notes.append(f"Layers that not every file has were left behind: {', '.join(sorted(dropped))}.")
     if spec.data.batch_from_file:
         labels = file_labels(paths)
-        joined.obs["file" if "file" not in joined.obs else "source_file"] = pd.Categorical.from_codes(numbers, categories=list(labels))
+        joined.obs["file" if "file" not in joined.obs else "source_file"] = pd.Categorical.from_codes(numbers, categories=pd.Index(labels, dtype=object))
     return _Found(joined, tuple(dict.fromkeys(name for part in parts for name in part.left_behind)), notes)
 
 
@@ -265,13 +265,13 @@ def _of_study(spec: RunSpec, paths: list[Path], study_loader: StudyLoader | None
     """Build an AnnData from what Cellweave's own readers find, with nothing selected or left out."""
     from anndata import AnnData
 
-    if study_loader is None:
-        from cellweave.core.study import load_study as study_loader
+    from cellweave.core.study import load_study
+
     asked = {
         "paths": tuple(str(path) for path in paths), "features": {}, "switched_off": (), "drop_empty_cells": False, "drop_empty_features": False,
         "make_names_unique": True, "accept_non_integer": True, "fill_missing": {}, "combine": {},
     }  # fmt: skip
-    study = study_loader(spec.data.model_copy(update=asked))
+    study = (study_loader or load_study)(spec.data.model_copy(update=asked))
     if len(study.left_out):
         raise DataError(f"{len(study.left_out)} cells of the input cannot be read in their place.", "Save the input as h5ad and train on that.")
     modality = study.main_modality(spec.data.modality)

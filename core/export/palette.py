@@ -72,7 +72,8 @@ def _distinct(n: int, theme: ThemeName) -> tuple[str, ...]:
     distance = np.min(np.linalg.norm(lab[:, None] - avoid[None], axis=2), axis=1)
     while len(taken) < n:
         best = int(distance.argmax())
-        taken.append(tuple(int(part) for part in candidates[best]))
+        red, green, blue = (int(part) for part in candidates[best])
+        taken.append((red, green, blue))
         distance = np.minimum(distance, np.linalg.norm(lab - lab[best], axis=1))
     return tuple(f"#{r:02X}{g:02X}{b:02X}" for r, g, b in taken)
 

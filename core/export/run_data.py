@@ -163,7 +163,7 @@ class RunData:
         found = pd.read_csv(self.folder.results / "clusters.csv", dtype={"name": str})["leiden"].astype("Int64")
         levels = sorted(int(value) for value in found.dropna().unique())
         codes = pd.Categorical(found, categories=levels).codes
-        return pd.Series(pd.Categorical.from_codes(codes, categories=[str(level) for level in levels]))
+        return pd.Series(pd.Categorical.from_codes(codes, categories=pd.Index([str(level) for level in levels], dtype=object)))
 
     @property
     def scores(self) -> dict[str, Any] | None:
