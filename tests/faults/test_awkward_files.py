@@ -196,6 +196,8 @@ def test_files_that_are_no_data(tmp_path):
         "ragged.csv": (b"cell,g1,g2\nc1,1,2\nc2,1,2,3,4\n", "Line 3 of .* has 5 fields"),
         "short.csv": (b"cell,g1,g2\nc1,1,2\nc2,1\n", "Line 3 of .* has 2 fields"),
         "trailing.csv": (b"cell,g1,g2,\nc1,1,2,\nc2,1,3,\n", ""),
+        "typo.csv": (b"cell,g1,g2\n" + b"c,1,2\n" * 5 + b"c,1,l7\n" + b"c,1,2\n" * 5, "holds 'l7' where a number is expected"),
+        "late.csv": (b"cell,g1,g2\n" + b"c,1,2\n" * 500 + b"c,1,l7\n", "Line 502 of .* holds 'l7' where a number"),
         "table.xlsx": (b"PK\x03\x04" + b"\x00" * 100, "zip archive or an Excel"),
         "data.rds": (gzip.compress(b"X\n\x00\x00\x00\x02" + b"\x00" * 99), "R data file"),
         "data.pkl": (b"\x80\x04\x95" + b"\x00" * 99, "pickle, which is never opened"),

@@ -372,7 +372,7 @@ def explained(path: Path) -> Iterator[None]:
         ) from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, EOFError, AttributeError, zlib.error) as error:
         raise DataError(
-            f"'{path.name}' cannot be read: {plain(error)}.", "It is damaged or not what its name says: write or download it again."
+            f"'{path.name}' cannot be read: {plain(error)}.", "Write or download it again, or choose another file."
         ) from error
 
 
@@ -380,4 +380,6 @@ def plain(error: BaseException) -> str:
     """Return the first line of an error's text, without the full stop at its end."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     line = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    if line.startswith(("Can't synchronously", "Unable to", "Can't open", "Can't read", "Can't get")):  # the HDF5 library's own words
+        return "a part of the file is damaged"
     return line[:200].rstrip(". ")

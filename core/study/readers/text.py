@@ -178,6 +178,7 @@ def _n_names(titles: list[str], body: list[list[str]], width: int, path: Path) -
     while leading in texts:
         leading += 1
     later = [column for column in texts if column >= leading]
+    _refuse_single_words(body, later, path)
     if later or leading > MOST_TEXT_COLUMNS or leading == width:
         shift = width - len(titles)
         column = later[0] if later else 0
@@ -188,6 +189,14 @@ def _n_names(titles: list[str], body: list[list[str]], width: int, path: Path) -
     if leading == 0 and (len(titles) == width - 1 or not titles[0].strip() or titles[0].startswith("Unnamed") or titles[0].lower() in ("index", "id")):
         return 1
     return leading
+
+
+def _refuse_single_words(body: list[list[str]], columns: list[int], path: Path) -> None:
+    """Name the one field that is no number in a column where most are: that is a damaged table, not an annotation."""
+    if columns:
+        words = [row[columns[0]] for row in body if columns[0] < len(row) and not _is_number(row[columns[0]])]
+        if 2 * len(words) < len(body):
+            raise DataError(f"'{path.name}' holds '{words[0][:40]}' where a number is expected.", "Correct it, or write the table again.")
 
 
 def row_names(path: Path, layout: Layout) -> list[str]:
