@@ -136,14 +136,12 @@ class PointCloudItem(pg.GraphicsObject):
 
     def raster(self, window: Window, ratio: float = 1.0) -> NDArray[np.uint32]:
         """Return the picture of a window as premultiplied ARGB of shape ``(height, width)``."""
-        coarse = self._coarse
         diameter = self.diameter(window, ratio)
-        reach = dot_reach(diameter)
-        if self._mode != "density" and not coarse:
-            placed = self._place(window, reach, coarse=False)
-            if self._mode == "dots" or len(placed.ids) <= DOTS_UP_TO:
-                return dots_image(placed, self._points.rank, self._look, diameter)
-        return density_image(self._place(window, 0, coarse=coarse), self._look)
+        placed = self._place(window, dot_reach(diameter), coarse=self._coarse)
+        few = not self._coarse and len(placed.ids) <= DOTS_UP_TO
+        if self._mode == "dots" or (self._mode == "auto" and few):
+            return dots_image(placed, self._points.rank, self._look, diameter)
+        return density_image(placed, self._look)
 
     def paint(self, painter: QPainter, option: QStyleOptionGraphicsItem, widget: QWidget | None = None) -> None:
         """Draw what is in sight, pixel for pixel."""

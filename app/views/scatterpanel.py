@@ -99,6 +99,7 @@ class ScatterPanel(QWidget):
         self._name = ""
         self._points = PointSet(np.empty((0, 2), np.float32))
         self._codes: NDArray[np.int32] = np.empty(0, np.int32)
+        self._any_missing = False
         self._selected: NDArray[np.bool_] | None = None
         self._hidden: dict[str, frozenset[int]] = {}
         self._chosen_colours: dict[str, dict[str, str]] = {}
@@ -215,6 +216,7 @@ class ScatterPanel(QWidget):
         self.chooser.setCurrentIndex(self.chooser.findText(name, Qt.MatchFlag.MatchExactly))
         column = self.column()
         self._codes = column.point_codes() if column is not None else np.empty(0, np.int32)
+        self._any_missing = bool((self._codes == 0).any())
         self.canvas.setAccessibleName(f"Embedding coloured by {name}" if name else "Embedding")
         self.recolour()
 
@@ -257,8 +259,8 @@ class ScatterPanel(QWidget):
     def _look(self) -> Look:
         colours = self.colours()
         layers = np.ones(len(colours), np.int8)
-        if len(colours) > 1:
-            layers[0] = 0
+        if len(colours) > 1 and self._any_missing:
+            layers[0] = 0  # where none is missing, all lie in one layer, which is drawn faster
         layers[list(self.hidden_levels())] = -1
         order = self._points.order
         fits = len(self._codes) == self._points.size
