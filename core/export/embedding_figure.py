@@ -276,11 +276,9 @@ def _panel(
     canvas: Canvas, left: float, top: float, side: float, points: NDArray[np.float64], column: ColumnValues, entries: Sequence[_Entry], axis_name: str
 ) -> None:
     options = canvas.options
-    count = f"{len(points):,} cells"
-    room = side - text_width(count, options) - 2
-    title = shorten(column.title, options, room if room > 8 else side, bold=True)
+    title, count = shorten(column.title, options, side, bold=True), f"{len(points):,} cells"
     canvas.text(left, top, title, bold=True)
-    if room > 8:
+    if text_width(title, options, bold=True) + text_width(count, options) + 2 <= side:
         canvas.text(left + side, top, count, colour="secondary", ha="right")
     axes = canvas.axes(left, top + 1.4 * canvas.line, side, side)
     axes.set(xticks=[], yticks=[])

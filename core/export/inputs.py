@@ -166,10 +166,13 @@ def _of_mudata(path: Path, spec: RunSpec) -> _Found:
     if wanted not in called:
         raise DataError(f"'{path.name}' has no modality '{wanted}' any more.", "Put the original file back.")
     key = called[wanted]
-    return _Found(spread(mdata.mod[key], mdata.obs, key), tuple(other for other in mdata.mod if other != key))
+    # mudata copies the columns of all modalities to the top as "adt:column" when it reads: the file has not got those
+    copies = {f"{each}:{column}" for each, table in mdata.mod.items() for column in table.obs}
+    obs = mdata.obs.drop(columns=[column for column in mdata.obs if column in copies])
+    return _Found(spread(mdata.mod[key], obs), tuple(other for other in mdata.mod if other != key))
 
 
-def spread(adata: AnnData, obs: pd.DataFrame, key: str) -> AnnData:
+def spread(adata: AnnData, obs: pd.DataFrame) -> AnnData:
     """Return a modality over all cells of its MuData.
 
     Cells in which it was not measured have zeros in X, layers and raw and NaN in obsm; ``obs["cellweave_measured"]`` says which
@@ -181,15 +184,12 @@ def spread(adata: AnnData, obs: pd.DataFrame, key: str) -> AnnData:
         The modality.
     obs
         Annotation of all cells; columns that only the modality has are added.
-    key
-        The modality's name in the MuData.
     """
     from anndata import AnnData
 
     rows = obs.index.get_indexer(adata.obs_names)
     every = len(rows) == len(obs) and bool((rows == np.arange(len(obs))).all())
-    # mudata copies the columns of a modality to the top as "rna:column": they come from the modality itself
-    table = obs.drop(columns=[column for column in obs if str(column).startswith(f"{key}:") and str(column)[len(key) + 1 :] in adata.obs])
+    table = obs.copy()
     for column in adata.obs:
         if column not in table:
             table[column] = adata.obs[column].reindex(obs.index)

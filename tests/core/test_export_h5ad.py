@@ -262,6 +262,7 @@ def test_of_an_h5mu_the_trained_modality_is_written_with_all_cells(tmp_path, mos
     np.testing.assert_array_equal(out[before["rna"].obs_names].X.toarray(), before["rna"].X.toarray())
     assert not out.X[~measured].sum()
     assert {"batch", "cell_type"} <= set(out.obs)
+    assert not [column for column in out.obs if ":" in column]
     assert out.obsm["X_latent"][20, 0] == 20
     assert out.layers["denoised"].toarray()[20, 5] == pytest.approx(20)
 

@@ -200,7 +200,7 @@ def test_legends_are_never_cut_off(levels, options):
         words = " ".join(text for text, _ in drawn_texts(canvas))
     assert f"{(column.codes < 0).sum():,}" in words
     if not options.height_mm:  # a small panel has no room for it beside its title
-        assert "500 cells" in words
+        assert "500 cells" in words, "beside the short title"
     if options.width_mm:
         assert canvas.width == options.width_mm
 
