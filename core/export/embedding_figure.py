@@ -97,7 +97,8 @@ def embedding_figure(
         row, at = divmod(number, per_row)
         left = MARGIN + canvas.line + sum(canvas.line + plan.side + plan.legend_widths[each] + GAP for each in range(at))
         here = top + row * (plan.side + 2.4 * canvas.line + GAP)
-        _panel(canvas, left, here, plan.side, points, column, entries[number], axis_name)
+        room = plan.side + plan.legend_widths[at]
+        _panel(canvas, (left, here, plan.side, room), points, column, entries[number], axis_name)
         if options.legend:
             corner = (left + plan.side + 1.5, here + 1.4 * canvas.line)
             legend = plan.legends[number]
@@ -273,10 +274,12 @@ def _histogram(canvas: Canvas, left: float, top: float, side: float, column: Col
 
 
 def _panel(
-    canvas: Canvas, left: float, top: float, side: float, points: NDArray[np.float64], column: ColumnValues, entries: Sequence[_Entry], axis_name: str
+    canvas: Canvas, place: tuple[float, float, float, float], points: NDArray[np.float64], column: ColumnValues, entries: Sequence[_Entry], axis_name: str
 ) -> None:
+    """Draw one panel at ``(left, top, side, room for the title)`` in mm."""
     options = canvas.options
-    title, count = shorten(column.title, options, side, bold=True), f"{len(points):,} cells"
+    left, top, side, room = place
+    title, count = shorten(column.title, options, room, bold=True), f"{len(points):,} cells"
     canvas.text(left, top, title, bold=True)
     if text_width(title, options, bold=True) + text_width(count, options) + 2 <= side:
         canvas.text(left + side, top, count, colour="secondary", ha="right")

@@ -199,8 +199,7 @@ def test_legends_are_never_cut_off(levels, options):
         assert_no_overlap(canvas)
         words = " ".join(text for text, _ in drawn_texts(canvas))
     assert f"{(column.codes < 0).sum():,}" in words
-    if not options.height_mm:  # a small panel has no room for it beside its title
-        assert "500 cells" in words, "beside the short title"
+    assert "some column" in words, "a title is shortened only where it is wider than its panel"
     if options.width_mm:
         assert canvas.width == options.width_mm
 
