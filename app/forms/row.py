@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QToolButton, QWidge
 
 from cellweave.app.forms.editors import auto_in_field, make_editor
 from cellweave.app.forms.fields import FormField
+from cellweave.app.forms.hues import on_ground
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import current, icon
 
@@ -63,7 +64,7 @@ class Dot(QWidget):
         painter = QPainter(self)
         painter.setRenderHint(QPainter.RenderHint.Antialiasing)
         painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(current().color(self._token) if self._fixed is None else self._fixed)
+        painter.setBrush(current().color(self._token) if self._fixed is None else on_ground(self._fixed))
         side = min(self.width(), self.height()) - 1.0
         painter.drawEllipse(QRectF((self.width() - side) / 2, (self.height() - side) / 2, side, side))
         painter.end()

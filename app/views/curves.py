@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyqtgraph as pg
 from qtpy.QtCore import QEvent, QPoint, QPointF, QRectF, Qt, Signal
-from qtpy.QtGui import QColor, QContextMenuEvent, QKeyEvent, QPaintEvent, QPen, QResizeEvent
+from qtpy.QtGui import QColor, QContextMenuEvent, QFocusEvent, QKeyEvent, QPaintEvent, QPen, QResizeEvent
 from qtpy.QtWidgets import QWidget
 
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import current, notifier
 from cellweave.app.views.axes import GridLines, ValueAxis
 from cellweave.app.views.cards import HoverCard
+from cellweave.app.views.focus import draw_focus
 from cellweave.app.views.history import LossHistory, robust_range
 from cellweave.app.views.series import CurveStyle, Series, curve
 
@@ -199,6 +200,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         """Paint, and take the time."""
         started = time.perf_counter()
         super().paintEvent(event)
+        draw_focus(self)
         self.paint_ms = 1000 * (time.perf_counter() - started)
 
     def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
@@ -383,6 +385,17 @@ class LossCurves(pg.GraphicsLayoutWidget):
             self._hide_cursor()
         else:
             super().keyPressEvent(event)
+
+    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802
+        """Show that the keyboard is here."""
+        super().focusInEvent(event)
+        self.viewport().update()
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802
+        """Put the cursor away with the keyboard."""
+        super().focusOutEvent(event)
+        self._hide_cursor()
+        self.viewport().update()
 
     def leaveEvent(self, event: QEvent) -> None:  # noqa: N802
         """Put the cursor away with the mouse."""

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from qtpy.QtCore import QRectF, Qt, QTimer, Signal
-from qtpy.QtGui import QAction, QKeySequence, QResizeEvent
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QAction, QColor, QKeySequence
 from qtpy.QtWidgets import (
     QApplication,
-    QGridLayout,
     QHBoxLayout,
     QLabel,
     QMenu,
@@ -24,20 +22,16 @@ from qtpy.QtWidgets import (
 
 from cellweave.app.forms.row import keep_place
 from cellweave.app.theme import SPACE, icon
-from cellweave.app.views.cards import Message
 from cellweave.app.views.columns import ColumnData
 from cellweave.app.views.embeddingbar import EmbeddingBar
 from cellweave.app.views.epochbar import EpochBar, Loader
 from cellweave.app.views.motion import Motion
+from cellweave.app.views.panelgrid import MOST_PANELS, PanelGrid
 from cellweave.app.views.pointcloud import Mode
 from cellweave.app.views.points import PointSet
 from cellweave.app.views.scatterpanel import ScatterPanel
 
 WELCOME = "The cells appear here once there is an embedding: after training, and every few epochs while it runs."
-MOST_PANELS = 4
-PANEL_WIDTH = 28
-"""Least width of a panel, in letters, before more than two of them take a second row."""
-
 
 
 class EmbeddingView(QWidget):
@@ -65,13 +59,7 @@ class EmbeddingView(QWidget):
         self._selected: NDArray[np.bool_] | None = None
         self._colours: dict[str, dict[str, str]] = {}
         self._axes = "UMAP"
-        self._panels: list[ScatterPanel] = []
-        self._by_hand = False
         self._message = WELCOME
-        self._legend_timer = QTimer(self)
-        self._legend_timer.setSingleShot(True)
-        self._legend_timer.setInterval(0)  # once the layout has settled
-        self._legend_timer.timeout.connect(self._place_legends)
         self._motion = Motion(self)
         self._motion.moved.connect(self._show_positions)
         self._build()
@@ -82,11 +70,8 @@ class EmbeddingView(QWidget):
     # -- building --------------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        self._stage = QWidget(self)
-        self._grid = QGridLayout(self._stage)
-        self._grid.setContentsMargins(0, 0, 0, 0)
-        self._grid.setSpacing(3 * SPACE)
-        self._note = Message(self._stage)
+        self._grid = PanelGrid(self)
+        self._panels = self._grid.panels
         self.bar = EmbeddingBar(self)
         self.bar.lassoToggled.connect(self._set_lasso)
         self.bar.fitWanted.connect(self.fit)
@@ -114,7 +99,7 @@ class EmbeddingView(QWidget):
         outer.setContentsMargins(2 * SPACE, 2 * SPACE, 2 * SPACE, 2 * SPACE)
         outer.setSpacing(2 * SPACE)
         outer.addWidget(self.bar)
-        outer.addWidget(self._stage, 1)
+        outer.addWidget(self._grid, 1)
         outer.addLayout(foot)
         escape = QAction(self)
         escape.setShortcut(QKeySequence(Qt.Key.Key_Escape))
@@ -129,15 +114,12 @@ class EmbeddingView(QWidget):
         if len(self._panels) >= MOST_PANELS:
             return
         panel = ScatterPanel()
-        panel.viewMoved.connect(lambda rect, panel=panel: self._follow(panel, rect))
-        panel.fitWanted.connect(self.fit)
         panel.lassoWanted.connect(self.bar.lasso.toggle)
         panel.menuWanted.connect(lambda at: self.make_menu().popup(at.toPoint()))
         panel.hovered.connect(lambda index, panel=panel: self._hover(panel, index))
         panel.lassoed.connect(self._select_some)
         panel.levelSelected.connect(self._select_some)
         panel.colourChanged.connect(self._set_colour)
-        panel.legendChanged.connect(self._legend_timer.start)
         panel.columnChosen.connect(lambda _: self.columnsChanged.emit(self.shown_columns()))
         panel.box.lasso_on = self.bar.lasso.isChecked()
         panel.cloud.set_mode(self.bar.drawing_mode())
@@ -147,13 +129,9 @@ class EmbeddingView(QWidget):
         panel.set_selected(self._selected)
         shown = self.shown_columns()
         free = next((name for name in self._columns if name not in shown), next(iter(self._columns), ""))
-        self._panels.append(panel)
-        self._arrange()
         panel.set_columns(self._columns, column or free)
         panel.set_points(self._points)
-        if len(self._panels) > 1:
-            panel.show_rect(self._panels[0].box.viewRect())
-        self._note.raise_()
+        self._grid.add(panel)
         self._refresh()
 
     def _add_panel(self) -> None:
@@ -163,42 +141,9 @@ class EmbeddingView(QWidget):
     def remove_panel(self) -> None:
         """Take the last panel away; one stays."""
         if len(self._panels) > 1:
-            panel = self._panels.pop()
-            panel.hide()
-            panel.setParent(None)
-            panel.deleteLater()
-            self._arrange()
+            self._grid.remove_last()
             self._refresh()
             self.columnsChanged.emit(self.shown_columns())
-
-    def _arrange(self) -> None:
-        """Put the panels beside each other, or in two rows where they would be too narrow; all are of one size."""
-        for panel in self._panels:
-            self._grid.removeWidget(panel)
-        narrow = self.width() < len(self._panels) * PANEL_WIDTH * self.fontMetrics().horizontalAdvance("n")
-        columns = math.ceil(len(self._panels) / 2) if narrow and len(self._panels) > 2 else len(self._panels)
-        for index, panel in enumerate(self._panels):
-            self._grid.addWidget(panel, index // columns, index % columns)
-        for place in range(MOST_PANELS):
-            self._grid.setColumnStretch(place, int(place < columns))
-            self._grid.setRowStretch(place, int(place < math.ceil(len(self._panels) / columns)))
-
-    def _place_legends(self) -> None:
-        """Give all panels legends of one shape, where the clouds get the more room: beside or below."""
-        if not self._panels or not self._points.size:
-            return
-        width, height = self._panels[0].width(), self._panels[0].height()
-        wide = min(width // 2, max(panel.legend_hint(beside=True) for panel in self._panels))
-        tall = min(height * 2 // 5, max(panel.legend_hint(beside=False) for panel in self._panels))
-        beside = min(width - wide, height) >= min(width, height - tall)
-        for panel in self._panels:
-            panel.place_legend(wide if beside else tall, beside=beside)
-
-    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
-        """Arrange the panels for the new width."""
-        super().resizeEvent(event)
-        self._arrange()
-        self._legend_timer.start()
 
     def panels(self) -> list[ScatterPanel]:
         """Return the panels from left to right."""
@@ -215,6 +160,34 @@ class EmbeddingView(QWidget):
                 self.add_panel(name)
             elif name in self._columns:
                 self._panels[index].show_column(name)
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what a person chose of the view, as plain values that :meth:`restore` takes."""
+        return {
+            "columns": self.shown_columns(), "mode": self.bar.drawing_mode(), "size": self.bar.size_slider.value(), "colours": self._colours,
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what was chosen before; what cannot be read, and columns that are not there, are left as they are."""
+        columns = state.get("columns")
+        if isinstance(columns, list) and columns:
+            while len(self._panels) > max(1, len(columns)):
+                self.remove_panel()
+            self.show_columns([str(name) for name in columns])
+        if state.get("mode") in {"auto", "dots", "density"}:
+            self.set_mode(state["mode"])
+        if isinstance(state.get("size"), int):
+            self.bar.size_slider.setValue(state["size"])
+        colours = state.get("colours")
+        if isinstance(colours, dict):
+            readable = {
+                str(column): {str(level): colour for level, colour in levels.items() if QColor.isValidColorName(str(colour))}
+                for column, levels in colours.items()
+                if isinstance(levels, dict)
+            }
+            self.set_colours(readable)
 
     # -- data ------------------------------------------------------------------------------------------------
 
@@ -238,10 +211,10 @@ class EmbeddingView(QWidget):
             panel.set_axes(axes)
         if new_cells:
             self._selected = None
-            self._by_hand = False
             self._hover(None, None)
         self._show_positions(positions)
         if new_cells:
+            self.fit()
             for panel in self._panels:
                 panel.set_selected(None)
             self._emit_selection()
@@ -272,8 +245,7 @@ class EmbeddingView(QWidget):
         self._points = PointSet(positions)
         for panel in self._panels:
             panel.set_points(self._points)
-        if not self._by_hand:
-            self.fit()
+        self._grid.fit_unless_moved()
         self._refresh()
 
     def set_columns(self, columns: Mapping[str, ColumnData]) -> None:
@@ -384,20 +356,7 @@ class EmbeddingView(QWidget):
 
     def fit(self) -> None:
         """Show all cells in every panel."""
-        self._by_hand = False
-        for panel in self._panels:
-            panel.fit()
-
-    def _follow(self, source: ScatterPanel, rect: QRectF) -> None:
-        """Move the other panels to the same middle at the same scale."""
-        self._by_hand = True
-        for panel in self._panels:
-            if panel is source:
-                continue
-            scale = rect.width() / max(1.0, source.box.rect().width())
-            size = panel.box.rect()
-            width, height = size.width() * scale, size.height() * scale
-            panel.show_rect(QRectF(rect.center().x() - width / 2, rect.center().y() - height / 2, width, height))
+        self._grid.fit()
 
     # -- card ------------------------------------------------------------------------------------------------
 
@@ -431,13 +390,11 @@ class EmbeddingView(QWidget):
 
     def copy_image(self) -> None:
         """Copy the panels as a picture."""
-        QApplication.clipboard().setPixmap(self._stage.grab())
+        QApplication.clipboard().setPixmap(self._grid.grab())
 
     def _refresh(self) -> None:
         shown, chosen = self._points.size, 0 if self._selected is None else int(self._selected.sum())
-        self._note.set_text("" if shown else self._message)
-        for panel in self._panels:
-            panel.setVisible(bool(shown))
+        self._grid.show_note("" if shown else self._message)
         self._status.setText(f"{shown:,} cells" + (f", {chosen:,} selected" if chosen else "") if shown else "")
         self._clear.setVisible(bool(chosen))
         self.bar.setVisible(bool(shown))

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qtpy.QtCore import QModelIndex, QPoint, QPointF, QRect, QRectF, QSize, Qt, Signal
+from qtpy.QtCore import QModelIndex, QPointF, QRect, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import (
     QBrush,
     QColor,
+    QContextMenuEvent,
     QFontMetrics,
     QIcon,
     QKeyEvent,
@@ -98,8 +99,6 @@ class CategoryLegend(QListWidget):
         self._most: dict[int, str] = {}
         self._colours: NDArray[np.uint8] = np.zeros((1, 3), np.uint8)
         self._names: tuple[str, ...] = ()
-        self.setContextMenuPolicy(Qt.ContextMenuPolicy.CustomContextMenu)
-        self.customContextMenuRequested.connect(self._menu)
         self.itemClicked.connect(self._clicked)
         self.itemDoubleClicked.connect(self._double_clicked)
 
@@ -221,11 +220,16 @@ class CategoryLegend(QListWidget):
             if step and self.currentRow() == before and 0 <= before + step < self.count():
                 self.setCurrentRow(before + step)  # where levels flow in lines, there may be none below
 
-    def _menu(self, position: QPoint) -> None:
-        item = self.itemAt(position) or self.currentItem()
-        if self._code(item) is not None:
+    def contextMenuEvent(self, event: QContextMenuEvent) -> None:  # noqa: N802
+        """Open the menu of the level under the mouse, or by keyboard of the current one."""
+        by_key = event.reason() == QContextMenuEvent.Reason.Keyboard
+        item = self.currentItem() if by_key else self.itemAt(event.pos())
+        if self._code(item) is None:
+            return
+        if item not in self.selectedItems():
             self.setCurrentItem(item)
-            self.make_menu().popup(self.viewport().mapToGlobal(position))
+        place = self.viewport().mapToGlobal(self.visualItemRect(item).bottomLeft()) if by_key else event.globalPos()
+        self.make_menu().popup(place)
 
     def make_menu(self) -> QMenu:
         """Return the menu of the chosen levels."""

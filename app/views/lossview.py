@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from qtpy.QtCore import QPoint, QSize, Qt, QTimer, Signal
 from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap, QShowEvent
@@ -141,6 +142,32 @@ class LossView(QWidget):
         if term is None:
             return Series(name, name.replace("_", " ").capitalize(), "value", series_color(index - 1))
         return Series(name, term.label, term.unit, series_color(term.colour))
+
+    # -- state -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what a person chose of the view, as plain values that :meth:`restore` takes."""
+        style = self.style_now()
+        return {
+            "log": style.log, "clip": style.clip, "smoothing": self._smoothing.value(), "last": style.last, "separate": style.separate,
+            "hidden": sorted(self._hidden),
+        }  # fmt: skip
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up what was chosen before; what cannot be read is left as it is."""
+        for name, box in (("log", self._log), ("clip", self._clip), ("separate", self._separate)):
+            if isinstance(state.get(name), bool):
+                box.setChecked(state[name])
+        if isinstance(state.get("smoothing"), int):
+            self._smoothing.setValue(state["smoothing"])
+        last = state.get("last")
+        if "last" in state and (last is None or (isinstance(last, int) and last >= 2)):
+            self._last.set_value(last)
+        hidden = state.get("hidden")
+        if isinstance(hidden, list) and all(isinstance(name, str) for name in hidden):
+            self._hidden = set(hidden)
+            self._legend_of = ()
+        self._style_changed()
 
     # -- building --------------------------------------------------------------------------------------------
 

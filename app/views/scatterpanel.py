@@ -9,13 +9,14 @@ import numpy as np
 import pyqtgraph as pg
 from numpy.typing import NDArray
 from qtpy.QtCore import QEvent, QPointF, QRectF, Qt, Signal
-from qtpy.QtGui import QColor, QKeyEvent
+from qtpy.QtGui import QColor, QFocusEvent, QKeyEvent, QPaintEvent
 from qtpy.QtWidgets import QBoxLayout, QComboBox, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt import QSearchableComboBox
 
 from cellweave.app.theme import SPACE, current, notifier
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.columns import ColumnData, ThemeName
+from cellweave.app.views.focus import draw_focus
 from cellweave.app.views.legend import CategoryLegend, GradientLegend, ask_colour
 from cellweave.app.views.pointcloud import CloudBox, PointCloudItem
 from cellweave.app.views.points import PointSet
@@ -48,6 +49,21 @@ class CloudCanvas(pg.PlotWidget):
             axis = item.getAxis(side)
             axis.setTicks([[]])
             axis.setStyle(showValues=False, tickLength=0)
+
+    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
+        """Paint, and show where the keyboard is."""
+        super().paintEvent(event)
+        draw_focus(self)
+
+    def focusInEvent(self, event: QFocusEvent) -> None:  # noqa: N802
+        """Show that the keyboard is here."""
+        super().focusInEvent(event)
+        self.viewport().update()
+
+    def focusOutEvent(self, event: QFocusEvent) -> None:  # noqa: N802
+        """Show that the keyboard has gone."""
+        super().focusOutEvent(event)
+        self.viewport().update()
 
     def keyPressEvent(self, event: QKeyEvent) -> None:  # noqa: N802
         """Pan and zoom by keyboard."""
@@ -288,7 +304,21 @@ class ScatterPanel(QWidget):
             self.legend.show_levels(column.levels, column.counts(), self.colours(), self.hidden_levels(), selected)
         else:
             self.gradient.show_column(column, self._codes, self.colours())
+        self.canvas.setAccessibleDescription(self.in_words())
         self.legendChanged.emit()
+
+    def in_words(self) -> str:
+        """Return what the cloud shows in words, for screen readers: the number of cells, and the largest levels or the range."""
+        column = self.column()
+        cells = f"{self._points.size:,} cells"
+        if column is None or len(column) != self._points.size:
+            return cells
+        if not column.is_categorical:
+            low, high = column.range
+            return f"{cells}, {self._name} from {low:.3g} to {high:.3g} {column.unit}".strip()
+        counts = column.counts()[1:]
+        largest = [code for code in np.argsort(-counts, kind="stable")[:8] if counts[code]]
+        return f"{cells}: " + ", ".join(f"{column.levels[code]} {counts[code]:,}" for code in largest)
 
     def _hide_levels(self, hidden: frozenset[int]) -> None:
         self._hidden[self._name] = hidden

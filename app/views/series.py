@@ -7,11 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from qtpy.QtGui import QColor
 
+from cellweave.app.forms.hues import on_ground
 from cellweave.app.theme import current
 from cellweave.app.views.history import SPLITS, LossHistory, smooth
-
-LIGHTER_ON_DARK = 130
-"""By how much, in per cent, a dark hue is lightened on a dark ground, so that a thin line can be seen."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,7 @@ class Series:
 
     def hue(self) -> QColor:
         """Return the colour in the present theme."""
-        theme = current()
-        if self.colour is None:
-            return theme.color("text")
-        return self.colour.lighter(LIGHTER_ON_DARK) if theme.dark and self.colour.lightness() < 128 else self.colour
+        return current().color("text") if self.colour is None else on_ground(self.colour)
 
 
 @dataclass(frozen=True)

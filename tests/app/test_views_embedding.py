@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 from qtpy.QtCore import QPoint, QPointF, Qt
-from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QAbstractButton, QAbstractItemView, QAbstractSlider, QApplication, QComboBox, QScrollBar
+from qtpy.QtGui import QColor, QContextMenuEvent
+from qtpy.QtWidgets import (
+    QAbstractButton,
+    QAbstractItemView,
+    QAbstractSlider,
+    QApplication,
+    QComboBox,
+    QMenu,
+    QScrollBar,
+)
 
 from cellweave.app import theme
 from cellweave.app.theme import load_theme
@@ -82,9 +91,9 @@ def test_an_empty_view_says_what_it_will_show(qtbot):
     view = EmbeddingView()
     qtbot.addWidget(view)
     view.show()
-    assert view._note.isVisible() and "cells appear here" in view._note.text()
+    assert view._grid.note.isVisible() and "cells appear here" in view._grid.note.text()
     view.set_message("Computing the first embedding…")
-    assert view._note.text() == "Computing the first embedding…"
+    assert view._grid.note.text() == "Computing the first embedding…"
     assert not view.bar.lasso.isEnabled()
 
 
@@ -172,6 +181,52 @@ def test_a_column_is_found_by_typing(view, qtbot):
     qtbot.keyClicks(line, "no such column")
     qtbot.keyClick(line, Qt.Key.Key_Return)
     assert panel.column_name() == "n_counts" and line.text() == "n_counts"
+
+
+def test_choices_come_back(view, qtbot, cells):
+    view.show_columns(["cell_type", "n_counts", "batch"])
+    view.set_mode("density")
+    view.bar.size_slider.setValue(7)
+    view.set_colours({"cell_type": {"T": "#101010"}})
+    state = json.loads(json.dumps(view.state()))
+    other = EmbeddingView()
+    qtbot.addWidget(other)
+    other.set_columns(cells[1])
+    other.set_points(cells[0])
+    other.restore(state)
+    assert other.state() == view.state()
+    assert other.panels()[0].colours()[1].tolist() == [0x10, 0x10, 0x10]
+    other.restore({"columns": ["gone"], "mode": "psychedelic", "size": "big", "colours": {"cell_type": {"T": "no colour"}, "x": 3}})
+    assert other.bar.drawing_mode() == "density" and len(other.panels()) == 1 and other.shown_columns() == ["cell_type"]
+
+
+def test_the_panel_with_the_keyboard_shows_it(view, qtbot):
+    first, second = view.panels()
+    accent = QColor(load_theme("light").accent).name()
+    first.canvas.setFocus()
+    qtbot.waitUntil(first.canvas.hasFocus, timeout=3000)
+    assert first.canvas.grab().toImage().pixelColor(0, 40).name() == accent
+    assert second.canvas.grab().toImage().pixelColor(0, 40).name() != accent
+
+
+def test_a_panel_is_told_to_screen_readers(view):
+    first = view.panels()[0].canvas
+    assert first.accessibleName() == "Embedding coloured by batch"
+    assert first.accessibleDescription().startswith("3,000 cells: ")
+    view.panels()[0].show_column("n_counts")
+    assert "n_counts from" in first.accessibleDescription()
+
+
+def test_the_menu_key_opens_the_menu_of_the_current_level(view, qtbot, monkeypatch):
+    legend = view.panels()[1].legend
+    opened = []
+    monkeypatch.setattr(type(legend), "make_menu", lambda self: opened.append(self._chosen()) or QMenu(self))
+    legend.setCurrentRow(2)
+    event = QContextMenuEvent(QContextMenuEvent.Reason.Keyboard, QPoint(1, 1), legend.mapToGlobal(QPoint(1, 1)))
+    legend.contextMenuEvent(event)
+    assert opened == [[3]]
+    for menu in legend.findChildren(QMenu):
+        menu.close()
 
 
 def test_the_theme_is_followed_at_once(view):

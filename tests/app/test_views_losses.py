@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from qtpy.QtCore import QPointF, Qt
@@ -230,6 +232,22 @@ def test_zooming_holds_until_fit(running, qtbot):
     assert running._curves.value_range("total")[1] < 2
     qtbot.mouseClick(running._fit, Qt.MouseButton.LeftButton)
     assert running._curves.value_range("total")[1] > 300
+
+
+def test_choices_come_back(running, qtbot):
+    running._log.setChecked(True)
+    running._separate.setChecked(False)
+    running._smoothing.setValue(40)
+    running._last.set_value(12)
+    qtbot.mouseClick(chip(running, "Reconstruction"), Qt.MouseButton.LeftButton)
+    state = json.loads(json.dumps(running.state()))
+    assert state["hidden"] == ["elbo", "reconstruction"]
+    other = LossView()
+    qtbot.addWidget(other)
+    other.restore(state)
+    assert other.state() == state
+    other.restore({"log": "yes", "smoothing": None, "last": -4, "hidden": [1], "unknown": 1})
+    assert other.state() == state
 
 
 def test_the_theme_is_followed_at_once(running):
