@@ -6,10 +6,14 @@ The same values and gradients as the sums of :mod:`cellweave.core.nn.likelihoods
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cellweave.core.nn.counts import CountBatch
+from cellweave.core.nn.gamma_terms import log_factorial
 from cellweave.core.nn.likelihoods import EPS
 from cellweave.core.nn.negative_binomial import NegativeBinomial
 
@@ -94,6 +98,30 @@ def poisson_nll(counts: CountBatch, rate: Tensor) -> Tensor:
     Tensor
         Sum over the features, ``(n_cells,)``.
     """
-    x = counts.values
-    at_entries = torch.xlogy(x, counts.gather(rate)) - torch.lgamma(x + 1)
-    return rate.sum(1) - counts.row_sum(at_entries)
+    with torch.autocast(rate.device.type, enabled=False):
+        return _Poisson.apply(rate, counts)  # type: ignore[no-untyped-call]
+
+
+class _Poisson(torch.autograd.Function):
+    """The rate everywhere, less ``x * log(rate)`` at the stored entries."""
+
+    @staticmethod
+    def forward(ctx: Any, rate: Tensor, counts: CountBatch) -> Tensor:  # type: ignore[override]
+        """Return the negative log-likelihood of each cell, ``(n_cells,)``."""
+        x, at = counts.values, counts.gather(rate)
+        if ctx.needs_input_grad[0]:
+            # A stored 0 adds nothing, even where the rate is 0 as well.
+            ctx.save_for_backward(torch.where(x > 0, x / at, torch.zeros_like(x)))
+            ctx.counts = counts
+        return rate.sum(1) - counts.row_sum(torch.xlogy(x, at).sub_(log_factorial(counts)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None]:
+        """Return the gradient of the rates from that of each cell's value, ``(n_cells,)``."""
+        (ratio,) = ctx.saved_tensors
+        counts: CountBatch = ctx.counts
+        # A copy even of one column, since it is added to in place.
+        by_rate = grad[:, None].expand(counts.shape).clone(memory_format=torch.contiguous_format)
+        stored = ratio * grad.index_select(0, counts.rows)
+        return by_rate.view(-1).scatter_add_(0, counts.flat, stored.neg_()).view(counts.shape), None

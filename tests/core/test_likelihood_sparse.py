@@ -114,11 +114,21 @@ def test_with_softmax_shares_and_library(form, case):
 @SETTINGS
 @given(case=cases())
 def test_poisson(case):
-    leaves = _leaves(case, ("mu",), torch.float64)
+    leaves, weight = _leaves(case, ("mu",), torch.float64), torch.tensor(case["weight"])
     wanted = -poisson_log_prob(torch.tensor(case["x"]), leaves["mu"]).sum(1)
     found = poisson_nll(CountBatch.from_dense(case["x"], dtype=torch.float64), leaves["mu"])
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), leaves["mu"])[0] for value in (found, wanted)))
+    gradients = [torch.autograd.grad(value, leaves["mu"], weight)[0] for value in (found, wanted)]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+def test_poisson_where_a_stored_zero_meets_a_rate_of_zero():
+    rate = torch.tensor([[0.0, 2.0]], requires_grad=True)
+    counts = CountBatch(torch.tensor([0, 0]), torch.tensor([0, 1]), torch.tensor([0.0, 3.0]), (1, 2), integer=True)
+    value = poisson_nll(counts, rate)
+    value.sum().backward()
+    assert value.item() == pytest.approx(2 - 3 * math.log(2) + math.log(6))
+    torch.testing.assert_close(rate.grad, torch.tensor([[1.0, -0.5]]))
 
 
 def _case(x, seed=0, layout=None):
