@@ -88,7 +88,7 @@ def _agree(first: pd.Series, second: pd.Series) -> bool:
     if first.dtype.kind in "biuf" and second.dtype.kind in "biuf":
         return bool(np.array_equal(first.to_numpy(np.float64)[both], second.to_numpy(np.float64)[both]))
     if isinstance(first.dtype, pd.CategoricalDtype):
-        codes = pd.Categorical(second.astype(object), categories=first.cat.categories).codes
+        codes = first.cat.categories.get_indexer(pd.Index(second.to_numpy(dtype=object), dtype=object))
         return bool(np.array_equal(first.cat.codes.to_numpy()[both], codes[both]))
     return bool(np.array_equal(first.to_numpy(dtype=object)[both], second.to_numpy(dtype=object)[both]))
 
@@ -191,7 +191,7 @@ def combine_columns(obs: pd.DataFrame, combine: Mapping[str, Sequence[str]]) -> 
         for part in parts:
             require_column(obs, part, f"data.combine.{name}")
         missing = np.logical_or.reduce([obs[part].isna().to_numpy() for part in parts])
-        pieces = [obs[part].astype(str).to_numpy(dtype=object) for part in parts]
+        pieces = [[str(value) for value in obs[part]] for part in parts]
         joined = np.array(["_".join(row) for row in zip(*pieces, strict=True)], dtype=object)
         joined[missing] = np.nan
         obs[name] = pd.Series(pd.Categorical(joined), index=obs.index)

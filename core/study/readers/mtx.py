@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -127,7 +128,9 @@ class StoredMtx(StoredMatrix):
 
         with self._path.open("rb") as raw:
             zipped = self._path.name.endswith(".gz")
-            matrix = sparse.csc_matrix(io.mmread(_Watched(raw, watch.part(0.0, 0.7), self._path, zipped=zipped)))
+            # newer versions of scipy want to be told which kind of matrix, older ones do not know the question
+            kind = {"spmatrix": False} if "spmatrix" in signature(io.mmread).parameters else {}
+            matrix = sparse.csc_matrix(io.mmread(_Watched(raw, watch.part(0.0, 0.7), self._path, zipped=zipped), **kind))
         return stored("X", matrix if self._cells_in_rows else matrix.T).read(watch.part(0.7, 0.3), keep=keep)
 
 
