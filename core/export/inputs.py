@@ -266,6 +266,7 @@ def _of_study(spec: RunSpec, paths: list[Path], study_loader: StudyLoader | None
     from anndata import AnnData
 
     from cellweave.core.study import load_study
+    from cellweave.core.study.align import make_unique
 
     asked = {
         "paths": tuple(str(path) for path in paths), "features": {}, "switched_off": (), "drop_empty_cells": False, "drop_empty_features": False,
@@ -274,9 +275,18 @@ def _of_study(spec: RunSpec, paths: list[Path], study_loader: StudyLoader | None
     study = (study_loader or load_study)(spec.data.model_copy(update=asked))
     if len(study.left_out):
         raise DataError(f"{len(study.left_out)} cells of the input cannot be read in their place.", "Save the input as h5ad and train on that.")
-    modality = study.main_modality(spec.data.modality)
-    obs = study.obs.copy()
-    if not modality.measured.all():
-        obs["cellweave_measured"] = modality.measured
-    adata = AnnData(X=modality.counts, obs=obs, var=modality.var.copy())
-    return _Found(adata, tuple(name for name in study.modalities if name != modality.name))
+    main = study.main_modality(spec.data.modality)
+    modalities = [main, *(each for each in study.modalities.values() if each is not main)]
+    obs, tables = study.obs.copy(), []
+    for each in modalities:
+        if not each.measured.all():
+            obs["cellweave_measured" if each is main else f"cellweave_measured_{each.name}"] = each.measured
+        table = each.var.copy()
+        if len(modalities) > 1 and "feature_types" not in table:
+            table["feature_types"] = each.name
+        tables.append(table)
+    # as scanpy reads such files: one matrix with a column that says of which type each feature is, the trained modality first
+    counts = sparse.csr_matrix(sparse.hstack([each.counts for each in modalities], format="csr"))
+    var = pd.concat(tables)
+    var.index = pd.Index(make_unique(var.index.to_numpy(dtype=object)), dtype=object)
+    return _Found(AnnData(X=counts, obs=obs, var=var))

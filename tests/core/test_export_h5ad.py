@@ -191,6 +191,22 @@ def test_formats_without_a_place_for_results_become_h5ad(tmp_path):
     assert out.obsm["X_latent"][5, 0] == 5
 
 
+def test_a_matrix_of_several_types_of_features_is_kept_whole(tmp_path, data_folder):
+    path = data_folder / "awkward" / "10x_v3_pbmc1k_rna_and_antibody.h5"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import scanpy as sc
+
+        before = sc.read_10x_h5(path, gex_only=False)
+    feature = str(before.var_names[7])
+    run = make_run(tmp_path / "run", [path], [before.n_obs], denoised={"rna": [feature]})
+    after = ad.read_h5ad(export_h5ad(run.path, tmp_path / "out.h5ad", denoised=True))
+    assert after.shape == before.shape
+    assert after.X.sum() == before.X.sum()
+    assert after.var["feature_types"].nunique() == 2
+    assert after.var_names[np.flatnonzero(after.var["cellweave_denoised"])].tolist() == [feature]
+
+
 @pytest.mark.parametrize(
     "name",
     [
