@@ -43,8 +43,8 @@ from cellweave.app.views.columns import ColumnData
 MOST_LEVELS = 500
 """A legend lists at most this many levels, the largest first where there are more."""
 
-SQUEEZE = 0.85
-"""Share of its full width that a level in a flowing legend keeps at least."""
+SQUEEZE, LONG = 0.85, 18
+"""Share of its full width that a level in a flowing legend keeps at least, where it is wider than this many letters."""
 
 MISSING = "missing"
 CODE, COUNT, OF_SELECTION = (Qt.ItemDataRole.UserRole + number for number in range(3))
@@ -270,8 +270,12 @@ class CategoryLegend(QListWidget):
         return QSize(width, -(-max(1, self.count()) // columns) * self.cell().height() + frame + 2)
 
     def columns_in(self, width: int) -> int:
-        """Return how many columns fit; the longest names may be shortened a little for one more."""
-        return max(1, int(width / (SQUEEZE * self.cell().width())))
+        """Return how many columns fit; where names are long and many, they may be shortened a little for one more."""
+        cell, count = self.cell().width(), max(1, self.count())
+        whole = max(1, width // cell)
+        long = cell > LONG * self.fontMetrics().horizontalAdvance("n")
+        squeezed = int(width / (SQUEEZE * cell)) if long and count > 4 * whole else whole
+        return min(count, max(whole, squeezed))
 
     def set_beside(self, beside: bool) -> None:
         """Stand in one column, or flow in several."""

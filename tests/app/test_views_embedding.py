@@ -120,6 +120,16 @@ def test_the_legend_counts_and_lists_missing_last(view):
     assert sum(int(text.replace(",", "")) for text in counts.values()) == N
 
 
+def test_short_names_are_never_cut(view, qtbot):
+    for width in (700, 900, 1100, 1400):
+        view.resize(width, 640)
+        settle()
+        for panel in view.panels():
+            legend = panel.legend
+            for row in range(legend.count()):
+                assert legend.visualItemRect(legend.item(row)).width() >= min(legend.cell().width(), legend.viewport().width() - 2)
+
+
 def test_a_click_hides_a_level_and_another_shows_it(view, qtbot):
     panel = view.panels()[1]
     click_level(qtbot, panel, 1)
