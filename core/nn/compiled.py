@@ -243,12 +243,32 @@ def _through_softmax(mu, library, by_mean):
     return by_library
 
 
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _reciprocals(theta, eps, inverse):
+    for g in range(theta.shape[0]):
+        inverse[g] = F(1.0) / (theta[g] + eps)
+
+
+@numba.njit(nogil=True)
+def _outside(columns, n_features):
+    """Whether some column does not exist; compiled loops do not look, and would write into foreign memory."""
+    wrong = False
+    for i in range(columns.shape[0]):
+        wrong |= (columns[i] < 0) | (columns[i] >= n_features)
+    return wrong
+
+
 def _rows(
     mean, library, is_softmax, theta, theta_row, logits, is_inflated, starts, columns, values, eps,
     nll, gradients, by_mean, by_library, by_theta, by_zero,
-) -> None:
-    """Fill in the cost of each cell and, where ``gradients``, its derivatives; else their first row is overwritten."""
+):
+    """Fill in the cost of each cell and, where ``gradients``, its derivatives; else their first row is overwritten.
+
+    Returns False, having done nothing, where a column does not exist.
+    """
     n_features = mean.shape[1]
+    if _outside(columns[starts[0] : starts[-1]], n_features):
+        return False
     longest = 0
     for n in range(mean.shape[0]):
         longest = max(longest, starts[n + 1] - starts[n])
@@ -260,8 +280,7 @@ def _rows(
         k = x.shape[0]
         t, mu, total = theta[theta_row[n]], mean[n], F(0.0)
         if n == 0 or theta_row[n] != theta_row[n - 1]:
-            for g in range(n_features):
-                inverse[g] = F(1.0) / (t[g] + eps)
+            _reciprocals(t, eps, inverse)
         if is_softmax:
             mu = scratch
             total += _softmax(mean[n], library[n], mu)
@@ -286,10 +305,13 @@ def _rows(
                 _softmax(mean[n], F(1.0), mu)
                 by_library[n] = _through_softmax(mu, F(1.0), by_mean[n])
                 by_mean[n, :] = F(0.0)
+    return True
 
 
-def _log1p_rows(starts, columns, values, dense, total) -> None:
-    """Fill in dense ``log(1 + x)`` and each cell's total; what is stored as 0 adds nothing."""
+def _log1p_rows(starts, columns, values, dense, total):
+    """Fill in dense ``log(1 + x)`` and each cell's total; False, having done nothing, where a column does not exist."""
+    if _outside(columns[starts[0] : starts[-1]], dense.shape[1]):
+        return False
     for n in range(dense.shape[0]):
         row, summed = dense[n], F(0.0)
         row[:] = F(0.0)
@@ -297,6 +319,7 @@ def _log1p_rows(starts, columns, values, dense, total) -> None:
             summed += values[i]
             row[columns[i]] += _log1p(values[i], F(1.0) / (F(1.0) + values[i]))
         total[n] = summed
+    return True
 
 
 def _compile(function, signature):
@@ -310,9 +333,9 @@ def _compile(function, signature):
 MATRIX, VECTOR, WHOLE, FLAG = types.float32[:, ::1], types.float32[::1], types.int64[::1], types.boolean
 rows = _compile(
     _rows,
-    types.void(
+    types.boolean(
         MATRIX, VECTOR, FLAG, MATRIX, WHOLE, MATRIX, FLAG, WHOLE, WHOLE, VECTOR, types.float32,
         VECTOR, FLAG, MATRIX, VECTOR, MATRIX, MATRIX,
     ),
 )
-log1p_rows = _compile(_log1p_rows, types.void(WHOLE, WHOLE, VECTOR, MATRIX, VECTOR))
+log1p_rows = _compile(_log1p_rows, types.boolean(WHOLE, WHOLE, VECTOR, MATRIX, VECTOR))

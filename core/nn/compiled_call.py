@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from cellweave.core.nn.counts import CountBatch
 
+_log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _state: dict[str, Any] = {"compiled": None, "looked": False, "allowed": True, "pool": None, "threads": 0}
 
@@ -31,13 +33,22 @@ def compiled() -> ModuleType | None:
     with _lock:
         if not _state["looked"]:
             _state["looked"] = True
-            try:
-                numba = importlib.import_module("numba")
-                if not numba.config.DISABLE_JIT:
-                    _state["compiled"] = importlib.import_module("cellweave.core.nn.compiled")
-            except ImportError:
-                _state["compiled"] = None
+            _state["compiled"] = _load()
         return _state["compiled"] if _state["allowed"] else None
+
+
+def _load() -> ModuleType | None:
+    try:
+        numba = importlib.import_module("numba")
+    except ImportError:
+        return None
+    if numba.config.DISABLE_JIT:
+        return None
+    try:
+        return importlib.import_module("cellweave.core.nn.compiled")
+    except numba.core.errors.NumbaError as error:
+        _log.warning("The likelihood could not be compiled and is computed in passes, which is slower: %s", error)
+        return None
 
 
 @contextmanager
@@ -64,8 +75,14 @@ def log1p_rows(counts: CountBatch) -> tuple[Tensor, Tensor] | None:
         return None
     dense, total = values.new_empty(counts.shape), values.new_empty(counts.n_cells)
     starts, columns, stored = counts.row_starts, counts.cols.contiguous(), values.contiguous()
-    module.log1p_rows(starts.numpy(), columns.numpy(), stored.numpy(), dense.numpy(), total.numpy())
+    _check(module.log1p_rows(starts.numpy(), columns.numpy(), stored.numpy(), dense.numpy(), total.numpy()))
     return dense, total
+
+
+def _check(done: bool) -> None:
+    if not done:
+        message = "a count lies in a column that the matrix does not have"
+        raise IndexError(message)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
@@ -98,18 +115,24 @@ class CompiledForward:
         eps: float,
         gradients: bool,
     ) -> None:
-        self.counts, self.mean, self.library, self.zi_logits = counts, mean.contiguous(), library, zi_logits
+        self.counts, self.mean, self.zi_logits = counts, mean.contiguous(), zi_logits
+        self.library = None if library is None else library.to(mean.dtype)
         self.theta, self.group, self.eps, self.gradients = theta, group, eps, gradients
         self.by_mean = torch.empty_like(self.mean) if gradients else None
         self.by_theta = torch.empty_like(self.mean) if gradients else None
         self.by_zero = torch.empty_like(self.mean) if gradients and zi_logits is not None else None
-        self.by_library = torch.empty_like(library) if gradients and library is not None else None
+        self.by_library = torch.empty_like(self.library) if gradients and self.library is not None else None
 
     def _theta_row(self) -> Tensor:
         """Return the row of the two-dimensional dispersions for each cell."""
         if self.theta.dim() == 1:
             return torch.zeros(self.counts.n_cells, dtype=torch.int64)
-        return torch.arange(self.counts.n_cells) if self.group is None else self.group.contiguous()
+        if self.group is None:
+            return torch.arange(self.counts.n_cells)
+        if int(self.group.min()) < 0 or int(self.group.max()) >= self.theta.shape[0]:
+            message = f"a cell belongs to none of the {self.theta.shape[0]} groups of dispersions"
+            raise IndexError(message)
+        return self.group.to(torch.int64).contiguous()
 
     def nll(self) -> Tensor:
         """Run the loop, by several threads where torch has several; return the negative log-likelihood of each cell."""
@@ -122,9 +145,9 @@ class CompiledForward:
         bounds = [n_cells * place // threads for place in range(threads + 1)]
         calls = [self._arguments(nll, slice(a, b)) for a, b in pairwise(bounds)]
         if threads == 1:
-            rows(*calls[0])
+            _check(rows(*calls[0]))
         else:
-            list(_pool(threads).map(lambda arguments: rows(*arguments), calls))
+            _check(all(_pool(threads).map(lambda arguments: rows(*arguments), calls)))
         return nll
 
     def _arguments(self, nll: Tensor, part: slice) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """The fast likelihoods equal the plain ones, in value and gradient, whatever the counts and parameters."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -261,6 +262,23 @@ def test_a_second_backward_gives_the_same():
     second = torch.autograd.grad(value, list(leaves.values()))
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("form", ["passes", "compiled"])
+@pytest.mark.parametrize("code", [-1, 2])
+def test_a_group_that_does_not_exist_is_an_error(code, form):
+    counts = CountBatch.from_dense(torch.ones(3, 4))
+    with without_compiled() if form == "passes" else contextlib.nullcontext(), pytest.raises((IndexError, RuntimeError)):
+        nb_nll(counts, torch.ones(3, 4), torch.ones(2, 4), group=torch.tensor([0, code, 1]))
+
+
+@pytest.mark.parametrize("column", [-1, 4])
+def test_a_column_that_does_not_exist_is_an_error(column):
+    counts = CountBatch.from_csr(np.array([0, 1, 2]), np.array([0, column]), np.array([1, 1]), 4)
+    with pytest.raises(IndexError, match="column"):
+        nb_nll(counts, torch.ones(2, 4), torch.ones(4))
+    with pytest.raises(IndexError, match="column"):
+        counts.log1p()
 
 
 def test_the_passes_serve_where_numba_is_missing(monkeypatch):
