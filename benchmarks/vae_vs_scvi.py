@@ -1,6 +1,6 @@
 """Training scVI's VAE: Cellweave beside scvi-tools, on the same real cells, architecture, threads and epochs.
 
-    python benchmarks/vae_vs_scvi.py --peer PEER_PYTHON [--data FOLDER] [--only speed|loss|memory] [--repeats 3]
+    python benchmarks/vae_vs_scvi.py --peer PEER_PYTHON [--data FOLDER] [--only speed|loss|memory] [--sets pbmc] [--threads 1 2]
     python benchmarks/vae_vs_scvi.py --make-peer FOLDER      make a virtual environment with scvi-tools, then go on
 
 PEER_PYTHON is the interpreter of an environment that has scvi-tools. Every run is a process of its own; the two programs
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,7 +36,8 @@ DATA_SETS = ("pbmc", "reap")
 class Bench:
     """Runs jobs in processes of their own and keeps what they measured."""
 
-    def __init__(self, peer: Path, data: Path, folder: Path) -> None:
+    def __init__(self, peer: Path, data: Path, folder: Path, threads: Sequence[int]) -> None:
+        self.threads = threads
         self.interpreters = {"ours": Path(sys.executable), "scvi-tools": peer}
         self.data, self.folder, self.count = data, folder, 0
         self.versions: dict[str, str] = {}
@@ -75,14 +76,14 @@ def per_epoch(result: dict, clock: str) -> float:
     return min(late - early for early, late in pairwise(result[clock][1:]))
 
 
-def speed(bench: Bench, repeats: int, epochs: int) -> list[dict]:
+def speed(bench: Bench, sets: Sequence[str], repeats: int, epochs: int) -> list[dict]:
     """Same batch size, same arithmetic (float32), no look at held-out cells: seconds an epoch."""
     rows = []
-    for name in DATA_SETS:
+    for name in sets:
         path = datasets.make(name, bench.data, bench.folder)
         n_cells, n_genes = ad.read_h5ad(path, backed="r").shape
         for likelihood in ("zinb", "nb"):
-            for threads in (1, 2):
+            for threads in bench.threads:
                 settings = {**EQUAL, "training.validation_share": 0.0, "model.gene_likelihood": likelihood}
                 found: dict[str, list[dict]] = {"ours": [], "scvi-tools": []}
                 for _ in range(repeats):
@@ -108,7 +109,7 @@ def time_to_loss(bench: Bench, repeats: int, preset: str, peer_epochs: int, our_
     path = datasets.make("pbmc", bench.data, bench.folder)
     split = bench.folder / "split.npz"
     rows = []
-    for threads in (1, 2):
+    for threads in bench.threads:
         for repeat in range(repeats):
             job = ours(path, our_epochs, **{"training.early_stopping": False})
             mine = bench.run("ours", threads, {**job, "preset": preset, "write_split": str(split), "seed": repeat})
@@ -174,7 +175,7 @@ def speed_table(rows: list[dict]) -> Iterator[str]:
             f"| {row['data']}, {row['cells']:,} x {row['genes']:,} | {row['likelihood']} | {row['threads']} | {peer:.2f} ({peer_cpu:.2f}) "
             f"| {mine:.2f} ({my_cpu:.2f}) | **{peer / mine:.1f}x** | {peer_cpu / my_cpu:.1f}x | {memory_words} |"
         )
-    yield "\n" + "; ".join(f"{name}: {datasets.WORDS[name]}" for name in DATA_SETS) + ".\n"
+    yield "\n" + "; ".join(f"{name}: {datasets.WORDS[name]}" for name in dict.fromkeys(row["data"] for row in rows)) + ".\n"
 
 
 def loss_table(rows: list[dict], preset: str) -> Iterator[str]:
@@ -226,11 +227,13 @@ def main() -> None:
     parser.add_argument("--make-peer", type=Path, help="make such an environment in this folder")
     parser.add_argument("--data", type=Path, default=Path(os.environ.get("CELLWEAVE_DATA", HERE.parent.parent / "shared" / "data")))
     parser.add_argument("--only", choices=("speed", "loss", "memory"))
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=DATA_SETS, default=DATA_SETS, help="data of the speed rows")
+    parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=6, help="epochs of the speed rows")
     parser.add_argument("--preset", default="fast")
-    parser.add_argument("--peer-epochs", type=int, default=100, help="epochs of scvi-tools in the loss rows")
-    parser.add_argument("--our-epochs", type=int, default=100, help="epochs of ours in the loss rows")
+    parser.add_argument("--peer-epochs", type=int, default=60, help="epochs of scvi-tools in the loss rows")
+    parser.add_argument("--our-epochs", type=int, default=60, help="epochs of ours in the loss rows")
     parser.add_argument("--tile", type=int, default=20, help="repeats of the cells in the memory rows")
     options = parser.parse_args()
     if options.peer is None and options.make_peer is None:
@@ -239,9 +242,9 @@ def main() -> None:
     peer = (make_peer(options.make_peer) if options.make_peer else options.peer).absolute()
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(peer, options.data, Path(folder))
+        bench = Bench(peer, options.data, Path(folder), options.threads)
         if options.only in (None, "speed"):
-            found["speed"] = speed(bench, options.repeats, options.epochs)
+            found["speed"] = speed(bench, options.sets, options.repeats, options.epochs)
         if options.only in (None, "loss"):
             found["loss"] = time_to_loss(bench, options.repeats, options.preset, options.peer_epochs, options.our_epochs)
             found["preset"] = options.preset
