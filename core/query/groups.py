@@ -37,7 +37,9 @@ class Comparison:
     rows2: np.ndarray
 
 
-def by_column(run: TrainedRun, groupby: str, group1: str | list[str] | None, group2: str | None, within: Cells = None) -> list[Comparison]:
+def by_column(
+    run: TrainedRun, groupby: str, group1: str | list[str] | None = None, group2: str | None = None, within: Cells = None
+) -> list[Comparison]:
     """Return the comparisons that a column means.
 
     Parameters

@@ -55,7 +55,8 @@ def kang_folder(data_folder: Path) -> Path:
     path = data_folder / KANG
     if not path.is_file():
         pytest.skip(f"{KANG} is not in {data_folder}")
-    return train("kang", {"data.paths": str(path), "covariates.batch": "batch", "training.max_epochs": 8, "training.kl_warmup_epochs": 8})
+    changes = {"training.max_epochs": 8, "training.kl_warmup_epochs": 8, "training.learning_rate": 4e-3, "training.batch_size": 64}
+    return train("kang", {"data.paths": str(path), "covariates.batch": "batch", **changes})
 
 
 @cache
