@@ -1,0 +1,1 @@
+"""The engine: data, models, training, results. Runs without Qt."""

@@ -1,0 +1,1 @@
+"""Icons, presets, themes and the example that ship with the program."""
