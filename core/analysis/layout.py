@@ -6,7 +6,6 @@ import io
 import re
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -224,28 +223,3 @@ def warm_up() -> None:
     start = initial_layout(points)
     for seed in (None, 0):
         lay_out(graph, start, n_epochs=11, seed=seed)
-
-
-def layout_of_finite(
-    latent: NDArray[np.floating], compute: Callable[[NDArray[np.floating]], NDArray[Any]], columns: int = 2
-) -> NDArray[np.float32]:
-    """Apply ``compute`` to the cells that have a latent and fill the rows of the others with NaN.
-
-    Parameters
-    ----------
-    latent
-        ``(n_cells, n_latent)``, NaN rows for cells without one.
-    compute
-        From the finite rows to ``(n_finite, columns)``.
-    columns
-        Columns of the result.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(n_cells, columns)`` float32.
-    """
-    finite = np.isfinite(latent).all(axis=1)
-    result = np.full((len(latent), columns), np.nan, dtype=np.float32)
-    result[finite] = compute(latent[finite])
-    return result

@@ -118,9 +118,9 @@ class RunData:
 
     @property
     def epoch(self) -> int:
-        """The epoch whose weights the results are of."""
+        """The epoch whose weights the results are of: the best one where early stopping went back to it, else the last."""
         status = self.folder.status
-        return status.best_epoch if status.best_epoch else status.epoch
+        return status.best_epoch if status.best_epoch and self.spec.training.early_stopping else status.epoch
 
     @cached_property
     def cells(self) -> pd.DataFrame:

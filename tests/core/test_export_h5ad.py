@@ -98,6 +98,11 @@ def test_the_whole_spec_and_origin_travel_along(tmp_path, run):
     assert len(entry["spec_sha256"]) == 64
 
 
+def test_the_epoch_is_the_one_whose_weights_were_kept(tmp_path, source):
+    run = make_run(tmp_path / "other", [source], [N], **{"training.early_stopping": False})
+    assert ad.read_h5ad(export_h5ad(run.path, tmp_path / "out.h5ad")).uns["cellweave"]["epoch"] == 30
+
+
 def test_an_export_of_an_export_keeps_both(tmp_path, run):
     first = export_h5ad(run.path, tmp_path / "first.h5ad")
     again = make_run(tmp_path / "again", [first], [N])
