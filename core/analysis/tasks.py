@@ -37,7 +37,8 @@ def _finite(path: str) -> tuple[np.ndarray, np.ndarray]:
     latent = np.asarray(load_array(Path(path)), dtype=np.float32)
     rows = np.flatnonzero(np.isfinite(latent).all(axis=1))
     if len(rows) < 3:
-        raise DataError(f"Only {len(rows)} cells have a latent, which is too few for an embedding.", "Train on more cells.")
+        few = "Only 1 cell has" if len(rows) == 1 else f"Only {len(rows)} cells have"
+        raise DataError(f"{few} a latent, which is too few for an embedding.", "Train on more cells.")
     return latent[rows], rows
 
 

@@ -168,3 +168,16 @@ def test_the_same_seed_gives_the_same_files(case):
     (case.results / "analysis.json").unlink()
     case()
     assert {name: (case.results / name).read_bytes() for name in first} == first
+
+
+@pytest.mark.parametrize(("n_cells", "said"), [(1, "Only 1 cell has a latent"), (2, "Only 2 cells have a latent"), (3, ""), (7, "")])
+def test_a_handful_of_cells_is_laid_out_or_refused_in_words(tmp_path, n_cells, said):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "latent.npy", rng.normal(size=(n_cells, 3)).astype(np.float32))
+    obs = pd.DataFrame({"batch": (["a", "b"] * n_cells)[:n_cells]}, index=[f"c{i}" for i in range(n_cells)])
+    events = []
+    counts = sparse.csr_matrix(rng.poisson(2.0, size=(n_cells, 5)))
+    analyse(RunSpec().with_changes({"covariates.batch": "batch"}), tmp_path, obs=obs, counts=counts, runner=None, emit=events.append)
+    assert [said in event.text for event in of(events, Warned)] == ([True] * 3 if said else [])
+    assert (tmp_path / "umap.npy").exists() == (not said)
+    assert (tmp_path / "baseline_pca.npy").exists()
