@@ -13,6 +13,7 @@ from cellweave.app import theme
 from cellweave.app.panels.notice import NoticeBar
 from cellweave.app.panels.parts import tool
 from cellweave.app.panels.welcome import WelcomePage
+from cellweave.app.state.settings import column_key
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import Cells
@@ -72,6 +73,7 @@ class Centre(QWidget):
         self._torn: dict[str, TornOff] = {}
         self._brought: set[str] = set()
         self._rows: np.ndarray | None = None
+        self._key = ""
         self.chosen = False
         self.notice = NoticeBar()
         self.welcome = WelcomePage()
@@ -127,6 +129,9 @@ class Centre(QWidget):
             view = EmbeddingView()
             view.selectionChanged.connect(self._window.selection_changed)
             view.exportRequested.connect(lambda: self._window.exporting.figure("embedding"))
+            view.set_colours(self._window.session.settings.colours)
+            view.coloursChanged.connect(self._keep_colours)
+            view.columnsChanged.connect(self._keep_columns)
             self._keep("embedding", view)
         return self._views["embedding"]  # type: ignore[return-value]
 
@@ -141,12 +146,28 @@ class Centre(QWidget):
         same = self._rows is not None and np.array_equal(self._rows, cells.rows) and self.embedding.points().size == len(xy)
         self._rows = cells.rows
         columns = column_data(cells)
+        self._key = column_key([name for name in columns if not name.startswith(("latent:", "gene:")) and name not in ("leiden", "split")])
+        remembered = self._window.session.settings.colour_by.get(self._key, [])
+        prefer = tuple(name for name in remembered if name in columns) or prefer
         ordered = {name: columns[name] for name in (*prefer, *columns) if name in columns}
         if not same:
             self.embedding.set_points(xy, cells.names)
         self.embedding.set_columns(ordered)
         if same:
             self.embedding.move_points(xy)
+        elif prefer:
+            self.embedding.show_columns(prefer)
+
+    def _keep_colours(self, colours: dict[str, dict[str, str]]) -> None:
+        self._window.session.settings.colours = {name: dict(levels) for name, levels in colours.items()}
+        self._window.save_soon()
+
+    def _keep_columns(self, names: list[str]) -> None:
+        """Remember what the person colours by, for data with the same columns."""
+        settings = self._window.session.settings
+        kept = [name for name in names if not name.startswith("gene:")]
+        settings.colour_by = {**settings.colour_by, self._key: kept}
+        self._window.save_soon()
 
     def add_column(self, name: str, cells: Cells) -> None:
         """Offer a further column, and colour the first panel by it."""

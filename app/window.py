@@ -110,7 +110,7 @@ class MainWindow(QMainWindow):
 
     def _make_panels(self) -> None:
         session = self.session
-        self.data_panel, self.covariates_panel = DataPanel(session), CovariatesPanel(session)
+        self.data_panel, self.covariates_panel = DataPanel(session), CovariatesPanel(session, self.tasks)
         self.model_panel, self.losses_panel, self.training_panel = ModelPanel(session), LossesPanel(session), TrainingPanel(session)
         bodies = (self.data_panel, self.covariates_panel, self.model_panel, self.losses_panel, self.training_panel)
         self.workflow = WorkflowPanel(bodies)
@@ -243,7 +243,7 @@ class MainWindow(QMainWindow):
             "finished": finished,
             "embedding": self.watching.cells is not None,
             "resumable": summary is not None and summary.resumable,
-            "trash": bool(session.trash.entries()),
+            "trash": session.trash.filled,
             "selection": len(self.inspector.selected()) > 0,
         }
 

@@ -23,6 +23,7 @@ from cellweave.app.panels.crosstab import CrossTable
 from cellweave.app.panels.parts import button, clear, row, subheading, text
 from cellweave.app.panels.roles import TITLES, ColumnsView, RolePopup
 from cellweave.app.state.session import Session
+from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.covariates import SINGLE_ROLES
 
@@ -33,9 +34,10 @@ MOST_LEVELS = 60
 class CovariatesPanel(QWidget):
     """The body of step 2."""
 
-    def __init__(self, session: Session, parent: QWidget | None = None) -> None:
+    def __init__(self, session: Session, tasks: TaskRunner, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._session = session
+        self._session, self._tasks = session, tasks
+        self._cross_key: tuple[Any, ...] = ()
         self._popup: RolePopup | None = None
         self.empty = text("The columns of the cells appear here once data are open.", secondary=True)
         self.search = QLineEdit()
@@ -143,13 +145,31 @@ class CovariatesPanel(QWidget):
         study = self._session.study
         first, second = self.first.currentText(), self.second.currentText()
         if study is None or not first or not second or first == second or first not in study.obs or second not in study.obs:
+            self._cross_key = ()
             self.table.clear_table()
             self.cross_words.setText("")
             return
-        from cellweave.core.study import confounded, crosstab
+        key = (id(study), first, second)
+        if key == self._cross_key:
+            return
+        self._cross_key = key
 
-        self.cross_words.setText(confounded(study.obs, first, second) or "The two cross: levels of one occur in several levels of the other.")
-        self.table.show_counts(crosstab(study.obs, first, second))
+        def count(report: Any) -> tuple[str, Any]:
+            from cellweave.core.study import confounded, crosstab
+
+            return confounded(study.obs, first, second), crosstab(study.obs, first, second)
+
+        def done(found: tuple[str, Any]) -> None:
+            if key == self._cross_key:
+                self.cross_words.setText(found[0] or "The two cross: levels of one occur in several levels of the other.")
+                self.table.show_counts(found[1])
+
+        def failed(error: Exception, _details: str) -> None:
+            if key == self._cross_key:
+                self.table.clear_table()
+                self.cross_words.setText(f"The cross table could not be made: {error}")
+
+        self._tasks.run(count, done, failed)
 
     # ------------------------------------------------------------------ roles
 

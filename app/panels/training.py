@@ -98,7 +98,8 @@ def estimate_of(session: Session, spec: RunSpec) -> Any:
         modalities = [study.main_modality(spec.data.modality)]
     else:
         modalities = list(study.modalities.values())
-    levels = sum(int(study.obs[name].nunique()) for name in spec.covariates.columns() if name in study.obs and name not in spec.covariates.continuous)
+    groups = set(spec.covariates.columns()) - set(spec.covariates.continuous)
+    levels = sum(info.n_levels for info in session.columns if info.name in groups)
     n_cells = max(int(item.measured.sum()) for item in modalities)
     return estimate(
         spec, n_cells, sum(item.n_features for item in modalities), sum(int(item.counts.nnz) for item in modalities), n_covariate_levels=levels

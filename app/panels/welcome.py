@@ -48,6 +48,7 @@ class WelcomePage(QScrollArea):
         ways.addWidget(self._way("Try it", EXAMPLE, self.example), 1)
         outer.addLayout(ways)
         self.last = button("", "play", self._go_on, link=True)
+        self.last.setAccessibleName("Go on with the last session")
         self.last.setVisible(False)
         self._last: Callable[[], object] | None = None
         outer.addWidget(self.last, 0, Qt.AlignmentFlag.AlignLeft)

@@ -214,6 +214,14 @@ class Trash:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or trash_folder()
+        self._filled: bool | None = None
+
+    @property
+    def filled(self) -> bool:
+        """Whether there is anything to put back; looked up once, then kept."""
+        if self._filled is None:
+            self._filled = bool(self.entries())
+        return self._filled
 
     @property
     def _index(self) -> Path:
@@ -238,6 +246,7 @@ class Trash:
         status = RunFolder(path).status
         if status.state.active and not status.lost:
             raise RunFolderError(f"The run '{path.name}' is training now.", "Stop or cancel it first.")
+        self._filled = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             target = self._folder / f"{path.name}.{int(time.time() * 1000)}"
@@ -249,6 +258,7 @@ class Trash:
 
     def restore_last(self) -> Path | None:
         """Put the run that was deleted last back where it was; return its folder, or None where there is none."""
+        self._filled = None
         entries = self.entries()
         if not entries:
             return None

@@ -35,6 +35,8 @@ class Settings(BaseModel):
         Roles given to obs columns, by the names of the columns of the file (see ``column_key``).
     colour_by
         Columns shown on the embedding, by the same key.
+    colours
+        Colours that the person gave to levels, by column and level.
     last_spec
         The spec being edited, as TOML, so that nothing is lost in a crash.
     active_run
@@ -54,6 +56,7 @@ class Settings(BaseModel):
     shortcuts: dict[str, str] = Field(default_factory=dict)
     roles: dict[str, dict[str, Any]] = Field(default_factory=dict)
     colour_by: dict[str, list[str]] = Field(default_factory=dict)
+    colours: dict[str, dict[str, str]] = Field(default_factory=dict)
     last_spec: str = ""
     active_run: str = ""
 

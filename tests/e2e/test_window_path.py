@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QApplication, QFileDialog, QLineEdit
+from qtpy.QtWidgets import QApplication, QCheckBox, QFileDialog, QLineEdit, QPushButton
 
 from cellweave.app.panels.roles import RolePopup
+from cellweave.app.views.figuredialog import Preview
 from cellweave.core import cli
 from cellweave.core.runs.events import FinishReason, RunState, WeightChanged
 from cellweave.core.runs.folder import RunFolder
@@ -62,8 +63,13 @@ def test_from_the_example_to_figure_and_h5ad(qtbot, window, tmp_path, monkeypatc
     type_number(qtbot, window.model_panel.form, "model.n_latent", "6")
     assert window.session.spec.model.n_latent == 6
     qtbot.mouseClick(header(window, 4), LEFT)
-    type_number(qtbot, window.training_panel.form, "training.max_epochs", "400")
+    type_number(qtbot, window.training_panel.form, "training.max_epochs", "100000")
     type_number(qtbot, window.training_panel.form, "training.preview_every", "2")
+    stopping = window.training_panel.form.row("training.early_stopping").editor
+    box = stopping if isinstance(stopping, QCheckBox) else stopping.findChild(QCheckBox)
+    box.setFocus()
+    qtbot.keyClick(box, Qt.Key.Key_Space)
+    assert not window.session.spec.training.early_stopping
     settle(qtbot, window)
     assert window.workflow.train.isEnabled()
 
@@ -99,7 +105,17 @@ def test_from_the_example_to_figure_and_h5ad(qtbot, window, tmp_path, monkeypatc
     assert window.embedding.shown_columns() == ["batch", "celltype"]
     assert window.losses.history().epochs[-1] == run.status.epoch
 
-    # Take away: h5ad, tables.
+    # Take away: a figure, the h5ad, tables.
+    window.actions_by_id["file.figure"].trigger()
+    dialog = window.figure_dialog
+    qtbot.waitUntil(lambda: not dialog.findChild(Preview).picture().isNull(), timeout=LONG)
+    pdf = tmp_path / "figure.pdf"
+    dialog._ask_path = lambda _suggested: str(pdf)
+    save = next(button for button in dialog.findChildren(QPushButton) if button.text().startswith("Save"))
+    with qtbot.waitSignal(dialog.saved, timeout=LONG):
+        qtbot.mouseClick(save, LEFT)
+    assert pdf.read_bytes().startswith(b"%PDF")
+    dialog.close()
     out = tmp_path / "taken.h5ad"
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_, **__: (str(out), ""))
     window.actions_by_id["file.h5ad"].trigger()
