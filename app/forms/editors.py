@@ -34,7 +34,10 @@ class CheckEditor(QCheckBox):
 
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.clicked.connect(self.edited.emit)
+        self.clicked.connect(self._clicked)
+
+    def _clicked(self, checked: bool) -> None:
+        self.edited.emit(checked)
 
     def value(self) -> bool:
         """Return whether it is ticked."""

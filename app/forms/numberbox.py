@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 
-from qtpy.QtCore import QEvent, QSize, Qt, Signal
-from qtpy.QtGui import QFocusEvent, QKeyEvent, QResizeEvent, QValidator, QWheelEvent
+from qtpy.QtCore import QEvent, QRegularExpression, QSize, Qt, Signal
+from qtpy.QtGui import QFocusEvent, QKeyEvent, QRegularExpressionValidator, QResizeEvent, QWheelEvent
 from qtpy.QtWidgets import QAbstractSpinBox, QLabel, QWidget
 
 from cellweave.app.forms.fields import FormField
@@ -129,6 +129,8 @@ class NumberBox(QAbstractSpinBox):
         self._unit.setProperty("secondary", "true")
         self._unit.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         self._unit.setVisible(bool(field.unit))
+        # What may become a number can be typed; the sentence about the rest comes with Enter.
+        self.lineEdit().setValidator(QRegularExpressionValidator(QRegularExpression(r"[0-9.,+\-eE_\s]*"), self))
         self.lineEdit().installEventFilter(self)
         self.editingFinished.connect(self._commit)
 
@@ -213,16 +215,6 @@ class NumberBox(QAbstractSpinBox):
             value = now if limit is None or open_end else limit
         self._take(int(value) if whole else float(value))
         self.lineEdit().selectAll()
-
-    def validate(self, text: str, position: int) -> tuple[QValidator.State, str, int]:
-        """Let through what may become a number; the sentence about the rest comes with Enter."""
-        allowed = all(character in "0123456789.,-+eE_ \u00a0" for character in text)
-        state = QValidator.State.Acceptable if allowed else QValidator.State.Invalid
-        return state, text, position
-
-    def fixup(self, text: str) -> str:
-        """Leave the text alone: a wrong number is named, not replaced."""
-        return text
 
     # -- manners ---------------------------------------------------------------------------------------------
 

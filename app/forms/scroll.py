@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import QSize, Qt
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
 
 
@@ -43,3 +43,20 @@ class ColumnScroll(QScrollArea):
         if self.widget() is None:
             return super().sizeHint()
         return self.widget().sizeHint() + QSize(self._bar(), 0)
+
+
+def bring_into_sight(widget: QWidget) -> None:
+    """Scroll whatever the widget lies in so that it can be seen, once it has its place."""
+    timer = QTimer(widget)  # owned by the widget: it ends with it
+    timer.setSingleShot(True)
+    timer.timeout.connect(lambda: _scroll_to(widget))
+    timer.timeout.connect(timer.deleteLater)
+    timer.start(0)
+
+
+def _scroll_to(widget: QWidget) -> None:
+    above = widget.parentWidget()
+    while above is not None:
+        if isinstance(above, QScrollArea):
+            above.ensureWidgetVisible(widget)
+        above = above.parentWidget()

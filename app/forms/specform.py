@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QLineEdit, QPushBut
 from cellweave.app.forms.editors import SuggestingEditor
 from cellweave.app.forms.fields import FormField, form_fields
 from cellweave.app.forms.row import FIELD, LABEL, MARK, RESET, FieldRow
-from cellweave.app.forms.scroll import ColumnScroll
+from cellweave.app.forms.scroll import ColumnScroll, bring_into_sight
 from cellweave.app.theme import SPACE
 from cellweave.core.spec import RunSpec
 
@@ -106,8 +106,8 @@ class SpecForm(QWidget):
                 self._advanced.setChecked(True)
         row.problem.setText(text)
         row.problem.setVisible(bool(text) and row.is_shown())
-        if text and self._scroll is not None:
-            self._scroll.ensureWidgetVisible(row.problem)
+        if text:
+            bring_into_sight(row.problem)
 
     def clear_errors(self) -> None:
         """Take away every sentence under a field."""

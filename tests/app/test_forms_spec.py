@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
-from qtpy.QtWidgets import QApplication, QComboBox, QLineEdit
+from qtpy.QtWidgets import QApplication, QComboBox, QLineEdit, QScrollArea
 
 from cellweave.app.forms import SpecForm, form_fields
 from cellweave.app.forms.editors import AutoNumberEditor, CheckEditor, ChoiceEditor, SuggestingEditor
@@ -256,6 +256,25 @@ def test_an_error_is_shown_under_its_field_even_where_that_is_hidden(form_of):
     assert row.is_shown() and row.problem.isVisible() and row.problem.text() == "This does not go together with that."
     form.set_spec(RunSpec())
     assert not row.problem.isVisible()
+
+
+@pytest.mark.parametrize("scrolling", [True, False])
+def test_an_error_is_scrolled_to(qtbot, scrolling):
+    form = SpecForm("training", scrolling=scrolling)
+    area = QScrollArea()
+    qtbot.addWidget(area)
+    area.setWidgetResizable(True)
+    area.setWidget(form)
+    form.set_spec(RunSpec())
+    form.set_advanced(True)
+    area.resize(420, 240)
+    area.show()
+    qtbot.waitExposed(area)
+    last = form.paths()[-1]
+    row = form.row(last)
+    assert row.label.visibleRegion().isEmpty()
+    form.set_error(last, "This is wrong.")
+    qtbot.waitUntil(lambda: not row.problem.visibleRegion().isEmpty(), timeout=3000)
 
 
 def test_only_some_fields_can_be_changed_while_training(form_of):

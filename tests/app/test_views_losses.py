@@ -234,6 +234,22 @@ def test_zooming_holds_until_fit(running, qtbot):
     assert running._curves.value_range("total")[1] > 300
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("log", [False, True])
+def test_values_that_are_not_finite_leave_a_gap(view, bad, log):
+    events = [epoch_done(number) for number in range(1, 11)]
+    events[5].train["kl_z"] = bad
+    view._log.setChecked(log)
+    view._smoothing.setValue(50)
+    view.set_run("run", events)
+    view._curves.grab()
+    _, y = view._curves.line("kl_z", "train")
+    assert np.isfinite(np.delete(y, 5)).all() and not np.isfinite(y[5])
+    low, high = view._curves.value_range("kl_z")
+    assert np.isfinite([low, high]).all() and low < high
+    assert "Epoch 6" in view._curves.card_text(view.series(), 6)
+
+
 def test_choices_come_back(running, qtbot):
     running._log.setChecked(True)
     running._separate.setChecked(False)
