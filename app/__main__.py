@@ -123,9 +123,20 @@ def _window(options: argparse.Namespace) -> int:
     window.show()
     if options.paths:
         QTimer.singleShot(0, lambda: window.opening.open_path("\n".join(options.paths)))
-    code = app.exec()
+    code = int(app.exec())
     theme.stop_following()
-    return int(code)
+    _leave_at_once(code)
+    return code
+
+
+def _leave_at_once(code: int) -> None:
+    """End the process where a thread did not heed its cancellation: its files are written atomically, nothing is half done."""
+    from cellweave.app.workers.tasks import LEFT_BEHIND
+
+    if LEFT_BEHIND:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _log_to_file() -> None:

@@ -288,7 +288,7 @@ class MainWindow(QMainWindow):
 
     def _training_summary(self) -> tuple[str, str]:
         training = self.session.spec.training
-        epochs = f"{training.max_epochs:,} epochs" if training.max_epochs else "epochs from the number of cells"
+        epochs = f"{training.max_epochs:,} epochs" if training.max_epochs else "automatic epochs"
         return "check" if self.session.study is not None else "", f"{epochs} · minibatch {training.batch_size:,}"
 
     def _show_run(self) -> None:

@@ -19,6 +19,7 @@ from cellweave.app.state import paths
 from cellweave.app.state.progress import RunProgress
 from cellweave.app.state.runs import RunSummary, new_run_path
 from cellweave.app.state.session import Session
+from cellweave.app.workers.tasks import LEFT_BEHIND
 from cellweave.app.workers.training import Outcome, Training
 from cellweave.core.errors import CellweaveError
 from cellweave.core.runs.events import Event, Failed, FinishReason, RunState, StateChanged, Warned
@@ -318,17 +319,24 @@ class TrainFlow(QObject):
             self._window.close_when_done()
             return False
         self.cancel_now()
-        self.current.wait(CANCEL_WAIT)
-        self._throw_away(self.current.folder)
+        training = self.current
+        self._wait_for(training)
+        self._throw_away(training.folder)
         self.current = None
         return True
+
+    def _wait_for(self, training: Training) -> None:
+        """Wait for a run that was cancelled; one that does not heed it is left to the end of the process."""
+        if not training.wait(CANCEL_WAIT):
+            training.setParent(None)
+            LEFT_BEHIND.append(training)
 
     def _leave_running(self) -> None:
         """Write a checkpoint here and go on in a process of its own."""
         assert self.current is not None
         training = self.current
         training.control.cancel()  # the engine writes a checkpoint on its way out
-        training.wait(CANCEL_WAIT)
+        self._wait_for(training)
         self.current = None
         self._go_on_detached(training.folder)
 

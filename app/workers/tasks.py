@@ -122,6 +122,11 @@ class Task(QObject):
         return self._thread.wait(milliseconds)
 
 
+# Work that did not heed a cancellation when the window closed. It is kept alive, because a running thread that is
+# deleted takes the process with it; the program then ends without waiting for it (see ``__main__``).
+LEFT_BEHIND: list[QObject] = []
+
+
 class TaskRunner(QObject):
     """Keeps the running tasks, and lets them all end when the window closes."""
 
@@ -162,5 +167,7 @@ class TaskRunner(QObject):
         for task in list(self._tasks):
             task.cancel()
         for task in list(self._tasks):
-            task.wait()
+            if not task.wait():
+                task.setParent(None)
+                LEFT_BEHIND.append(task)
         self._tasks.clear()

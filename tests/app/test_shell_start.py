@@ -71,3 +71,26 @@ def test_a_screenshot_of_the_example(home, tmp_path, example_file):
 def test_a_screenshot_of_nothing_is_refused_in_a_sentence(home, tmp_path, capsys):
     assert main(["--screenshot", str(tmp_path / "x.png"), "--open", str(tmp_path / "gone")]) == 2
     assert "There is no file or folder" in capsys.readouterr().err
+
+
+def test_the_program_opens_what_it_was_given_and_ends_quietly(home, example_file):
+    code = f"""
+import sys
+from qtpy.QtCore import QTimer
+from cellweave.app import window as shell
+restore = shell.MainWindow.restore
+def then(self):
+    restore(self)
+    timer = QTimer(self)
+    timer.timeout.connect(lambda: self.session.checked_spec is not None and self.close())
+    timer.start(50)
+shell.MainWindow.restore = then
+from cellweave.app.__main__ import main
+sys.exit(main([{str(example_file)!r}]))
+"""
+    command, own = [sys.executable, "-c", code], environment(home, QT_QPA_PLATFORM="offscreen")
+    result = subprocess.run(command, env=own, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert str(example_file) in (home / "settings.json").read_text()
+    assert "loaded 1600 cells" in (home / "log.txt").read_text()

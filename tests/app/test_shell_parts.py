@@ -1,0 +1,187 @@
+"""Parts of the shell that need no window: the sentence of a run, the selection, the relay of events, tasks."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from qtpy.QtWidgets import QLabel
+
+from cellweave.app.panels.checks import ChecksList
+from cellweave.app.panels.inspector import InspectorPanel, ShareBar
+from cellweave.app.panels.mosaic import MosaicGrid
+from cellweave.app.state.paths import masked
+from cellweave.app.state.progress import RunProgress, duration
+from cellweave.app.workers.tasks import TaskRunner
+from cellweave.app.workers.training import EventRelay
+from cellweave.core.errors import Cancelled, DataError
+from cellweave.core.models.registry import families
+from cellweave.core.runs.events import EpochDone, FinishReason, Progress, RunState, StateChanged, StepProgress
+from cellweave.core.study.checks import Check, Fix, Level
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "0 s"), (59, "59 s"), (72, "1 min 12 s"), (3600 * 2 + 61, "2 h 01 min")])
+def test_lengths_of_time(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_the_sentence_of_a_run():
+    progress = RunProgress("ambient-07", patience=45)
+    progress.add(StateChanged(state=RunState.LOADING, time=100.0))
+    assert progress.sentence() == "ambient-07: Loading data"
+    progress.add(Progress(phase="loading data", fraction=0.43))
+    assert progress.sentence() == "ambient-07: Loading data 43 %"
+    progress.add(StateChanged(state=RunState.PREPARING))
+    progress.add(Progress(phase="finding the best number of threads"))
+    assert progress.sentence() == "ambient-07: Preparing · finding the best number of threads"
+    progress.add(StateChanged(state=RunState.TRAINING))
+    progress.add(EpochDone(epoch=36, max_epochs=200, best_epoch=34, epochs_since_best=2, cells_per_second=41_000))
+    progress.add(StepProgress(epoch=37, max_epochs=200, fraction=0.5, cells_per_second=41_200, seconds_left=72))
+    assert progress.sentence() == "ambient-07: Training · epoch 37/200 · 41,200 cells/s · 1 min 12 s left · best 34 (patience 2/45)"
+    assert progress.fraction == pytest.approx(36.5 / 200)
+    assert progress.can_pause
+    assert progress.can_stop
+    progress.add(StateChanged(state=RunState.ANALYSING))
+    progress.add(Progress(phase="UMAP", fraction=0.04))
+    assert progress.sentence() == "ambient-07: Computing results · UMAP 4 %"
+    assert not progress.can_pause
+    progress.add(StateChanged(state=RunState.DONE, reason=FinishReason.EARLY_STOPPED))
+    assert progress.ending(now=172.0) == "ambient-07 stopped early: the validation loss no longer improved after 37 epochs in 1 min 12 s"
+
+
+def test_the_relay_keeps_the_order_and_only_the_latest_progress(qtbot):
+    relay = EventRelay()
+    taken = []
+    relay.events.connect(taken.extend)
+
+    def engine() -> None:
+        for number in range(1000):
+            relay.take(StepProgress(epoch=1, fraction=number / 1000))
+        relay.take(EpochDone(epoch=1))
+        relay.take(StepProgress(epoch=2))
+
+    thread = threading.Thread(target=engine)
+    thread.start()
+    thread.join()
+    relay.start()
+    qtbot.waitUntil(lambda: len(taken) == 3)
+    relay.stop()
+    assert [event.kind for event in taken] == ["step", "epoch", "step"]
+    assert taken[0].fraction == 0.999
+
+
+def test_a_task_gives_its_result_in_the_windows_thread(qtbot):
+    runner, here, seen = TaskRunner(), threading.get_ident(), []
+
+    def work(report):
+        report("half", 0.5)
+        return threading.get_ident()
+
+    runner.run(work, lambda result: seen.append(("done", result, threading.get_ident())), lambda *_: None, lambda *told: seen.append(told))
+    qtbot.waitUntil(lambda: not runner.busy())
+    assert seen[0] == ("half", 0.5)
+    kind, worked_in, told_in = seen[1]
+    assert kind == "done"
+    assert worked_in != here == told_in
+    runner.shutdown()
+
+
+def test_a_task_that_fails_or_is_cancelled_says_so(qtbot):
+    runner, failures = TaskRunner(), []
+
+    def bad(report):
+        raise DataError("It is broken.", "Mend it.")
+
+    def endless(report):
+        while True:
+            report("on and on")
+            threading.Event().wait(0.005)
+
+    def failed(error, details):
+        failures.append((type(error), "Traceback" in details))
+
+    runner.run(bad, lambda _: None, failed)
+    qtbot.waitUntil(lambda: len(failures) == 1)
+    task = runner.run(endless, lambda _: None, failed)
+    task.cancel()
+    qtbot.waitUntil(lambda: len(failures) == 2)
+    assert failures == [(DataError, True), (Cancelled, True)]
+    qtbot.waitUntil(lambda: not runner.busy())
+    runner.shutdown()
+
+
+def test_the_composition_of_a_selection(qtbot):
+    panel = InspectorPanel()
+    qtbot.addWidget(panel)
+    codes = np.array([0, 0, 1, 1, 1, -1], dtype=np.int32)
+    panel.set_columns({"batch": (np.zeros(6, np.int32), ("b0",)), "type": (codes, ("T", "B"))}, 6, ("type",))
+    panel.set_selection(np.array([0, 2, 3, 5]))
+    panel.show()
+    assert panel.title.text() == "4 cells selected"
+    assert panel.column.currentText() == "type"
+    bars = [bar.accessibleName() for bar in panel.findChildren(ShareBar) if not bar.isHidden()]
+    assert bars == [
+        "B: 2 cells, 50 % of the selection, 50 % of all cells",
+        "missing: 1 cells, 25 % of the selection, 17 % of all cells",
+        "T: 1 cells, 25 % of the selection, 33 % of all cells",
+    ]
+    panel.set_selection(np.zeros(0, np.int64))
+    assert panel.title.text() == "No cells selected"
+
+
+def test_checks_show_the_gravest_first_and_the_rest_on_demand(qtbot):
+    checks = ChecksList()
+    qtbot.addWidget(checks)
+    fix = Fix("Leave them out", {"data.drop_empty_cells": True})
+    found = [("a", Level.OK, "Counts", "Whole numbers.", ()), ("b", Level.WARN, "Empty", "Five are empty.", (fix,)), ("c", Level.FAIL, "Batch", "Gone.", ())]
+    checks.set_checks([Check(*each) for each in found])
+    checks.show()
+
+    def titles():
+        return [label.text() for label in checks.findChildren(QLabel) if label.property("heading") and not label.parent().isHidden()]
+
+    assert titles() == ["Batch", "Empty"]
+    from qtpy.QtCore import Qt
+    from qtpy.QtWidgets import QPushButton
+
+    asked = []
+    checks.fixAsked.connect(asked.append)
+    buttons = {item.text(): item for item in checks.findChildren(QPushButton)}
+    qtbot.mouseClick(buttons["Leave them out"], Qt.MouseButton.LeftButton)
+    assert asked == [fix]
+    qtbot.mouseClick(buttons["1 check passed"], Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: titles() == ["Batch", "Empty", "Counts"])
+
+
+def test_the_grid_of_a_mosaic_without_data(qtbot):
+    from cellweave.app.panels.mosaic import Mosaic
+
+    grid = MosaicGrid()
+    qtbot.addWidget(grid)
+    grid.set_mosaic(Mosaic("batch", ("a", "b"), ("rna", "adt"), np.array([[5, 0], [0, 0]])), [("b", "adt")])
+    assert set(grid.boxes) == {("a", "rna"), ("b", "adt")}
+    assert not grid.boxes["b", "adt"].isChecked()
+    told = []
+    grid.switched.connect(lambda *what: told.append(what))
+    grid.boxes["b", "adt"].click()
+    assert told == [("batch", "b", "adt", True)]
+
+
+def test_home_paths_are_masked(monkeypatch, home):
+    from pathlib import Path
+
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/marie"))
+    assert masked(f"/home/marie/data/x and {home}/runs and /Users/marie/y") == "~/data/x and <cellweave>/runs and /Users/<user>/y"
+
+
+@pytest.mark.parametrize("kind", list(families()))
+def test_every_family_fills_the_forms(qtbot, window, kind):
+    combo = window.model_panel.family
+    combo.setCurrentIndex(combo.findData(kind))
+    combo.activated.emit(combo.currentIndex())
+    assert window.session.spec.model.kind == kind
+    assert window.model_panel.form.paths()
+    assert window.losses_panel.form.terms() == [term.name for term in window.session.spec.terms()]
+    window.actions_by_id["edit.undo"].trigger()
+    assert window.session.spec.model.kind == next(iter(families()))
