@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -136,9 +138,9 @@ def test_discrepancy_of_one_minibatch_against_numpy(run):
     present = [code for code in range(4) if (codes == code).any()]
     assert len(present) == 3
     assert [tuple(row) for row in found.pairs[["batch1", "batch2"]].to_numpy()] == [
-        (run.batches[first], run.batches[second]) for first, second in zip(present, present[1:], strict=False)
+        (run.batches[first], run.batches[second]) for first, second in pairwise(present)
     ]
-    expected = [naive_mmd(z[codes == first], z[codes == second]) for first, second in zip(present, present[1:], strict=False)]
+    expected = [naive_mmd(z[codes == first], z[codes == second]) for first, second in pairwise(present)]
     np.testing.assert_allclose(found.pairs["mmd"], expected, atol=1e-5)
     assert found.per_minibatch == pytest.approx(sum(expected), abs=1e-5)
     assert found.per_cell == pytest.approx(found.per_minibatch / 1200, rel=1e-9)

@@ -225,5 +225,5 @@ def test_a_layer_of_a_file_with_other_cells_or_no_file(run, tmp_path):
 
 
 def test_a_file_of_another_kind_is_refused(run, tmp_path):
-    with pytest.raises(QueryError, match="neither in .h5ad nor in .h5"):
+    with pytest.raises(QueryError, match=r"neither in .h5ad nor in .h5"):
         write_expression(run, tmp_path / "e.txt")

@@ -66,9 +66,9 @@ def test_differential_expression(minified, run):
         differential_by_column(small, "celltype", options=options), differential_by_column(run, "celltype", options=options), rtol=1e-3, atol=1e-4
     )
     if not with_counts:
-        with pytest.raises(QueryError, match="statistics of raw counts .* needs the counts"):
+        with pytest.raises(QueryError, match=r"statistics of raw counts .* needs the counts"):
             differential_by_column(small, "celltype")
-        with pytest.raises(QueryError, match="pseudocount .* needs the counts"):
+        with pytest.raises(QueryError, match=r"pseudocount .* needs the counts"):
             differential_by_column(small, "celltype", options=DifferentialOptions(all_stats=False))
 
 
@@ -81,7 +81,7 @@ def test_questions_about_counts(minified, run):
             with pytest.raises(QueryError, match="needs the counts, and these minified data were written without them"):
                 ask(small)
     if not with_counts:
-        with pytest.raises(QueryError, match="summing counts over samples needs the counts|Summing counts over samples needs the counts"):
+        with pytest.raises(QueryError, match="Summing counts over samples needs the counts"):
             pseudobulk(small, "batch")
 
 

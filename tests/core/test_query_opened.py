@@ -124,7 +124,7 @@ def test_latents_that_are_not_finite_are_refused(run):
     broken = open_run(example_folder(), study=run.study)
     with torch.no_grad():
         broken.model.encoder.mean.weight.fill_(float("inf"))
-    with pytest.raises(QueryError, match="latent of .* cells is not a finite number"):
+    with pytest.raises(QueryError, match=r"latent of .* cells is not a finite number"):
         latent_mean(broken)
 
 

@@ -206,7 +206,7 @@ def test_library_priors_of_known_batches_stay(tmp_path):
 
 def test_nothing_new_is_refused(reference, tmp_path):
     new_file(reference, tmp_path / "new.h5ad", batch="")
-    with pytest.raises(DataError, match="knows every batch of these data .*so there is nothing to learn"):
+    with pytest.raises(DataError, match=r"knows every batch of these data .*so there is nothing to learn"):
         execute(mapping_spec(reference.path, [tmp_path / "new.h5ad"], NEW), tmp_path / "run")
 
 
@@ -222,7 +222,7 @@ def test_another_model_is_refused(reference, tmp_path):
     with pytest.raises(SpecError, match=r"model.n_latent is 20, but the reference was trained with 10"):
         execute(spec, tmp_path / "run")
     spec = mapping_spec(reference.path, [tmp_path / "new.h5ad"], {**NEW, "covariates.batch": "donor"})
-    with pytest.raises(SpecError, match="covariates.batch is 'donor', but the reference was trained with 'batch'"):
+    with pytest.raises(SpecError, match=r"covariates.batch is 'donor', but the reference was trained with 'batch'"):
         execute(spec, tmp_path / "other")
 
 
