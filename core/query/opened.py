@@ -19,7 +19,9 @@ from cellweave.core.training.model_files import TrainedModel, load_model
 from cellweave.core.training.sources import Loader
 
 
-def open_run(folder: str | Path, *, study: Study | None = None, device: str = "cpu", check_data: bool = True) -> TrainedRun:
+def open_run(
+    folder: str | Path, *, study: Study | None = None, device: str = "cpu", check_data: bool = True, scratch: Path | None = None
+) -> TrainedRun:
     """Open a run whose model is trained.
 
     Parameters
@@ -32,6 +34,8 @@ def open_run(folder: str | Path, *, study: Study | None = None, device: str = "c
         ``cpu``, ``cuda``, ``mps`` or ``auto``.
     check_data
         Whether to compare the check sums of the data files with those of the run.
+    scratch
+        Folder for memory-mapped counts, for data larger than the memory; the caller removes it. None keeps them in memory.
 
     Returns
     -------
@@ -47,7 +51,7 @@ def open_run(folder: str | Path, *, study: Study | None = None, device: str = "c
     """
     run, trained, where = open_model(folder, device)
     if study is None:
-        study = _same_data(run.spec, check_data=check_data)
+        study = _same_data(run.spec, check_data=check_data, scratch=scratch)
     aligned, notes = align_to(study, trained.features)
     data = encode(run.spec, trained.encoding, aligned, trained.features, trained_on=True)
     return TrainedRun(run.path, run.spec, trained, aligned, data, Loader(data, where, resident=False), tuple(notes))
@@ -117,7 +121,7 @@ def open_model(folder: str | Path, device: str = "cpu") -> tuple[RunFolder, Trai
     return run, trained, where
 
 
-def _same_data(spec: RunSpec, *, check_data: bool) -> Study:
+def _same_data(spec: RunSpec, *, check_data: bool, scratch: Path | None) -> Study:
     from cellweave.core.study import load_study
 
     for number, name in enumerate(spec.data.paths):
@@ -129,4 +133,4 @@ def _same_data(spec: RunSpec, *, check_data: bool) -> Study:
                 f"'{path.name}' has changed since the run was trained, so the answers would be about other cells.",
                 "Put the original file back, or ask about the changed file as new cells.",
             )
-    return load_study(spec.data)
+    return load_study(spec.data, scratch=scratch)

@@ -272,3 +272,24 @@ def test_posteriors_are_those_of_the_file_order(run):
     rows = run.rows()[[30, 4, 900]]
     mean, _ = latent_distribution(run, rows)
     np.testing.assert_allclose(mean, latent_mean(run)[[30, 4, 900]], rtol=1e-3, atol=1e-5)
+
+
+def test_the_poisson_likelihood_adds_no_noise_to_what_is_correlated():
+    run = example_run(model__gene_likelihood="poisson", model__dispersion="gene")
+    rows = run.rows()[:30]
+    kept = np.empty((30, 500), dtype=np.float32)
+    sampling._fill(run, rows, slice(None), 1, 1000.0, None, run.generator(6), kept)
+    expected = normalised_expression(run, rows, ExpressionQuestion(library_size=1000.0, n_samples=1, seed=6))
+    np.testing.assert_allclose(kept, expected, rtol=1e-5)
+
+
+def test_a_linear_decoder_answers_everything():
+    run = example_run(model__kind="ldvae")
+    rows = run.rows()[:60]
+    assert latent_mean(run, rows).shape == (60, 10)
+    shares = normalised_expression(run, rows, ExpressionQuestion(transform_batch=run.batches))
+    np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-4)
+    assert set(cell_terms(run, rows)) == {"reconstruction", "kl_z", "kl_l", "elbo"}
+    assert elbo(run, rows, n_samples=10) < marginal_ll(run, rows, n_samples=20).mean()
+    assert set(likelihood_parameters(run, rows)) == {"mean", "dispersions"}
+    assert np.isfinite(feature_correlation(run, rows, features=run.features[:5], n_samples=2)).all().all()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from query_runs import example_folder, example_run
+from query_runs import example_folder, example_run, train
 from scipy import sparse
 
 from cellweave.core.errors import Cancelled, DataError, RunFolderError
+from cellweave.core.query.expression import ExpressionQuestion, normalised_expression
 from cellweave.core.query.latent import latent_mean
 from cellweave.core.query.opened import open_run
 from cellweave.core.query.trained_run import QueryError
@@ -75,8 +78,6 @@ def test_no_folder_and_no_run(tmp_path):
 def test_a_run_that_goes_on(copy):
     folder = RunFolder.open(copy)
     here = replace(folder.status, state=RunState.TRAINING, reason=None)
-    import os
-
     folder.write_status(replace(here, pid=os.getpid()))
     with pytest.raises(RunFolderError, match=r"is still going on \(training\)"):
         open_run(copy)
@@ -230,6 +231,56 @@ def test_labels_may_be_missing_or_new(run):
     known = latent_mean(run, run.rows()[:50])
     for table in (obs.drop(columns="celltype"), obs.assign(celltype="nobody knows")):
         np.testing.assert_allclose(latent_mean(run.on(new_study(run, obs=table))), known, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def every_role(run, tmp_path_factory):
+    """A run whose cells have a continuous covariate, a further decoder column and a size factor."""
+    folder = tmp_path_factory.mktemp("roles")
+    rows = run.rows()[:400]
+    rng = np.random.default_rng(0)
+    counts = run.data.modalities[0].counts[rows]
+    obs = run.study.obs.iloc[rows][["batch", "celltype"]].assign(
+        age=rng.normal(50, 9, 400), half=rng.choice(["a", "b", "c"], 400), size=np.asarray(counts.sum(1)).ravel() / 100
+    )
+    anndata.AnnData(X=counts, obs=obs, var=run.data.modalities[0].var[[]]).write_h5ad(folder / "data.h5ad")
+    changes = {
+        "data.paths": str(folder / "data.h5ad"), "covariates.batch": "batch", "covariates.continuous": "age", "covariates.decoder": "half",
+        "covariates.size_factor": "size", "model.encode_covariates": True, "training.max_epochs": 1,
+    }  # fmt: skip
+    return open_run(train("every-role", changes))
+
+
+def test_columns_of_every_role_are_read_as_in_training(every_role):
+    written = np.load(every_role.path / "results" / "latent.npy", allow_pickle=False)
+    np.testing.assert_allclose(latent_mean(every_role), written[every_role.rows()], rtol=1e-4, atol=1e-5)
+    few = new_study(every_role, rows=slice(7, 17))  # scaled by the means of the training cells, not by their own
+    np.testing.assert_allclose(latent_mean(every_role.on(few)), latent_mean(every_role, range(7, 17)), rtol=1e-4, atol=1e-5)
+    expected = normalised_expression(every_role, range(7, 17), ExpressionQuestion(library_size="latent"))
+    np.testing.assert_allclose(normalised_expression(every_role.on(few), None, ExpressionQuestion(library_size="latent")), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"half": "d"}, "not trained on the level 'd' of 'half'"),
+        ({"age": float("nan")}, "'age' is not a finite number in 50 cells"),
+        ({"size": -1.0}, "'size' is 0 or less in 50 cells"),
+        ({"size": None}, "'size'"),
+    ],
+)
+def test_values_that_cannot_be_read_are_refused(every_role, change, words):
+    obs = every_role.study.obs.iloc[:50].assign(**change)
+    with pytest.raises(DataError, match=words):
+        every_role.on(new_study(every_role, obs=obs))
+    with pytest.raises(DataError, match="have no column 'size', which the model reads as size factor"):
+        every_role.on(new_study(every_role, obs=obs.drop(columns="size").assign(half="a", age=40.0)))
+
+
+def test_counts_can_be_mapped_to_disk(tmp_path, run):
+    again = open_run(example_folder(), scratch=tmp_path)
+    assert any(tmp_path.rglob("*"))
+    np.testing.assert_array_equal(latent_mean(again), latent_mean(run))
 
 
 # ---------------------------------------------------------------------- watching
