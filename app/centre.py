@@ -160,14 +160,14 @@ class Centre(QWidget):
 
     def _keep_colours(self, colours: dict[str, dict[str, str]]) -> None:
         self._window.session.settings.colours = {name: dict(levels) for name, levels in colours.items()}
-        self._window.save_soon()
+        self._window.arrangement.save_soon()
 
     def _keep_columns(self, names: list[str]) -> None:
         """Remember what the person colours by, for data with the same columns."""
         settings = self._window.session.settings
         kept = [name for name in names if not name.startswith("gene:")]
         settings.colour_by = {**settings.colour_by, self._key: kept}
-        self._window.save_soon()
+        self._window.arrangement.save_soon()
 
     def add_column(self, name: str, cells: Cells) -> None:
         """Offer a further column, and colour the first panel by it."""

@@ -1,6 +1,6 @@
 """Every action of the window, declared as data: menus, shortcuts, palette and tooltips are built from this list.
 
-``needs`` names the conditions that must hold (see ``MainWindow.conditions``); where one does not, the action is greyed
+``needs`` names the conditions that must hold (see ``flows.status``); where one does not, the action is greyed
 and its palette entry says why.
 """
 

@@ -38,20 +38,20 @@ class Analysing(QObject):
 
         def done(warnings: list[str]) -> None:
             self._task = None
-            window.say_idle()
+            window.status.say_idle()
             window.watching.open(folder)
             window.notify(" ".join(warnings) or "The embedding was computed again.")
 
         def failed(error: Exception, details: str) -> None:
             self._task = None
-            window.say_idle()
+            window.status.say_idle()
             if not isinstance(error, Cancelled):
                 window.show_error(error, details)
 
         def progressed(text: str, fraction: float | None) -> None:
-            window.say_busy(f"Computing: {text}", fraction, cancellable=True)
+            window.status.say_busy(f"Computing: {text}", fraction, cancellable=True)
 
-        window.say_busy("Computing the embedding", None, cancellable=True)
+        window.status.say_busy("Computing the embedding", None, cancellable=True)
         self._task = self._tasks.run(work, done, failed, progressed)
 
     def cancel(self) -> bool:

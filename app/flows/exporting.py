@@ -154,20 +154,20 @@ class Exporting(QObject):
 
         def done(_result: Any) -> None:
             self._task = None
-            window.say_idle()
+            window.status.say_idle()
             window.notify(done_words)
             LOG.info("%s", done_words)
 
         def failed(error: Exception, details: str) -> None:
             self._task = None
-            window.say_idle()
+            window.status.say_idle()
             if not isinstance(error, Cancelled):
                 window.show_error(error, details)
 
         def progressed(text: str, fraction: float | None) -> None:
-            window.say_busy(f"{doing}: {text}" if text else doing, fraction, cancellable=True)
+            window.status.say_busy(f"{doing}: {text}" if text else doing, fraction, cancellable=True)
 
-        window.say_busy(doing, None, cancellable=True)
+        window.status.say_busy(doing, None, cancellable=True)
         self._task = self._tasks.run(work, done, failed, progressed)
 
     def cancel(self) -> bool:

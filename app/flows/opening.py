@@ -141,7 +141,7 @@ class Opening(QObject):
         if self._load is not None:
             self._load.cancel()
         LOG.info("opening %s", name)
-        self._window.say_busy(f"Looking at {name}")
+        self._window.status.say_busy(f"Looking at {name}")
 
         def look(report: Any) -> tuple[Any, ...]:
             from cellweave.core.study import read_header
@@ -154,7 +154,7 @@ class Opening(QObject):
 
         def failed(error: Exception, details: str) -> None:
             if generation == self._generation:
-                self._window.say_idle()
+                self._window.status.say_idle()
                 self._fail(error, details)
 
         self._tasks.run(look, done, failed)
@@ -167,11 +167,11 @@ class Opening(QObject):
         self._loaded = self._wanted = None
         self._session.editor.start(spec)
         self._session.set_headers(headers)
-        self._window.save_soon()
+        self._window.arrangement.save_soon()
         if spec.data.paths:
             self._read(spec.data, suggest=remembered)
         else:
-            self._window.say_idle()
+            self._window.status.say_idle()
 
     # ------------------------------------------------------------------ the data
 
@@ -206,19 +206,19 @@ class Opening(QObject):
 
         def progressed(text: str, fraction: float | None) -> None:
             if generation == self._generation:
-                self._window.say_busy(_sentence("Loading", text), fraction, cancellable=True)
+                self._window.status.say_busy(_sentence("Loading", text), fraction, cancellable=True)
 
         def done(loaded: Loaded) -> None:
             if generation == self._generation:
                 self._load, self._loaded = None, key
-                self._window.say_idle()
+                self._window.status.say_idle()
                 self._got(loaded, suggest=suggest)
 
         def failed(error: Exception, details: str) -> None:
             if generation != self._generation:
                 return
             self._load = None
-            self._window.say_idle()
+            self._window.status.say_idle()
             self._session.set_study(None, ())
             if isinstance(error, Cancelled):
                 self._window.notify("Loading was cancelled. Open the file again to go on.")
@@ -226,7 +226,7 @@ class Opening(QObject):
             else:
                 self._fail(error, details)
 
-        self._window.say_busy("Loading data", None, cancellable=True)
+        self._window.status.say_busy("Loading data", None, cancellable=True)
         self._load = self._tasks.run(work, done, failed, progressed)
 
     def cancel_loading(self) -> bool:
@@ -234,7 +234,7 @@ class Opening(QObject):
         if self._load is None or not self._load.running():
             return False
         self._load.cancel()
-        self._window.say_busy("Cancelling…", None)
+        self._window.status.say_busy("Cancelling…", None)
         return True
 
     def _got(self, loaded: Loaded, *, suggest: bool) -> None:

@@ -71,7 +71,7 @@ class RunsFlow(QObject):
         if shown is not None and not shown.is_dir() and not (training.current and training.current.folder == shown):
             self._window.watching.shown = None
             self._window.notify(f"The folder of the run '{shown.name}' is gone. What is shown stays until another run is opened.")
-        self._window.update_actions()
+        self._window.status.update_actions()
 
     @property
     def target(self) -> Path | None:
@@ -81,7 +81,7 @@ class RunsFlow(QObject):
     def select(self, path: Path | None) -> None:
         """Another run is selected in the list."""
         self.selected = path
-        self._window.update_actions()
+        self._window.status.update_actions()
 
     # ------------------------------------------------------------------ looking
 
@@ -100,7 +100,7 @@ class RunsFlow(QObject):
     def _opened(self, results: RunResults) -> None:
         self._session.library.add(results.folder)
         self._session.settings.remember("runs", str(results.folder))
-        self._window.save_soon()
+        self._window.arrangement.save_soon()
         self.refresh()
         self._window.runs_panel.set_current(results.folder)
         if results.status.state.active and not results.status.lost:
@@ -134,7 +134,7 @@ class RunsFlow(QObject):
 
     def _followed_to_the_end(self, folder: Path) -> None:
         self._follow(None)
-        self._window.say_idle(self.progress.ending())
+        self._window.status.say_idle(self.progress.ending())
         self.refresh()
         if self._window.watching.shown == folder and folder.is_dir():
             self._window.watching.open(folder)

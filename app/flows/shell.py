@@ -46,7 +46,7 @@ class Shell(QObject):
 
     def show_palette(self) -> None:
         """Open the command palette."""
-        palette = CommandPalette(self._window.actions_by_id, self._window.conditions(), self._window)
+        palette = CommandPalette(self._window.actions_by_id, self._window.status.conditions(), self._window)
         self._window.palette_dialog = palette
         palette.show()
         palette.search.setFocus()
@@ -57,7 +57,7 @@ class Shell(QObject):
             theme.apply(app, name)
         self._session.settings.theme = name  # type: ignore[assignment]
         self._window.mark_theme()
-        self._window.save_soon()
+        self._window.arrangement.save_soon()
 
     def theme_system(self) -> None:
         """Follow the desktop."""
@@ -87,7 +87,7 @@ class Shell(QObject):
         if dialog.exec():
             self._session.settings.shortcuts = dialog.keys()
             self._window.actions_by_id.set_shortcuts(dialog.keys())
-            self._window.save_soon()
+            self._window.arrangement.save_soon()
         dialog.deleteLater()
 
     # ------------------------------------------------------------------ help
@@ -135,7 +135,7 @@ class Shell(QObject):
     def __getattr__(self, name: str) -> Callable[[], None]:
         """Answer ``toggle_DOCK`` and ``step_NAME``, which are all alike."""
         if name.startswith("toggle_"):
-            return lambda *_: self._window.toggle_dock(name.removeprefix("toggle_"))
+            return lambda *_: self._window.arrangement.toggle_dock(name.removeprefix("toggle_"))
         steps = ("step_data", "step_covariates", "step_model", "step_losses", "step_training")
         if name in steps:
             return lambda *_: self._window.go_to_step(steps.index(name))
@@ -143,7 +143,7 @@ class Shell(QObject):
 
     def reset_layout(self) -> None:
         """Put every dock back."""
-        self._window.reset_layout()
+        self._window.arrangement.reset()
 
     def detach(self) -> None:
         """Show the present view in a window of its own."""

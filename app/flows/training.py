@@ -154,7 +154,7 @@ class TrainFlow(QObject):
         self.current.events.connect(self._take)
         self.current.finished.connect(self._finished)
         self._session.settings.active_run = str(waiting.folder)
-        self._window.save_soon()
+        self._window.arrangement.save_soon()
         LOG.info("training %s in %s", name, waiting.folder)
         self.began.emit(waiting.folder, waiting.spec)
         self.current.start()
@@ -289,7 +289,7 @@ class TrainFlow(QObject):
         LOG.info("%s", ending)
         self.cancelling = False
         self.ended.emit(folder, reason)
-        self._window.say_idle(ending)
+        self._window.status.say_idle(ending)
         if outcome.error is not None:
             self._window.show_error(outcome.error, self._failure.details if self._failure else outcome.details)
         self._begin_next()

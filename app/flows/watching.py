@@ -152,18 +152,18 @@ class Watching(QObject):
         """Read a run folder in a thread and show it."""
         self._generation += 1
         generation = self._generation
-        self._window.say_busy(f"Opening the run {folder.name}")
+        self._window.status.say_busy(f"Opening the run {folder.name}")
 
         def done(results: RunResults) -> None:
             if generation == self._generation:
-                self._window.say_idle()
+                self._window.status.say_idle()
                 self.show(results)
                 if then is not None:
                     then(results)
 
         def failed(error: Exception, details: str) -> None:
             if generation == self._generation:
-                self._window.say_idle()
+                self._window.status.say_idle()
                 if not isinstance(error, Cancelled):
                     self._window.show_error(error, details)
 
@@ -219,7 +219,7 @@ class Watching(QObject):
         study = self._session.study if same else None
 
         def done(values: np.ndarray) -> None:
-            self._window.say_idle()
+            self._window.status.say_idle()
             if self.cells is cells:
                 from cellweave.core.export.run_data import ColumnValues
 
@@ -228,11 +228,11 @@ class Watching(QObject):
                 self._window.centre.add_column(name, cells)
 
         def failed(error: Exception, details: str) -> None:
-            self._window.say_idle()
+            self._window.status.say_idle()
             if not isinstance(error, Cancelled):
                 self._window.show_error(error, details)
 
-        self._window.say_busy(f"Reading {gene}")
+        self._window.status.say_busy(f"Reading {gene}")
         self._tasks.run(lambda report: gene_values(folder, spec, gene, cells.rows, study), done, failed)
 
     def clear(self) -> None:

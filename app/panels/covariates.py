@@ -22,6 +22,7 @@ from cellweave.app.panels.checks import ChecksList
 from cellweave.app.panels.crosstab import CrossTable
 from cellweave.app.panels.parts import button, clear, row, subheading, text
 from cellweave.app.panels.roles import TITLES, ColumnsView, RolePopup
+from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
 from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.spec import RunSpec
@@ -209,7 +210,7 @@ class CovariatesPanel(QWidget):
 
     # ------------------------------------------------------------------ for the header of the step
 
-    def summary(self) -> tuple[str, str]:
+    def summary(self) -> tuple[Mark, str]:
         """Return the mark and the words of the step's header."""
         session = self._session
         roles = session.spec.covariates.assigned()
@@ -218,7 +219,7 @@ class CovariatesPanel(QWidget):
             return "", words if roles else "Which column means what"
         own = [check for check in session.checks if check.where.startswith("covariates")]
         levels = {check.level.value for check in own}
-        done = "check" if roles and session.checked_spec is not None else ""
+        done: Mark = "check" if roles and session.checked_spec is not None else ""
         return "fail" if "fail" in levels else "warn" if "warn" in levels or (not roles and session.checked_spec is not None) else done, words
 
 

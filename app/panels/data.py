@@ -13,6 +13,7 @@ from cellweave.app.panels.checks import ChecksList
 from cellweave.app.panels.features import ModalityForm
 from cellweave.app.panels.mosaic import Mosaic, MosaicGrid
 from cellweave.app.panels.parts import ElidedLabel, button, clear, row, subheading, text
+from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
 
@@ -243,7 +244,7 @@ class DataPanel(QWidget):
 
     # ------------------------------------------------------------------ for the header of the step
 
-    def summary(self) -> tuple[str, str]:
+    def summary(self) -> tuple[Mark, str]:
         """Return the mark and the words of the step's header."""
         session = self._session
         if not session.headers:

@@ -21,7 +21,7 @@ def test_ids_and_keys_are_given_once():
 def test_every_need_has_a_reason_and_a_condition(window):
     needs = {need for info in ACTIONS for need in info.needs}
     assert needs <= set(REASONS)
-    assert needs <= set(window.conditions())
+    assert needs <= set(window.status.conditions())
 
 
 def test_every_call_is_there(window):
@@ -87,7 +87,7 @@ def test_themes_change_live_and_are_kept(qtbot, window, home):
     assert window.palette().window().color().name().upper() == theme.load_theme("dark").window
     window.actions_by_id["view.theme_light"].trigger()
     assert not theme.current().dark
-    window.save_now()
+    window.arrangement.save_now()
     assert '"theme": "light"' in (home / "settings.json").read_text()
 
 

@@ -172,7 +172,7 @@ def test_the_next_start_is_where_the_last_one_ended(qtbot, make_window, answers,
     qtbot.waitUntil(lambda: first.session.checked_spec is not None, timeout=LONG)
     first.session.editor.edit({"model.n_latent": 21})
     first.actions_by_id["view.theme_dark"].trigger()
-    first.toggle_dock("log")
+    first.arrangement.toggle_dock("log")
     first.docks["runs"].hide()
     first.resize(1300, 800)
     close_window(first, answers)

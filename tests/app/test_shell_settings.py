@@ -67,3 +67,11 @@ def test_recent_paths_are_newest_first_once_and_few():
 
 def test_the_key_of_columns_does_not_depend_on_their_order():
     assert column_key(["a", "b"]) == column_key(["b", "a"]) != column_key(["ab"])
+
+
+@pytest.mark.parametrize("text", ["%%%", "abc", "AAAA", ""])
+def test_a_place_that_cannot_be_read_is_no_place(make_window, home, text):
+    save_settings(Settings(geometry=text, layout=text), home / "settings.json")
+    window = make_window()
+    assert window.isVisible()
+    assert not window.docks["workflow"].isHidden()

@@ -1,0 +1,125 @@
+"""How the window is arranged: docks, what comes back at the next start, and when that is written."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import QByteArray, QObject, Qt, QTimer
+from qtpy.QtGui import QGuiApplication
+
+from cellweave.app.state.session import Session
+from cellweave.core.errors import SpecError
+from cellweave.core.spec import from_toml, to_toml
+
+if TYPE_CHECKING:
+    from cellweave.app.window import MainWindow
+
+LOG = logging.getLogger("cellweave.window")
+LAYOUT = 1  # version of the docks' layout; another one is not restored
+SAVE_AFTER = 3000  # milliseconds after a change until the settings are written
+
+
+class Arrangement(QObject):
+    """Restores and keeps the window's place, docks and step, and offers what the last session left."""
+
+    def __init__(self, window: MainWindow, session: Session) -> None:
+        super().__init__(window)
+        self._window, self._session = window, session
+        self._standard = QByteArray()
+        self._log_shown = False
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(SAVE_AFTER)
+        self._timer.timeout.connect(self.save_now)
+
+    # ------------------------------------------------------------------ docks
+
+    def toggle_dock(self, name: str) -> None:
+        """Show or hide a dock."""
+        dock = self._window.docks[name]
+        dock.setVisible(not dock.isVisible())
+        if name == "log" and not self._log_shown and dock.isVisible():
+            self._log_shown = True
+            self._window.resizeDocks([dock], [self._window.fontMetrics().height() * 11], Qt.Orientation.Vertical)
+
+    def dock_changed(self, name: str) -> None:
+        """Put the mark of a dock's action right."""
+        self._window.actions_by_id[f"window.{name}"].setChecked(not self._window.docks[name].isHidden())
+
+    def reset(self) -> None:
+        """Put every dock back in its place."""
+        self._window.restoreState(self._standard, LAYOUT)
+
+    # ------------------------------------------------------------------ the next start
+
+    def restore(self) -> None:
+        """Take up what the last start left: place, docks, step, recent files, an interrupted run."""
+        window, settings = self._window, self._session.settings
+        self.fill_welcome()
+        em = window.fontMetrics().horizontalAdvance("m")
+        screen = QGuiApplication.primaryScreen().availableGeometry()
+        window.resize(min(em * 115, screen.width()), min(em * 72, screen.height()))
+        window.resizeDocks([window.docks["workflow"], window.docks["runs"]], [em * 27, em * 19], Qt.Orientation.Horizontal)
+        self._standard = window.saveState(LAYOUT)
+        if settings.geometry:
+            window.restoreGeometry(decoded(settings.geometry))
+        if settings.layout:
+            window.restoreState(decoded(settings.layout), LAYOUT)
+        window.runs.start()
+        window.centre.welcome.set_notice(" ".join(self._session.notices))
+        self._offer_last()
+        self._offer_interrupted()
+
+    def fill_welcome(self) -> None:
+        """List what was open lately on the first page."""
+        settings = self._session.settings
+        self._window.centre.welcome.set_recent(settings.recent_data, settings.recent_runs)
+
+    def _offer_last(self) -> None:
+        """Offer to go on with the files and settings of the last session."""
+        text, window = self._session.settings.last_spec, self._window
+        try:
+            spec = from_toml(text) if text else None
+        except SpecError as error:
+            LOG.info("the spec of the last session cannot be used: %s", error)
+            return
+        if spec is not None and spec.data.paths and all(Path(path).exists() for path in spec.data.paths):
+            names = " + ".join(Path(path).name for path in spec.data.paths)
+            window.centre.welcome.offer(f"Go on with {names}", lambda: window.opening.open_spec(spec, names))
+
+    def _offer_interrupted(self) -> None:
+        window, path = self._window, self._session.settings.active_run
+        run = next((item for item in self._session.library.runs if str(item.path) == path), None)
+        if run is not None and run.status.lost:
+            sentence = f"The run '{run.name}' was interrupted at epoch {run.status.epoch}."
+            window.notify(sentence, "Continue it", lambda: window.training.resume(run.path), stays=True)
+
+    # ------------------------------------------------------------------ writing
+
+    def save_soon(self) -> None:
+        """Write the settings in a few seconds."""
+        self._timer.start()
+
+    def save_now(self) -> None:
+        """Write the settings."""
+        self._timer.stop()
+        settings, spec = self._session.settings, self._session.spec
+        settings.geometry = base64.b64encode(self._window.saveGeometry().data()).decode()
+        settings.layout = base64.b64encode(self._window.saveState(LAYOUT).data()).decode()
+        if spec.data.paths:
+            settings.last_spec = to_toml(spec)
+        problem = self._session.save()
+        if problem:
+            LOG.warning("%s", problem)
+
+
+def decoded(text: str) -> QByteArray:
+    """Return bytes from their base 64; nothing where the text is none, so that no settings file stops the start."""
+    try:
+        return QByteArray(base64.b64decode(text, validate=True))
+    except binascii.Error:
+        return QByteArray()
