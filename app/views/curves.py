@@ -15,7 +15,7 @@ from qtpy.QtGui import QColor, QContextMenuEvent, QFocusEvent, QKeyEvent, QPaint
 from qtpy.QtWidgets import QWidget
 
 from cellweave.app.forms.numberbox import number_text
-from cellweave.app.theme import current, notifier
+from cellweave.app.theme import SPACE, current, notifier
 from cellweave.app.views.axes import GridLines, ValueAxis
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.focus import draw_focus
@@ -69,7 +69,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setAccessibleName("Loss curves")
         self.card = HoverCard(self)
-        self.ci.layout.setContentsMargins(0, 0, 0, 0)
+        self.ci.layout.setContentsMargins(SPACE, SPACE, SPACE, SPACE)
         self.scene().sigMouseMoved.connect(self._moved)
         notifier().changed.connect(self._retheme)
         self._retheme()
@@ -164,7 +164,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
             axis.setLogMode(side == "left" and self._style.log)
             axis.setStyle(tickLength=4)
         plot.item.getAxis("left").setWidth(round(7.5 * self.fontMetrics().horizontalAdvance("0")))  # plots below each other align
-        plot.cursor.setPen(pg.mkPen(secondary, width=1))
+        plot.cursor.setPen(pg.mkPen(secondary, width=self.devicePixelRatioF()))
         plot.item.update()
 
     def _place(self) -> None:
@@ -253,7 +253,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
     def _pen(self, series: Series, split: str, run: int, *, raw: bool = False) -> QPen:
         colour = QColor(series.hue())
         colour.setAlphaF(0.25 if raw else 0.5 if run else 1.0)
-        pen = pg.mkPen(colour, width=1.0 if raw or run else 1.5)
+        pen = pg.mkPen(colour, width=(1.0 if raw or run else 1.5) * self.devicePixelRatioF())
         if split == "validation":
             pen.setStyle(Qt.PenStyle.CustomDashLine)
             pen.setDashPattern([4.0, 3.0])
@@ -284,11 +284,15 @@ class LossCurves(pg.GraphicsLayoutWidget):
         colour = current().color("good" if best else "warn")
         style = Qt.PenStyle.DotLine if best else Qt.PenStyle.SolidLine
         side = 0.0 if best else 1.0  # below the upper edge, or above the lower one
+        ground = current().color("panel")
+        ground.setAlphaF(0.75)  # the words can be read where they lie on a curve
         line = pg.InfiniteLine(
-            angle=90, movable=False, pen=pg.mkPen(colour, width=1, style=style), label=text,
-            labelOpts={"position": 1.0 if best else 0.0, "color": colour, "movable": False, "anchors": [(0, side), (1, side)]},
+            angle=90, movable=False, pen=pg.mkPen(colour, width=self.devicePixelRatioF(), style=style), label=text,
+            labelOpts={
+                "position": 1.0 if best else 0.0, "color": colour, "fill": ground, "movable": False, "anchors": [(0, side), (1, side)],
+            },
         )  # fmt: skip
-        line.setZValue(0)
+        line.setZValue(3)
         plot.item.addItem(line, ignoreBounds=True)
         return line
 
