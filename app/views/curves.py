@@ -285,7 +285,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         style = Qt.PenStyle.DotLine if best else Qt.PenStyle.SolidLine
         side = 0.0 if best else 1.0  # below the upper edge, or above the lower one
         ground = current().color("panel")
-        ground.setAlphaF(0.75)  # the words can be read where they lie on a curve
+        ground.setAlphaF(0.6)  # the words can be read where they lie on a curve
         line = pg.InfiniteLine(
             angle=90, movable=False, pen=pg.mkPen(colour, width=self.devicePixelRatioF(), style=style), label=text,
             labelOpts={
@@ -322,7 +322,8 @@ class LossCurves(pg.GraphicsLayoutWidget):
             return
         low, high = span
         room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
-        plot.item.setYRange(low - room, high + room, padding=0)
+        words_above, words_below = "best" in plot.marks, any(key != "best" for key in plot.marks)  # they stand clear of the curves
+        plot.item.setYRange(low - room * (2.5 if words_below else 1), high + room * (2.2 if words_above else 1), padding=0)
 
     # -- cursor ----------------------------------------------------------------------------------------------
 
