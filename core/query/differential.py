@@ -257,22 +257,29 @@ def _sample(
     if options.batch_correction:
         codes = run.batch_codes(batches if batches else run.batches)
     each = max(2, options.n_samples // len(codes))
-    network = run.network
     scale = room_for((each * len(codes), len(run.features)), path)
     for number, code in enumerate(codes):
-        fixed = None
         if options.weights == "importance":
-            chosen, fixed, effective = importance_draws(run, rows, each, code, seed=options.seed, generator=generator, rng=rng)
+            chosen, latents, effective = importance_draws(run, rows, each, code, seed=options.seed, generator=generator, rng=rng)
             if effective < FEW:
                 notes.append(f"The importance weights of a group rest on about {max(1, round(effective))} latents, so its probabilities are overconfident.")
         else:
             chosen = rng.choice(rows, size=each, replace=True)
-        for where, batch in run.minibatches(chosen):
-            posterior = run.posterior(batch)
-            z = network.transform(draw(posterior.mean, posterior.var, generator)) if fixed is None else fixed[where]
-            generated = network.generate(batch, z, run.library_mean(batch, posterior), code)
+            latents = _latents(run, chosen, generator)
+        for where, batch in run.minibatches(chosen, with_counts=False):
+            # The share of each feature does not depend on the library size.
+            generated = run.network.generate(batch, latents[where], torch.ones(batch.n_cells, device=run.device), code)
             scale[number * each + where.start : number * each + where.stop] = generated.share.cpu().numpy()
     return Samples(scale, np.repeat([OWN if code is None else code for code in codes], each))
+
+
+def _latents(run: TrainedRun, chosen: np.ndarray, generator: torch.Generator) -> torch.Tensor:
+    """Draw a latent for each of some cells, of which some are there several times and are encoded once."""
+    rows, back = np.unique(chosen, return_inverse=True)
+    posteriors = [run.posterior(batch) for _, batch in run.minibatches(rows)]
+    place = torch.from_numpy(back.ravel()).to(run.device)
+    mean, var = torch.cat([one.mean for one in posteriors])[place], torch.cat([one.var for one in posteriors])[place]
+    return run.network.transform(draw(mean, var, generator))
 
 
 def _pairs(
@@ -311,7 +318,7 @@ def _columns(
     blocks = [slice(start, min(start + FEATURES, n_features)) for start in range(0, n_features, FEATURES)]
 
     def paired(block: slice) -> tuple[np.ndarray, np.ndarray]:
-        one, two = (np.asarray(each.scale[:, block])[rows] for each, rows in zip(samples, pairs, strict=True))
+        one, two = (_rows(np.asarray(each.scale[:, block]), rows) for each, rows in zip(samples, pairs, strict=True))
         return one, two
 
     scales = {f"scale{number}": np.concatenate([each.scale[:, b].mean(0, dtype=np.float64) for b in blocks]) for number, each in enumerate(samples, 1)}
@@ -319,7 +326,7 @@ def _columns(
         return _joined([de_stats.vanilla(*paired(block)) for block in blocks]) | scales
     pseudocount = options.pseudocount
     if pseudocount is None:
-        largest = [np.concatenate([each.scale[:, b][rows].max(0) for b in blocks]) for each, rows in zip(samples, pairs, strict=True)]
+        largest = [np.concatenate([_rows(each.scale[:, b], rows).max(0) for b in blocks]) for each, rows in zip(samples, pairs, strict=True)]
         silent = [mean_counts(counts, rows) < options.threshold_counts for rows in (comparison.rows1, comparison.rows2)]
         pseudocount = de_stats.pseudocount_of(largest[0], largest[1], silent[0], silent[1])
     delta = options.delta
@@ -333,6 +340,11 @@ def _columns(
     joined = _joined(found)
     head = {name: joined.pop(name) for name in ("proba_de", "proba_not_de", "bayes_factor")}
     return {**head, **scales, "pseudocounts": pseudocount, "delta": delta, **joined}
+
+
+def _rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return some rows; all of them in their order without a copy."""
+    return values if len(rows) == len(values) and np.array_equal(rows, np.arange(len(rows))) else values[rows]
 
 
 def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray | float | str]:

@@ -271,8 +271,8 @@ class TrainedRun:
         """Return a source of draws that only ``seed`` determines."""
         return torch.Generator(device=self.device).manual_seed(seed)
 
-    def minibatches(self, rows: np.ndarray, size: int = BATCH) -> Iterator[tuple[slice, Minibatch]]:
-        """Iterate over rows in order, telling progress.
+    def minibatches(self, rows: np.ndarray, size: int = BATCH, *, with_counts: bool = True) -> Iterator[tuple[slice, Minibatch]]:
+        """Iterate over rows in order, telling progress; a decoder alone needs no counts.
 
         Yields
         ------
@@ -290,7 +290,7 @@ class TrainedRun:
             if self.cancelled():
                 raise Cancelled
             stop = min(start + size, len(rows))
-            yield slice(start, stop), self.loader.minibatch(rows[start:stop])
+            yield slice(start, stop), self.loader.minibatch(rows[start:stop], with_counts=with_counts)
             self.progress(stop / len(rows))
 
     def posterior(self, batch: Minibatch) -> Posterior:

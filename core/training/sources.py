@@ -145,12 +145,12 @@ class Loader:
         self._size_factor = None if data.size_factor is None else self._tensor(data.size_factor)
         self._measured = {m.name: None if m.measured.all() else self._tensor(m.measured) for m in data.modalities}
 
-    def minibatch(self, indices: np.ndarray) -> Minibatch:
-        """Return the minibatch of the cells ``indices``, in that order."""
+    def minibatch(self, indices: np.ndarray, *, with_counts: bool = True) -> Minibatch:
+        """Return the minibatch of the cells ``indices``, in that order; a decoder alone needs no counts."""
         rows = self._tensor(indices)
         return Minibatch(
             index=rows,
-            counts={name: source.rows(indices) for name, source in self.sources.items()},
+            counts={name: source.rows(indices) for name, source in self.sources.items()} if with_counts else {},
             categorical={role: codes[rows] for role, codes in self._categorical.items()},
             continuous=None if self._continuous is None else self._continuous[rows],
             size_factor=None if self._size_factor is None else self._size_factor[rows],
