@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -92,11 +93,12 @@ def screenshot(folder: Path, picture: Path) -> str:
     if not report.usable:
         return f"{report.problem}{f' This installs them: {report.apt}' if report.apt else ''}"
     command = [sys.executable, "-m", "cellweave.app", "--screenshot", str(picture), "--open", str(folder)]
-    environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SCREENSHOT_SECONDS, env=environment)
-    except subprocess.TimeoutExpired:
-        return f"the window did not answer within {SCREENSHOT_SECONDS} seconds."
+    with tempfile.TemporaryDirectory() as home:  # the settings and the list of runs of the person stay as they are
+        environment = {**os.environ, "QT_QPA_PLATFORM": "offscreen", "CELLWEAVE_HOME": home}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SCREENSHOT_SECONDS, env=environment)
+        except subprocess.TimeoutExpired:
+            return f"the window did not answer within {SCREENSHOT_SECONDS} seconds."
     if done.returncode != 0 or not picture.is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         return lines[-1].strip() if lines else f"the window ended with code {done.returncode}."

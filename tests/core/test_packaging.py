@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
@@ -112,3 +113,11 @@ def test_scvi_defaults_are_what_a_spec_has_by_itself() -> None:
 def test_the_start_script_is_understood_by_a_python_that_is_too_old() -> None:
     """So that it can say so instead of ending in a syntax error."""
     ast.parse((ROOT / "start.py").read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def test_everything_the_readme_shows_or_names_is_there() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert shown, "a picture says what it is"
+    for name in [*shown, *re.findall(r"`((?:resources|benchmarks|docs)/[\w./-]+)`", text)]:
+        assert (ROOT / name).exists(), name
