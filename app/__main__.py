@@ -173,11 +173,8 @@ def _catch(window: MainWindow) -> None:
 
 
 def _screenshot(options: argparse.Namespace) -> int:
-    """Draw the window with what was asked for, without a screen."""
-    import time
-
-    from cellweave.app import theme
-    from cellweave.app.state.session import Session
+    """Draw the window with what was asked for, without a screen; the person's own settings are neither shown nor changed."""
+    import tempfile
 
     try:
         width, height = (int(part) for part in options.size.lower().split("x"))
@@ -188,10 +185,31 @@ def _screenshot(options: argparse.Namespace) -> int:
     if missing:
         sys.stderr.write(f"There is no file or folder '{missing[0]}'.\n")
         return 2
-    app = make_application()
-    theme.apply(app, options.theme or "light")
+    before = os.environ.get("CELLWEAVE_HOME")
+    with tempfile.TemporaryDirectory(prefix="cellweave-", ignore_cleanup_errors=True) as home:
+        os.environ["CELLWEAVE_HOME"] = home
+        try:
+            saved = _draw(options, width, height)
+        finally:
+            os.environ.pop("CELLWEAVE_HOME")
+            if before is not None:
+                os.environ["CELLWEAVE_HOME"] = before
+    if not saved:
+        sys.stderr.write(f"'{options.screenshot}' could not be written.\n")
+        return 4
+    return 0
+
+
+def _draw(options: argparse.Namespace, width: int, height: int) -> bool:
+    """Open the window, let it settle, and save a picture of it."""
+    import time
+
+    from cellweave.app import theme
+    from cellweave.app.state.session import Session
     from cellweave.app.window import MainWindow
 
+    app = make_application()
+    theme.apply(app, options.theme or "light")
     window = MainWindow(Session(), warm=False)
     window.restore()
     window.resize(width, height)
@@ -201,12 +219,8 @@ def _screenshot(options: argparse.Namespace) -> int:
         window.opening.open_path("\n".join(options.paths))
         _settle(app, window, time.monotonic() + SCREENSHOT_WAIT)
     saved = window.grab().save(options.screenshot)
-    window.session.settings.active_run = ""
     window.close()
-    if not saved:
-        sys.stderr.write(f"'{options.screenshot}' could not be written.\n")
-        return 4
-    return 0
+    return bool(saved)
 
 
 def _settle(app: QApplication, window: MainWindow, deadline: float) -> None:

@@ -113,21 +113,22 @@ class Exporting(QObject):
 
     def h5ad(self) -> None:
         """Ask where, and write the input with the results."""
-        out = self._ask("Export h5ad", ".h5ad", "AnnData (*.h5ad)")
+        out = self._ask("Export h5ad", ".h5ad", "AnnData (*.h5ad);;MuData, all modalities (*.h5mu)")
         if out is not None:
             self.write_h5ad(out)
 
     def write_h5ad(self, out: Path) -> None:
-        """Write the h5ad of the shown run in a thread."""
+        """Write the h5ad (or, by its suffix, the h5mu) of the shown run in a thread."""
         target = self._window.watching.shown or self._window.runs.target
         if target is None:
             return
         denoised = (target / "results" / "denoised.h5").is_file()
 
         def work(report: Any) -> Path:
-            from cellweave.core.export.h5ad import export_h5ad
+            from cellweave.core.export.h5ad import export_h5ad, export_h5mu
 
-            return export_h5ad(target, out, denoised=denoised, progress=forward(report))
+            export = export_h5mu if out.suffix == ".h5mu" else export_h5ad
+            return export(target, out, denoised=denoised, progress=forward(report))
 
         self._run(work, f"Writing {out.name}", f"'{out}' is written.")
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QObject, QTimer, QUrl, Signal
 from qtpy.QtWidgets import QFileDialog
 
+from cellweave.app.state import paths
 from cellweave.app.state.session import Session
 from cellweave.app.workers.tasks import Task, TaskRunner, forward
 from cellweave.core.errors import Cancelled, CellweaveError, DataError
@@ -272,7 +273,7 @@ class Opening(QObject):
         def work(report: Any) -> tuple[Any, ...]:
             from cellweave.core.study.preflight import preflight
 
-            return tuple(preflight(spec, study))
+            return tuple(preflight(spec, study, paths.runs_folder()))
 
         def done(checks: tuple[Any, ...]) -> None:
             if number == self._checks and session.study is study:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from qtpy.QtCore import QObject, Signal
-from qtpy.QtGui import QGuiApplication
+from qtpy.QtGui import QGuiApplication, QShowEvent
 from qtpy.QtWidgets import QPlainTextEdit, QVBoxLayout, QWidget
 
 from cellweave.app import theme
@@ -62,3 +62,9 @@ class LogPanel(QWidget):
         layout.addLayout(row(text("What was done in this session", secondary=True, wrap=False), None, copy, folder))
         layout.addWidget(self.view, 1)
         handler.carrier.line.connect(self.view.appendPlainText)
+
+    def showEvent(self, event: QShowEvent | None) -> None:  # noqa: N802
+        """Show the newest line."""
+        super().showEvent(event)
+        bar = self.view.verticalScrollBar()
+        bar.setValue(bar.maximum())

@@ -63,6 +63,7 @@ def test_a_screenshot_of_the_example(home, tmp_path, example_file):
     command = [sys.executable, "-m", "cellweave.app", "--screenshot", str(out), "--open", str(example_file), "--theme", "dark", "--size", "1280x720"]
     result = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+    assert not home.exists()  # the person's settings are left alone
     with Image.open(out) as picture:
         assert picture.size == (1280, 720)
         assert len(picture.convert("RGB").getcolors(1_000_000)) > 200

@@ -236,3 +236,14 @@ def test_left_running_it_goes_on_in_a_process_of_its_own(qtbot, ready, answers):
     assert status.reason is FinishReason.COMPLETED
     assert status.pid != os.getpid()
     assert [row["epoch"] for row in RunFolder(folder).losses()] == list(range(1, 31))
+
+
+def test_a_detached_run_trains_in_a_process_of_its_own_and_can_be_opened(qtbot, ready, home):
+    ready.actions_by_id["run.detached"].trigger()
+    folder = home / "runs" / "vae-01"
+    qtbot.waitUntil(lambda: RunFolder(folder).status.reason is FinishReason.COMPLETED, timeout=LONG)
+    assert RunFolder(folder).status.pid != os.getpid()
+    ready.runs.refresh()
+    ready.runs.open(folder)
+    qtbot.waitUntil(lambda: ready.watching.shown == folder, timeout=LONG)
+    assert ready.losses.history().epochs == [1, 2, 3, 4]
