@@ -35,7 +35,17 @@ CANCEL_WAIT = 20_000  # milliseconds that closing waits for a cancelled run
 
 @dataclass(frozen=True)
 class Waiting:
-    """A run in the queue."""
+    """A run in the queue.
+
+    Attributes
+    ----------
+    spec, folder
+        What to do, and where.
+    study
+        The data, where they are loaded with just these settings; None lets the engine read them.
+    resume
+        Whether to continue the folder's run.
+    """
 
     spec: RunSpec
     folder: Path
@@ -68,6 +78,8 @@ class TrainFlow(QObject):
         self._window, self._session = window, session
         self.current: Training | None = None
         self.spec: RunSpec | None = None
+        self.study: Any = None
+        self._edited = session.spec
         self.progress = RunProgress("")
         self.queue: deque[Waiting] = deque()
         self.cancelling = False
@@ -104,12 +116,16 @@ class TrainFlow(QObject):
 
     def _enqueue(self, spec: RunSpec, study: Any) -> None:
         folder = self._free_folder(spec)
-        self.queue.append(Waiting(spec, folder, study))
+        self.queue.append(Waiting(spec, folder, study if self._is_of(spec) else None))
         if self.active:
             LOG.info("%s waits in the queue", folder.name)
             self._window.notify(f"'{spec.name or folder.name}' waits in the queue: it begins when the present run ends.")
         self._begin_next()
         self.changed.emit()
+
+    def _is_of(self, spec: RunSpec) -> bool:
+        """Return whether the open study was read with the data settings of a spec."""
+        return self._session.study is not None and self._window.opening.loaded == data_key(spec.data)
 
     def _free_folder(self, spec: RunSpec) -> Path:
         taken = {waiting.folder for waiting in self.queue}
@@ -128,8 +144,7 @@ class TrainFlow(QObject):
         except CellweaveError as error:
             self._window.show_error(error, "")
             return
-        same = self._session.study is not None and data_key(spec.data) == self._window.opening.loaded
-        self.queue.append(Waiting(spec, folder, self._session.study if same else None, resume=True))
+        self.queue.append(Waiting(spec, folder, self._session.study if self._is_of(spec) else None, resume=True))
         self._begin_next()
         self.changed.emit()
 
@@ -139,7 +154,7 @@ class TrainFlow(QObject):
         waiting = self.queue.popleft()
         name = waiting.spec.name or waiting.folder.name
         training = waiting.spec.training
-        self.spec = waiting.spec
+        self.spec, self.study = waiting.spec, waiting.study
         self.progress = RunProgress(name, training.patience if training.early_stopping else 0)
         self.cancelling, self._failure = False, None
         self._weights = dict(waiting.spec.loss_weights())
@@ -162,9 +177,7 @@ class TrainFlow(QObject):
 
     def _start(self, waiting: Waiting) -> Any:
         analysis = self._window.analysis.process
-        # A study of other data settings is never handed over: the engine reads what its own spec says.
-        usable = waiting.study is not None and self._window.opening.loaded == data_key(waiting.spec.data)
-        study = waiting.study if usable else None
+        study = waiting.study
 
         def start(listener: Any, control: Any) -> object:
             # Imported here: torch must not be loaded before the window shows.
@@ -245,11 +258,19 @@ class TrainFlow(QObject):
             self.changed.emit()
 
     def _spec_edited(self, spec: RunSpec) -> None:
-        """Give weights that were turned to the run that trains, from its next step on."""
+        """Give weights that were turned (or taken back) to the run that trains, from its next step on.
+
+        Only an edit of the weights alone counts: another spec that is opened, or a preset, is meant for the next run.
+        """
+        before, self._edited = self._edited, spec
         if self.current is None or self.spec is None or not self.live_weights or spec.model.kind != self.spec.model.kind:
             return
+        paths = self._session.editor.paths
+        if not paths or not all(path.startswith("losses.weights.") for path in paths):
+            return
+        old = before.loss_weights()
         for term, weight in spec.loss_weights().items():
-            if term in self._weights and weight != self._weights[term]:
+            if term in self._weights and weight != old.get(term):
                 self._weights[term] = weight
                 self.current.control.set_weight(term, weight)
                 LOG.info("weight of %s set to %g while training", term, weight)

@@ -133,9 +133,7 @@ class Watching(QObject):
             embedding.move_points(layout[there], epoch)
             self._offer_epochs(earlier_layouts(path.parent))
             return
-        study, generation = self._session.study, self._generation
-        if study is None:
-            return
+        study, generation = self._window.training.study, self._generation
         chosen, points = rows[there], layout[there]
 
         def done(cells: Cells) -> None:
@@ -144,6 +142,9 @@ class Watching(QObject):
                 self._window.fill_embedding(points, cells, default_pair(self.spec, list(cells.columns)))
                 self._window.show_view("embedding", only_from="losses", once=True)
 
+        if study is None:  # the engine read the data itself: what the cells are is known when it is done
+            done(Cells(chosen, chosen.astype(str), {}))
+            return
         self._tasks.run(lambda report: study_cells(study, chosen), done, lambda error, details: LOG.warning("live embedding: %s", error))
 
     # ------------------------------------------------------------------ a run that is there

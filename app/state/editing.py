@@ -27,6 +27,8 @@ class SpecEditor:
         Sent with the paths of an edit that the spec did not accept, and the error's text.
     stack
         The undo stack, for the Edit menu.
+    paths
+        Fields that the last change was about; empty where the whole spec was put in place of another.
     """
 
     changed = Signal(RunSpec)
@@ -34,6 +36,7 @@ class SpecEditor:
 
     def __init__(self, spec: RunSpec | None = None) -> None:
         self._spec = spec or RunSpec()
+        self.paths: tuple[str, ...] = ()
         self.stack = QUndoStack()
         self.stack.setUndoLimit(500)
 
@@ -75,9 +78,9 @@ class SpecEditor:
         self.stack.clear()
         self.put(spec)
 
-    def put(self, spec: RunSpec) -> None:
+    def put(self, spec: RunSpec, paths: tuple[str, ...] = ()) -> None:
         """Set the spec without a step of undo; used by the undo commands themselves."""
-        self._spec = spec
+        self._spec, self.paths = spec, paths
         self.changed.emit(spec)
 
 
@@ -105,8 +108,8 @@ class _Change(QUndoCommand):
 
     def redo(self) -> None:
         """Do or do again."""
-        self._editor.put(self._after)
+        self._editor.put(self._after, self._merge)
 
     def undo(self) -> None:
         """Take back."""
-        self._editor.put(self._before)
+        self._editor.put(self._before, self._merge)

@@ -247,3 +247,24 @@ def test_a_detached_run_trains_in_a_process_of_its_own_and_can_be_opened(qtbot, 
     ready.runs.open(folder)
     qtbot.waitUntil(lambda: ready.watching.shown == folder, timeout=LONG)
     assert ready.losses.history().epochs == [1, 2, 3, 4]
+
+
+def test_other_data_opened_during_a_run_touch_neither_its_weights_nor_its_cells(qtbot, ready, tmp_path):
+    folder = train(qtbot, ready, **{"training.max_epochs": 100_000, "training.preview_every": 5})
+    other = small_h5ad(tmp_path / "other.h5ad", n_cells=50, seed=9)
+    ready.opening.open_path(str(other))
+    qtbot.waitUntil(lambda: ready.session.study is not None and ready.session.study.n_cells == 50, timeout=LONG)
+    ready.session.editor.start(ready.session.spec.with_changes({"losses.weights.kl_z": 7.0}))
+    wait_epoch(qtbot, ready, 5)
+    ready.training.pause()  # what compiles the layout needs the processor now
+    qtbot.waitUntil(lambda: ready.watching.cells is not None, timeout=2 * LONG)
+    ready.training.pause()
+    assert len(ready.watching.cells.rows) == 240
+    assert "cell_type" in ready.watching.cells.columns
+    ready.session.editor.edit({"losses.weights.kl_z": 8.0})
+    run = RunFolder(folder)
+    qtbot.waitUntil(lambda: any(isinstance(event, WeightChanged) for event in run.events()), timeout=LONG)
+    ready.training.stop()
+    wait_done(qtbot, ready)
+    assert [(event.old, event.new) for event in run.events() if isinstance(event, WeightChanged)] == [(1.0, 8.0)]
+    assert run.spec.data.paths[0].endswith("small.h5ad")
