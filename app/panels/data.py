@@ -178,6 +178,7 @@ class DataPanel(QWidget):
         columns = [str(name) for name in study.obs.columns] if study is not None else []
         for name, form in self._forms.items():
             loaded = study.modalities.get(name) if study is not None else None
+            form.found.setToolTip(study.left_out_modalities.get(name, "") if study is not None else "")
             form.show_modality(spec.data, self._locations(name), loaded.location if loaded else "", columns, self._size_of(name, loaded))
         self._show_mosaic()
 
@@ -192,6 +193,9 @@ class DataPanel(QWidget):
         return list(dict.fromkeys(found))
 
     def _size_of(self, name: str, loaded: Any) -> str:
+        study = self._session.study
+        if study is not None and name in study.left_out_modalities:
+            return "left out"
         if loaded is not None:
             return f"{int(loaded.measured.sum()):,} × {loaded.n_features:,}"
         items = [item for header in self._session.headers for item in header.modalities if item.name == name]

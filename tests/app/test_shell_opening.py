@@ -232,3 +232,20 @@ def test_real_awkward_files_never_stop_the_window(qtbot, window, data_folder):
     assert "10x_v3_pbmc1k_rna_and_antibody.h5" in opened
     assert "drg_20cells_100_attributes.loom" in opened
     assert window.isVisible()
+
+
+def test_a_modality_without_raw_counts_is_said_to_be_left_out(qtbot, window, tmp_path):
+    import mudata
+
+    path = tmp_path / "both.h5mu"
+    import anndata
+
+    one = anndata.read_h5ad(small_h5ad(tmp_path / "one.h5ad"))
+    two = one.copy()
+    two.var_names = [f"protein{number}" for number in range(two.n_vars)]
+    two.X = two.X.astype("float32") * 0.37
+    mudata.MuData({"rna": one, "adt": two}).write(path)
+    open_data(qtbot, window, path)
+    assert list(window.session.study.modalities) == ["rna"]
+    assert window.data_panel._forms["adt"].found.text() == "left out"
+    assert window.data_panel._forms["adt"].found.toolTip()
