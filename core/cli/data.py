@@ -12,6 +12,7 @@ from cellweave.core.cli.inputs import change, refuse_other_files, spec_of
 from cellweave.core.cli.reporter import reporter
 from cellweave.core.cli.terminal import bytes_in_words, say, say_json, say_table
 from cellweave.core.cli.training import Batch, Inputs, Labels, Model, Preset, Set
+from cellweave.core.spec import assignment_value
 
 if TYPE_CHECKING:
     from cellweave.core.study.checks import Check
@@ -97,7 +98,7 @@ def check(
         for item in sorted(findings, key=lambda item: [Level.FAIL, Level.WARN, Level.OK].index(item.level)):
             say(f"{item.level.value.upper():<4}  {item.title}: {item.text}")
             for fix in item.fixes:
-                changes = " ".join(f"--set {path}={_toml(value)}" for path, value in fix.changes.items())
+                changes = " ".join(f"--set {path}={assignment_value(value)}" for path, value in fix.changes.items())
                 say(f"      mend: {fix.label}: {changes}")
     return EXIT_BAD_INPUT if any(item.level is Level.FAIL for item in findings) else EXIT_DONE
 
@@ -105,15 +106,3 @@ def check(
 def _as_json(item: Check) -> dict[str, object]:
     fixes = [{"label": fix.label, "changes": dict(fix.changes)} for fix in item.fixes]
     return {"id": item.id, "level": item.level.value, "title": item.title, "text": item.text, "where": item.where, "fixes": fixes}
-
-
-def _toml(value: object) -> str:
-    """Return a value as ``--set`` reads it back."""
-    import shlex
-
-    import tomli_w
-
-    if value is None:
-        return "none"
-    text = tomli_w.dumps({"v": list(value) if isinstance(value, tuple) else value}).partition("=")[2].strip()
-    return shlex.quote(" ".join(text.split()))

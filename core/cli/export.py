@@ -20,6 +20,7 @@ from cellweave.core.spec import parse_assignment
 if TYPE_CHECKING:
     from cellweave.core.export.figure_options import FigureOptions
 
+FIGURE_SUFFIXES = (".pdf", ".png", ".svg")
 FIGURE_NAMES = {"losses": "losses", "umap": "embedding", "embedding": "embedding", "scores": "scores"}
 
 
@@ -55,6 +56,7 @@ def export(
     wanted_tables = [_named(text, _table_names(), "table") for text in tables or []]
     if not (h5ad or h5mu or wanted_figures or wanted_tables):
         raise SpecError("There is nothing to export.", "Name at least one of --h5ad, --h5mu, --figure and --table.")
+    _check_places(wanted_figures, wanted_tables)
     if denoised and not (h5ad or h5mu):
         raise SpecError("--denoised adds a layer to an h5ad or h5mu, and none is written.", "Add --h5ad OUT.h5ad.")
     drawing = figure_options(colour_by or [], options or [])
@@ -86,6 +88,22 @@ def export(
     for path in written:
         say(str(path))
     return EXIT_DONE
+
+
+def _check_places(wanted_figures: Sequence[tuple[str, Path]], wanted_tables: Sequence[tuple[str, Path]]) -> None:
+    """Refuse a place that cannot be written to before anything is computed.
+
+    Raises
+    ------
+    SpecError
+        Where the folder does not exist, or a figure's format is not known.
+    """
+    for _, path in (*wanted_figures, *wanted_tables):
+        if not path.expanduser().absolute().parent.is_dir():
+            raise SpecError(f"There is no folder '{path.parent}'.", "Make it first, or choose another one.")
+    for _, path in wanted_figures:
+        if path.suffix.lower() not in FIGURE_SUFFIXES:
+            raise SpecError(f"'{path.name}' does not end in .png, .svg or .pdf.", f"Name the figure '{path.stem}.pdf'.")
 
 
 def figure_options(colour_by: Sequence[str], assignments: Sequence[str]) -> FigureOptions:

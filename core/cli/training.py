@@ -72,7 +72,7 @@ def train(
         raise SpecError("The spec names no data.", "Add data.paths, or give the data files on the command line.")
     with reporter() as show:
         refuse_other_files(spec, lambda name, share: show.phase(f"checking {name}", share))
-        folder = out or next_folder(spec, Path("runs"))
+        folder = out.expanduser() if out else next_folder(spec, Path("runs"))
         return watch(folder, lambda listener, control: execute(spec, folder, listener=listener, control=control, force=force), show)
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellweave.core.errors import CellweaveError, DataError, RunFolderError
+from cellweave.core.errors import CellweaveError, DataError, RunFolderError, SpecError
 from cellweave.core.export.annotate import Additions, add
 from cellweave.core.export.denoised import add_denoised
 from cellweave.core.export.inputs import Input, Progress, StudyLoader, check_unchanged, open_input
 from cellweave.core.export.provenance import uns_entry
 from cellweave.core.export.run_data import RunData, input_paths
 from cellweave.core.files import write_atomic
+from cellweave.core.spec import RunSpec
 
 
 def export_h5ad(
@@ -75,7 +76,8 @@ def export_h5ad(
     CellweaveError
         Where the file cannot be written.
     """
-    run, out, report = RunData(run_folder), _place(out, ".h5ad"), progress or _silent
+    run, report = RunData(run_folder), progress or _silent
+    out = _place(out, ".h5ad", run.spec)
     _require(run, denoised)
     check_unchanged(run.spec, report, force=force)
     report(None, "reading the input")
@@ -124,7 +126,8 @@ def export_h5mu(
     """
     from cellweave.core.study.readers.detect import open_source
 
-    run, out, report = RunData(run_folder), _place(out, ".h5mu"), progress or _silent
+    run, report = RunData(run_folder), progress or _silent
+    out = _place(out, ".h5mu", run.spec)
     _require(run, denoised)
     check_unchanged(run.spec, report, force=force)
     paths = input_paths(run.spec)
@@ -181,12 +184,14 @@ def _silent(fraction: float | None, text: str = "") -> None:
     """Report to nobody."""
 
 
-def _place(out: str | Path, suffix: str) -> Path:
+def _place(out: str | Path, suffix: str, spec: RunSpec) -> Path:
     out = Path(out).expanduser().absolute()
+    if out.exists() and any(Path(path).exists() and out.samefile(path) for path in spec.data.paths):
+        raise SpecError(f"'{out.name}' is the data this run was trained on, which an export never overwrites.", "Choose another name.")
     if out.suffix != suffix:
-        raise CellweaveError(f"'{out.name}' does not end in {suffix}.", f"Name the file '{out.stem}{suffix}'.")
+        raise SpecError(f"'{out.name}' does not end in {suffix}.", f"Name the file '{out.stem}{suffix}'.")
     if not out.parent.is_dir():
-        raise CellweaveError(f"There is no folder '{out.parent}'.", "Make it first, or choose another one.")
+        raise SpecError(f"There is no folder '{out.parent}'.", "Make it first, or choose another one.")
     return out
 
 

@@ -119,8 +119,12 @@ class RunData:
     @property
     def epoch(self) -> int:
         """The epoch whose weights the results are of: the best one where early stopping went back to it, else the last."""
-        status = self.folder.status
-        return status.best_epoch if status.best_epoch and self.spec.training.early_stopping else status.epoch
+        try:
+            training = json.loads((self.folder.path / "model" / "model.json").read_text(encoding="utf-8"))["training"]
+        except (OSError, ValueError, KeyError):
+            status = self.folder.status
+            return status.best_epoch if status.best_epoch and self.spec.training.early_stopping else status.epoch
+        return int(training["best_epoch"] or training["epochs"])
 
     @cached_property
     def cells(self) -> pd.DataFrame:

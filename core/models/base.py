@@ -68,7 +68,7 @@ class ModalityInfo:
     blocks
         Sizes of the consecutive blocks of features (chromosomes of peaks); one block otherwise.
     feature_mask
-        Which features were measured in which level of the batch, ``(n_batches, n_features)`` bool, or None where all were.
+        Which features were measured in which file of the study, ``(n_files, n_features)`` bool, or None where all were in all.
     """
 
     name: str
@@ -180,8 +180,7 @@ class Model(nn.Module, ABC):
         Returns
         -------
         dict
-            For terms of scope ``"cell"`` a tensor ``(n_cells,)``, otherwise a scalar. A term whose weight is 0 may be
-            left out in training, but not in evaluation.
+            For terms of scope ``"cell"`` a tensor ``(n_cells,)``, otherwise a scalar. A term whose weight is 0 may be left out.
         """
 
     @abstractmethod

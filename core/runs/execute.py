@@ -11,9 +11,9 @@ from typing import Any
 
 from cellweave.core.errors import Cancelled, CellweaveError, RunFolderError, SpecError, TrainingError
 from cellweave.core.runs.events import Failed, FinishReason, Listener, RunState
-from cellweave.core.runs.folder import RunFolder
+from cellweave.core.runs.folder import RunFolder, finished
 from cellweave.core.runs.journal import Journal
-from cellweave.core.spec import RunSpec
+from cellweave.core.spec import RunSpec, with_absolute_paths
 from cellweave.core.study.study import Study
 from cellweave.core.training.control import RunControl
 
@@ -66,6 +66,7 @@ def execute(
     CellweaveError
         With cause and mend, after it was recorded in the folder; what was trained until then is kept.
     """
+    spec = with_absolute_paths(spec, Path.cwd())
     run = RunFolder.create(folder, spec, force=force)
     return _guarded(run, Journal(run, listener), control or RunControl(), spec, study, analysis)
 
@@ -104,13 +105,18 @@ def resume(
     status = run.status
     if status.state.active and not status.lost:
         raise RunFolderError(f"The run in '{run.path}' is active in process {status.pid}.", "Wait for it, or stop it first.")
-    finished = status.state is RunState.DONE and status.reason in {FinishReason.COMPLETED, FinishReason.EARLY_STOPPED, FinishReason.STOPPED}
-    if finished and not changes:
+    before = run.spec
+    if finished(status) and not changes:
+        more = (before.training.max_epochs or 0) + max(1, status.epoch)
         raise RunFolderError(
             f"The run in '{run.path}' is finished.",
-            f"To train it longer name more epochs: cellweave resume {run.path} --set training.max_epochs={max(1, 2 * status.epoch)}.",
+            f"To train it longer name more epochs: cellweave resume {run.path} --set training.max_epochs={more}.",
         )
-    spec = _changed(run.spec, changes or {})
+    spec = _changed(before, changes or {})
+    if spec.training.max_epochs is not None and spec.training.max_epochs < status.epoch:
+        raise SpecError(
+            f"The run has {status.epoch} epochs already, more than training.max_epochs={spec.training.max_epochs}.", "Name a larger number."
+        )
     prefix = "losses.weights."
     turned = {path.removeprefix(prefix): float(value) for path, value in (changes or {}).items() if path.startswith(prefix)}
     return _guarded(run, Journal(run, listener, status), control or RunControl(), spec, study, analysis, resumed=turned)
@@ -142,9 +148,10 @@ def _guarded(
     from cellweave.core.runs.stages import Stages
 
     control.follow(run.control_file)
+    stages = Stages(run, journal, control, spec, study, analysis, resumed=resumed)
     with _log_to(run.log_file):
         try:
-            reason = Stages(run, journal, control, spec, study, analysis, resumed=resumed).run()
+            reason = stages.run()
         except (Cancelled, KeyboardInterrupt) as error:
             journal.state(RunState.DONE, "cancelled; 'resume' continues from the last checkpoint", FinishReason.CANCELLED)
             if isinstance(error, KeyboardInterrupt):
@@ -152,6 +159,8 @@ def _guarded(
             return FinishReason.CANCELLED
         except CellweaveError as error:
             _record(journal, error, traceback.format_exc())
+            if resumed is not None and not stages.training_began:
+                journal.put_back()
             raise
         except Exception as error:
             wrapped = _sentence(error)

@@ -35,8 +35,8 @@ class RunStatus:
         One sentence for the list of runs.
     device, threads
         Where it trains.
-    pid, host
-        The process that owns the run.
+    pid, pid_started, host
+        The process that owns the run, and when it began (numbers are used again).
     heartbeat
         Seconds since the epoch of the last sign of life.
     started, finished
@@ -53,6 +53,7 @@ class RunStatus:
     device: str = ""
     threads: int = 0
     pid: int = 0
+    pid_started: float = 0.0
     host: str = ""
     heartbeat: float = 0.0
     started: float = 0.0
@@ -65,13 +66,30 @@ class RunStatus:
         if not self.state.active:
             return False
         if self.host == host_name():
-            return not psutil.pid_exists(self.pid)
+            began = process_started(self.pid)
+            return began == 0.0 or (self.pid_started > 0 and abs(began - self.pid_started) > 2.0)
         return time.time() - self.heartbeat > HEARTBEAT_LOST
 
 
 def host_name() -> str:
     """Return this machine's name, as it is stored beside the process number."""
     return os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+
+
+def process_started(pid: int) -> float:
+    """Return when a living process began, in seconds since the epoch; 0 where there is none, or only its remains."""
+    try:
+        process = psutil.Process(pid)
+        return 0.0 if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
+    except psutil.AccessDenied:
+        return time.time()
+
+
+def finished(status: RunStatus) -> bool:
+    """Return whether a run came to its end with a model and results."""
+    return status.state is RunState.DONE and status.reason in {FinishReason.COMPLETED, FinishReason.EARLY_STOPPED, FinishReason.STOPPED}
 
 
 class RunFolder:
@@ -166,7 +184,9 @@ class RunFolder:
         folder = cls(Path(path).expanduser().absolute())
         try:
             taken = folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir()))
-            if taken and force and folder.is_run():
+            if taken and folder._failed_before_training():
+                folder._clear()
+            elif taken and force and folder.is_run():
                 folder._move_aside()
             elif taken:
                 raise folder._taken()
@@ -181,6 +201,17 @@ class RunFolder:
             ) from None
         return folder
 
+    def _failed_before_training(self) -> bool:
+        """Return whether a run failed here before it had anything worth keeping (a wrong column, say)."""
+        if not self.is_run() or self.status.reason is not FinishReason.FAILED:
+            return False
+        parts = [*self.checkpoints.glob("*"), *self.results.glob("*"), *self.path.glob("model/*"), self.losses_file]
+        return not any(part.exists() for part in parts)
+
+    def _clear(self) -> None:
+        for path in (self.events_file, self.log_file, self.control_file, self.status_file, self.path / "env.json"):
+            path.unlink(missing_ok=True)
+
     def _move_aside(self) -> None:
         number = 1
         while (aside := self.path.with_name(f"{self.path.name}.old-{number}")).exists():
@@ -190,14 +221,13 @@ class RunFolder:
     def _taken(self) -> RunFolderError:
         if not self.is_run():
             return RunFolderError(f"'{self.path}' exists and is not an empty folder.", "Name a new folder with --out.")
-        status = self.status
-        if status.state is RunState.DONE and status.reason is not FinishReason.CANCELLED:
+        if finished(self.status):
             return RunFolderError(
                 f"'{self.path}' already holds a finished run.", "Name another folder with --out, or look at it with 'cellweave export'."
             )
         return RunFolderError(
             f"'{self.path}' already holds a run that is not finished.",
-            f"Continue it with 'cellweave resume {self.path}', or name another folder with --out.",
+            f"Continue it with 'cellweave resume {self.path}', name another folder with --out, or move it aside with --force.",
         )
 
     @classmethod

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from cellweave.core.runs.events import (
     StepProgress,
     Warned,
 )
-from cellweave.core.runs.folder import RunFolder, RunStatus, host_name, loss_row
+from cellweave.core.runs.folder import RunFolder, RunStatus, host_name, loss_row, process_started
+from cellweave.core.spec import RunSpec
 
 LOG = logging.getLogger("cellweave.run")
 STATUS_INTERVAL = 1.0  # seconds between two writes of status.json while a run goes on
@@ -46,11 +48,16 @@ class Journal:
     def __init__(self, folder: RunFolder, listener: Listener | None = None, status: RunStatus | None = None) -> None:
         self.folder = folder
         self.listener = listener
+        self.spec: RunSpec | None = None  # as it was resolved; written again with a folder that was deleted
         now = time.time()
-        base = status or RunStatus()
+        base = self.before = status or RunStatus()
+        pid = os.getpid()
         self.status = replace(
-            base, pid=os.getpid(), host=host_name(), heartbeat=now, started=base.started or now, finished=0.0, reason=None
+            base, pid=pid, pid_started=process_started(pid), host=host_name(), heartbeat=now, started=base.started or now, finished=0.0, reason=None
         )
+        self.on_restored: Callable[[], None] = lambda: None
+        # What was written so far: little text, with which a folder that somebody deletes can be made again.
+        self._written: dict[Path, list[str]] = {path: _lines(path) for path in (folder.events_file, folder.losses_file, folder.metrics_file)}
         self._pending: dict[Path, list[str]] = {}
         self._columns: list[str] = []
         self._last_status = self._last_progress = 0.0
@@ -105,6 +112,8 @@ class Journal:
         self._last_status = now
         try:
             self.folder.write_status(self.status)
+        except FileNotFoundError:
+            self._restore()
         except OSError as error:
             self._trouble(error)
 
@@ -138,6 +147,7 @@ class Journal:
         """Append text; what cannot be written now is kept and written before the next."""
         lines = self._pending.pop(path, [])
         lines.append(text)
+        self._written[path].append(text)
         try:
             with path.open("ab") as file:
                 start = file.tell()
@@ -147,17 +157,48 @@ class Journal:
                 except OSError:
                     file.truncate(start)
                     raise
+        except FileNotFoundError:
+            self._restore()
         except OSError as error:
             self._pending[path] = lines
             self._trouble(error)
         else:
             self._full = False
 
+    def _restore(self) -> None:
+        """Make a run folder again that was deleted while the run went on, with everything that is still known."""
+        folder = self.folder
+        try:
+            for part in (folder.path, folder.checkpoints, folder.results):
+                part.mkdir(parents=True, exist_ok=True)
+            for path, lines in self._written.items():
+                if lines:
+                    write_text_atomic(path, "".join(lines))
+            if self.spec is not None:
+                folder.write_spec(self.spec)
+            folder.write_status(self.status)
+        except OSError as error:
+            self._trouble(error)
+            return
+        self._pending.clear()
+        self.on_restored()
+        LOG.warning("the run folder was deleted and made again")
+        if self.listener is not None:
+            self.listener(
+                Warned(
+                    text="The run folder was deleted while the run went on; it was made again with all losses so far.",
+                    mend="The run goes on and writes a checkpoint now; live embeddings of earlier epochs are gone.",
+                    time=time.time(),
+                )
+            )
+
     def _trouble(self, error: OSError) -> None:
         """Say once, not once an epoch, that the folder cannot be written."""
+        if self._full:
+            return
+        self._full = True
         LOG.warning("cannot write the run folder: %s", error)
-        if not self._full and self.listener is not None:
-            self._full = True
+        if self.listener is not None:
             self.listener(
                 Warned(
                     text=f"The run folder cannot be written now: {error.strerror or error}.",
@@ -168,9 +209,15 @@ class Journal:
 
     # ------------------------------------------------------------------ resume
 
+    def put_back(self) -> None:
+        """Restore the status from before a resume that was refused before it trained anything."""
+        self.folder.write_status(self.before)
+
     def rewind(self, epoch: int) -> None:
         """Take back what was written after ``epoch`` whole epochs, so that a resumed run repeats no row."""
         path = self.folder.losses_file
+        self.folder.metrics_file.unlink(missing_ok=True)
+        self._written[self.folder.metrics_file] = []
         try:
             text = path.read_text(encoding="utf-8")
         except OSError:
@@ -178,4 +225,12 @@ class Journal:
         lines = text[: text.rfind("\n") + 1].splitlines()
         kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= epoch]
         write_text_atomic(path, "\n".join(kept) + "\n" if kept else "")
-        self.folder.metrics_file.unlink(missing_ok=True)
+        self._written[path] = _lines(path)
+
+
+def _lines(path: Path) -> list[str]:
+    """Return what a file holds already, as one piece."""
+    try:
+        return [path.read_text(encoding="utf-8")]
+    except OSError:
+        return []

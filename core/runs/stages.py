@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import shutil
@@ -19,9 +18,9 @@ from cellweave.core.errors import Cancelled, DataError
 from cellweave.core.files import sha256_of, write_json_atomic
 from cellweave.core.models.base import BuildContext, Model
 from cellweave.core.runs.events import FinishReason, Progress, ResultReady, RunState, Warned
-from cellweave.core.runs.folder import RunFolder
+from cellweave.core.runs.folder import RunFolder, finished
 from cellweave.core.runs.journal import Journal
-from cellweave.core.spec import RunSpec
+from cellweave.core.spec import RunSpec, assignment_value
 from cellweave.core.study.checks import Level
 from cellweave.core.study.study import Study
 from cellweave.core.training import checkpoint as store
@@ -76,6 +75,10 @@ class Stages:
         self.run_folder, self.journal, self.control, self.spec = run, journal, control, spec
         self.study, self.analysis = study, analysis
         self.resumed, self.turned = resumed is not None, resumed or {}
+        # Whether a run that was finished is trained longer, and whether anything was trained yet.
+        self.extended = self.resumed and finished(journal.before)
+        self.training_began = False
+        journal.spec, journal.on_restored = spec, control.checkpoint_now
         self.reference: Reference | None = None
 
     def run(self) -> FinishReason:
@@ -177,6 +180,10 @@ class Stages:
             if self.spec.data.layers.get(modality.name) is None:
                 changes[f"data.layers.{modality.name}"] = modality.location
         self.spec = self.spec.with_changes(changes)
+        self._write_spec()
+
+    def _write_spec(self) -> None:
+        self.journal.spec = self.spec
         self.run_folder.write_spec(self.spec)
 
     def _build(self, data: TrainingData) -> tuple[Trainer, BuildContext]:
@@ -209,7 +216,7 @@ class Stages:
                 self._progress("finding the best number of threads")(None, "")
             threads = probe_threads(trainer.trial_step, candidates)
             self.spec = trainer.spec = self.spec.with_changes({"training.threads": threads})
-            self.run_folder.write_spec(self.spec)
+            self._write_spec()
         torch.set_num_threads(threads)
         return threads
 
@@ -233,13 +240,19 @@ class Stages:
             for name, weight in self.turned.items():
                 # Weights turned while the run went on come from the checkpoint; the resume's own are newer.
                 trainer.objective.set_weight(name, weight)
-        self.journal.rewind(trainer.at.epoch if self.resumed else 0)
+            if self.extended:
+                trainer.extend()
         if self.control.cancelled:
             raise Cancelled
+        self.training_began = True
+        self.journal.rewind(trainer.at.epoch if self.resumed else 0)
         try:
             outcome = trainer.fit()
-        except BaseException:
-            self._keep(trainer, context, data, {"reason": "failed", "epochs": trainer.at.epoch, "best_epoch": None})
+        except BaseException as error:
+            if not self.extended:
+                # The model of a finished run that was to be trained longer stays, with the results that are of it.
+                reason = "cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed"
+                self._keep(trainer, context, data, {"reason": reason, "epochs": trainer.at.epoch, "best_epoch": None})
             raise
         self._keep(
             trainer, context, data, {"reason": outcome.reason.value, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": outcome.seconds}
@@ -301,7 +314,7 @@ def _mend(fixes: tuple[Any, ...]) -> str:
     """Return how the first fix is made from the command line."""
     if not fixes:
         return ""
-    settings = " ".join(f"--set {path}={json.dumps(value)}" for path, value in fixes[0].changes.items())
+    settings = " ".join(f"--set {path}={assignment_value(value)}" for path, value in fixes[0].changes.items())
     return f"{fixes[0].label}: {settings}."
 
 

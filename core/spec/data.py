@@ -54,7 +54,7 @@ class DataSpec(Frozen):
     join: Literal["union", "intersection"] = option(
         "intersection",
         "Features of several files",
-        "Keep the features that every file has, or all of them with those a file lacks masked.",
+        "Keep the features that every file has, or all of them. Models that do not know masks (scVI, LDVAE) take what a file lacks for zeros.",
     )
     batch_from_file: bool = option(
         True, "File is a column", "With several files, add the column 'file' that says which file a cell came from.",
@@ -76,7 +76,7 @@ class DataSpec(Frozen):
     min_cells_per_batch: int = option(
         2,
         "Smallest batch",
-        "Cells of a batch with fewer cells than this are left out of training; they still get a latent.",
+        "Cells of a batch with fewer cells than this are left out of training; the trained encoder still gives them a latent.",
         ge=2, unit="cells", advanced=True,
     )
     fill_missing: dict[str, str] = option(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import tomli_w
 
 from cellweave.core.errors import SpecError
 from cellweave.core.files import write_text_atomic
+from cellweave.core.models.registry import families
 from cellweave.core.spec.run import SCHEMA_VERSION, RunSpec, parse_spec
 
 Tree = dict[str, Any]
@@ -73,7 +75,7 @@ def from_toml(text: str, source: str = "spec") -> RunSpec:
 
 
 def load_spec(path: str | Path) -> RunSpec:
-    """Read a spec file; relative data paths are taken from the file's folder."""
+    """Read a spec file; relative paths in it are taken from the file's folder."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -81,10 +83,28 @@ def load_spec(path: str | Path) -> RunSpec:
         raise SpecError(f"'{path}' is not a text file.", "A spec is a TOML file; to train a data file directly add --model.") from None
     except OSError as error:
         raise SpecError(f"'{path}' cannot be read: {error.strerror or error}.", "Check the path.") from None
-    spec = from_toml(text, path.name)
-    base = path.resolve().parent
-    paths = tuple(str(p if (p := Path(item).expanduser()).is_absolute() else base / p) for item in spec.data.paths)
-    return spec.with_changes({"data.paths": paths}) if paths != spec.data.paths else spec
+    return with_absolute_paths(from_toml(text, path.name), path.resolve().parent)
+
+
+def with_absolute_paths(spec: RunSpec, base: Path) -> RunSpec:
+    """Return the spec with every path in it made absolute, relative ones taken from ``base``.
+
+    A run folder's spec must mean the same wherever it is read from.
+    """
+
+    def absolute(text: str) -> str:
+        path = Path(text).expanduser()
+        return str(path if path.is_absolute() else base / path)
+
+    changes: dict[str, Any] = {}
+    if spec.data.paths:
+        changes["data.paths"] = tuple(absolute(path) for path in spec.data.paths)
+    for name, features in spec.data.features.items():
+        if features.file is not None:
+            changes[f"data.features.{name}"] = features.model_copy(update={"file": absolute(features.file)})
+    if spec.reference is not None:
+        changes["reference"] = absolute(spec.reference)
+    return spec.with_changes(changes)
 
 
 def save_spec(spec: RunSpec, path: str | Path) -> None:
@@ -95,18 +115,38 @@ def save_spec(spec: RunSpec, path: str | Path) -> None:
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Read ``path=value`` of the command line; the value is TOML, or a plain string where it is not.
 
-    ``none`` (in any case) means "left to the program", as an empty field in a form does.
+    ``none`` (in any case) means "left to the program", as an empty field in a form does, but where "none" is a choice
+    of the field itself.
     """
     path, equals, raw = text.partition("=")
     if not equals or not path.strip():
         raise SpecError(f"'--set {text}' is not of the form path=value.", "Write for instance --set training.max_epochs=50.")
     raw = raw.strip()
     if raw.lower() == "none":
-        return path.strip(), None
+        return path.strip(), "none" if _takes_none_as_text(path.strip()) else None
     try:
         return path.strip(), tomllib.loads(f"v = {raw}")["v"]
     except tomllib.TOMLDecodeError:
         return path.strip(), raw
+
+
+def assignment_value(value: object) -> str:
+    """Return a value as :func:`parse_assignment` reads it back, quoted for a shell."""
+    if value is None:
+        return "none"
+    text = tomli_w.dumps({"v": list(value) if isinstance(value, tuple) else value}).partition("=")[2].strip()
+    return shlex.quote(" ".join(text.split()))
+
+
+def _takes_none_as_text(path: str) -> bool:
+    """Return whether "none" is one of a field's own values (a norm that is nowhere, a level of that name)."""
+    if path.startswith("data.fill_missing."):
+        return True
+    table, _, name = path.partition(".")
+    if table != "model":
+        return False
+    fields = (family.options.model_fields.get(name) for family in families().values())
+    return any(field is not None and "none" in get_args(field.annotation) for field in fields)
 
 
 @dataclass(frozen=True)

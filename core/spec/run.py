@@ -77,6 +77,8 @@ class RunSpec(Frozen):
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
                 hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(sorted(known))}"
                 problems.append(f"losses.weights.{name}: {family.title} with these options has no such term; {hint}")
+        if self.training.kl_warmup_epochs and self.training.kl_warmup_steps:
+            problems.append("training.kl_warmup_steps counts only where training.kl_warmup_epochs is 0: set one of the two")
         problems.extend(family.check(self))
         if problems:
             raise ValueError("; ".join(problems))

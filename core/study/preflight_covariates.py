@@ -148,7 +148,7 @@ def _to_continuous(spec: RunSpec, role: str, column: str) -> tuple[Fix, ...]:
 
 def _missing(spec: RunSpec, role: str, header: ColumnHeader) -> Check:
     title, where = f"{_words(role).capitalize()} '{header.name}'", f"covariates.{role}"
-    if role == "labels":
+    if role == "labels" and getattr(spec.model, "dispersion", "") != "gene-label":
         text = f"{header.n_missing:,} cells have no label in '{header.name}'. They are trained on all the same and left out of the scores."
         return Check("labels-missing", Level.OK, title, text, where=where)
     text = f"{header.n_missing:,} cells have no value in '{header.name}'. Each cell must belong to a level."

@@ -144,6 +144,16 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
             fix = (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
         level = Level.WARN if spec.family.modalities == "many" else Level.OK
         yield Check("modality-left-out", level, f"{name} is not used", text, fix, f"data.layers.{name}")
+    if spec.family.modalities == "one" and (spec.data.modality is None or spec.data.modality in study.modalities):
+        modality = study.main_modality(spec.data.modality)
+        if modality.feature_mask is not None:
+            absent = int((~modality.feature_mask.all(axis=0)).sum())
+            text = (
+                f"{absent:,} features of {modality.name} are not in every file; {spec.family.title} takes them for zeros in the cells of a file "
+                "that lacks them, which looks like a batch effect."
+            )
+            fix = (Fix("Keep shared features only", {"data.join": "intersection"}),)
+            yield Check("features-absent", Level.WARN, "Features missing in files", text, fix, "data.join")
     if len(study.left_out):
         numbers = study.left_out["reason"].value_counts()
         text = "; ".join(f"{number:,} cells: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."

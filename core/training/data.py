@@ -19,6 +19,7 @@ from cellweave.core.training.schedule import split_sizes
 
 CONTINUOUS, SIZE_FACTOR = "continuous", "size_factor"
 MISSING = -1
+SMALLEST_VAR = 1e-2  # of a batch's log library sizes, where neither it nor the study has any spread
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class TrainingData:
     encoding
         How the codes were made.
     usable
-        Cells the model can be given, bool ``(n_cells,)``.
+        Cells that may be trained on: measured, and in a batch that is large enough, bool ``(n_cells,)``.
     reason
         Why a cell is not trained on, by study row (only for those left out).
     train, validation
@@ -99,6 +100,11 @@ class TrainingData:
         """Cells of the study."""
         return int(self.usable.shape[0])
 
+    @property
+    def measured(self) -> np.ndarray:
+        """Cells the model can be given: measured in one of its modalities, bool ``(n_cells,)``."""
+        return np.logical_or.reduce([modality.measured for modality in self.modalities])
+
     def n_levels(self) -> dict[str, int | tuple[int, ...]]:
         """Return the number of levels by role."""
         result: dict[str, int | tuple[int, ...]] = {}
@@ -113,7 +119,8 @@ class TrainingData:
         """Return what the network is built from."""
         batch = self.categorical.get("batch", np.zeros(self.n_cells, dtype=np.int64))
         n_batch = int(self.n_levels().get("batch", 1))  # type: ignore[arg-type]
-        stats = {m.name: library_statistics(m.counts, batch, n_batch, self.train) for m in self.modalities}
+        rows = np.flatnonzero(self.usable)
+        stats = {m.name: library_statistics(m.counts, batch, n_batch, rows) for m in self.modalities}
         infos = tuple(ModalityInfo(m.name, m.n_features, (m.n_features,), m.feature_mask) for m in self.modalities)
         return BuildContext(
             spec=spec,
@@ -129,7 +136,8 @@ class TrainingData:
 def library_statistics(counts: sparse.csr_matrix, batch: np.ndarray, n_batch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and population variance of the log total count in each batch.
 
-    Cells without a count enter with a log of 0, a batch without cells gets mean 0 and variance 1 (scVI spec, section 2).
+    Cells without a count enter with a log of 0, a batch without cells gets mean 0 and variance 1 (scVI spec, section 2). A batch whose
+    cells all have the same depth takes the variance over all cells.
 
     Parameters
     ----------
@@ -153,7 +161,8 @@ def library_statistics(counts: sparse.csr_matrix, batch: np.ndarray, n_batch: in
     for code in range(n_batch):
         here = logs[batch[rows] == code]
         if here.size:
-            mean[code], var[code] = here.mean(), here.var()
+            # One cell, or several of the same depth, would make a prior of no width, which no posterior can meet.
+            mean[code], var[code] = here.mean(), here.var() if np.ptp(here) > 0 else max(float(logs.var()), SMALLEST_VAR)
     return mean, var
 
 
@@ -213,7 +222,7 @@ def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.nd
         codes = []
         for name in names:
             code, level = encode_column(obs[name])
-            if role != "labels" and (code == MISSING).any():
+            if (code == MISSING).any() and (role != "labels" or _needs_every_label(spec)):
                 n = int((code == MISSING).sum())
                 raise DataError(
                     f"The column '{name}' ({role}) has no value in {n:,} cells.",
@@ -223,6 +232,11 @@ def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.nd
             codes.append(code)
         categorical[role] = np.stack(codes, axis=1) if role in LIST_ROLES else codes[0]
     return Encoding(columns, levels), categorical
+
+
+def _needs_every_label(spec: RunSpec) -> bool:
+    """Return whether the model has a part for each label, so that a cell without one has none."""
+    return getattr(spec.model, "dispersion", "") == "gene-label"
 
 
 def encode_column(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:

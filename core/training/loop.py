@@ -116,7 +116,7 @@ class Trainer:
         Returns
         -------
         Outcome
-            How it ended; the model then has the best weights where early stopping is on.
+            How it ended; the model then has the best weights where early stopping is on or the person stopped it.
 
         Raises
         ------
@@ -127,8 +127,8 @@ class Trainer:
         """
         self.journal.state(RunState.TRAINING)
         self.good = self._snapshot()
-        reason = FinishReason.COMPLETED
-        while self.at.epoch < self.max_epochs:
+        reason = FinishReason.STOPPED if self.at.stopped else FinishReason.COMPLETED
+        while not self.at.stopped and self.at.epoch < self.max_epochs:
             if self.spec.training.early_stopping and self.stopping.should_stop(self.at.epoch):
                 reason = FinishReason.EARLY_STOPPED
                 break
@@ -137,10 +137,15 @@ class Trainer:
                 break
         self._write_checkpoint()
         best_epoch = None
-        if self.spec.training.early_stopping and self.best is not None:
+        if self.best is not None and (self.spec.training.early_stopping or reason is FinishReason.STOPPED):
             self.model.load_state_dict(self.best)
             best_epoch = self.stopping.best_epoch
         return Outcome(reason, self.at.epoch, best_epoch, self.at.seconds)
+
+    def extend(self) -> None:
+        """Train a run longer that was finished: what ended it counts no more."""
+        self.at.stopped = False
+        self.stopping.waited, self.stopping.patient_from = 0, self.at.epoch
 
     def _epoch(self) -> bool:
         """Train one epoch; return False where the person asked to stop within it."""
@@ -155,6 +160,7 @@ class Trainer:
         for number in range(self.at.step_in_epoch, len(batches)):
             paused += self._boundary(number)
             if self.control.stopping:
+                self.at.stopped = True
                 self.journal.state(RunState.STOPPING, "keeping the best weights")
                 self.at.seconds += time.perf_counter() - started - paused
                 return False
@@ -264,7 +270,7 @@ class Trainer:
         self.model.load_state_dict(self.good)
         rate = self._lr_now or self.spec.training.learning_rate
         raise TrainingError(
-            f"The loss term {names} became infinite or not a number in epoch {self.at.epoch + 1}; "
+            f"The loss term{'s' * (len(bad) > 1)} {names} became infinite or not a number in epoch {self.at.epoch + 1}; "
             f"the weights of epoch {self.at.epoch} were restored and kept.",
             f"Try a learning rate of {rate / 10:g} (it is {rate:g}), clip the gradients at 10, or look for cells with extreme counts.",
         )

@@ -24,6 +24,7 @@ class Position:
     step: int = 0
     seconds: float = 0.0
     weight_history: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False  # the person asked to stop and keep; a resume only finishes the results
 
 
 def pack(trainer: Trainer) -> store.Checkpoint:
@@ -59,7 +60,7 @@ def unpack(trainer: Trainer, checkpoint: store.Checkpoint) -> None:
     for name, (optimizer, _) in trainer.optimizers.items():
         store.unpack_optimizer(name, optimizer, checkpoint)
     trainer.at = Position(**state["position"])
-    for key in ("best", "best_epoch", "waited"):
+    for key in ("best", "best_epoch", "waited", "patient_from"):
         setattr(trainer.stopping, key, float("inf") if state["stopping"][key] is None else state["stopping"][key])
     for key in ("scale", "best", "waited"):
         setattr(trainer.rate, key, float("inf") if state["rate"][key] is None else state["rate"][key])

@@ -58,13 +58,18 @@ class Preview:
 
     def __init__(self, folder: Path, rows: np.ndarray) -> None:
         self.folder, self.rows = folder, rows
-        folder.mkdir(exist_ok=True)
-        save_array(folder / "cells.npy", rows)
+        self._begin()
+
+    def _begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_array(self.folder / "cells.npy", self.rows)
 
     @torch.no_grad()
     def write(self, model: Model, loader: Loader, epoch: int) -> Path:
         """Write ``latent-EPOCH.npy``, float32 ``(n_preview, n_latent)``, and return its path."""
         parts = [model.latent(batch)["latent"].float().cpu() for _, batch in loader.in_order(self.rows, BATCH)]
+        if not self.folder.is_dir():
+            self._begin()
         path = self.folder / f"latent-{epoch:06d}.npy"
         save_array(path, torch.cat(parts).numpy())
         return path

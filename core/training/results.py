@@ -38,7 +38,7 @@ def write_cells(path: Path, study: Study, data: TrainingData) -> None:
 def write_latents(
     results: Path, model: Model, loader: Loader, *, progress: Callable[[float], None], cancelled: Callable[[], bool]
 ) -> dict[str, Path]:
-    """Write the latents and library sizes of all usable cells; rows of other cells are NaN.
+    """Write the latents and library sizes of all measured cells; rows of other cells are NaN.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def write_latents(
         Path by name: ``latent`` float32 ``(n_cells, n_latent)``, ``library`` float32 ``(n_cells,)`` and what else the model gives.
     """
     data = loader.data
-    rows = np.flatnonzero(data.usable)
+    rows = np.flatnonzero(data.measured)
     arrays: dict[str, np.ndarray] = {}
     gives_library = any(result.kind == "library" for result in model.family.results)
     model.eval()
@@ -96,7 +96,8 @@ def write_denoised(
     """Write denoised expression in chunks, so that a million cells do not fill the memory.
 
     One HDF5 group a modality with ``X`` float32 ``(n_cells, n_features)``, the expected share of each feature scaled to the
-    median library size of the usable cells (attribute ``scaled_to``), and ``features``. Rows of cells without a latent are NaN.
+    median library size of the trained cells (attribute ``scaled_to``; the median size factor where one is used, since the decoder's
+    values are then no shares), and ``features``. Rows of cells that were not in the training are NaN.
     """
     data = loader.data
     rows = np.flatnonzero(data.usable)
@@ -106,8 +107,8 @@ def write_denoised(
         with h5py.File(temporary, "w") as file:
             scales = {}
             for modality in data.modalities:
-                totals = row_totals(modality.counts)[rows]
-                scales[modality.name] = float(np.median(totals))
+                sizes = row_totals(modality.counts) if data.size_factor is None else data.size_factor
+                scales[modality.name] = float(np.median(sizes[rows]))
                 group = file.create_group(modality.name)
                 group.attrs["scaled_to"] = scales[modality.name]
                 group.create_dataset("features", data=[str(name) for name in modality.var.index], dtype=h5py.string_dtype())

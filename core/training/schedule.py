@@ -72,13 +72,14 @@ class EarlyStopping:
     best: float = math.inf
     best_epoch: int = 0
     waited: int = 0
+    patient_from: int = 0  # epoch from which patience counts anew, where a finished run is trained longer
 
     def update(self, epoch: int, value: float) -> bool:
         """Take the value after ``epoch`` (counted from 1); return whether it is the best so far."""
         if value < self.best - self.min_delta:
             self.best, self.best_epoch, self.waited = value, epoch, 0
             return True
-        self.waited = epoch - self.best_epoch
+        self.waited = epoch - max(self.best_epoch, self.patient_from)
         return False
 
     def should_stop(self, epoch: int) -> bool:

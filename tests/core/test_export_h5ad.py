@@ -14,7 +14,7 @@ from anndata.io import read_elem
 from scipy import sparse
 from synthetic_runs import make_run
 
-from cellweave.core.errors import CellweaveError, DataError, RunFolderError
+from cellweave.core.errors import CellweaveError, DataError, RunFolderError, SpecError
 from cellweave.core.export.h5ad import export_h5ad, export_h5mu
 from cellweave.core.spec import from_toml
 
@@ -313,3 +313,10 @@ def test_an_h5mu_export_keeps_every_modality(tmp_path, mosaic):
 def test_an_h5mu_is_made_of_an_h5mu_only(tmp_path, run):
     with pytest.raises(DataError, match="not one h5mu"):
         export_h5mu(run.path, tmp_path / "out.h5mu")
+
+
+def test_the_data_it_was_trained_on_are_never_overwritten(source, run):
+    before = source.read_bytes()
+    with pytest.raises(SpecError, match="never overwrites"):
+        export_h5ad(run.path, source)
+    assert source.read_bytes() == before

@@ -147,3 +147,12 @@ def test_progress_is_at_most_twenty_a_second(tmp_path: Path) -> None:
     for _ in range(2000):
         journal.emit(Progress("counting", 0.5))
     assert 1 <= len(events) <= 20
+
+
+def test_a_process_number_that_was_used_again_counts_as_gone(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "run", toy_spec())
+    Journal(run).state(RunState.TRAINING)
+    tree = json.loads(run.status_file.read_text())
+    assert not run.status.lost
+    run.status_file.write_text(json.dumps({**tree, "pid_started": tree["pid_started"] - 1000}))
+    assert run.status.lost

@@ -60,6 +60,11 @@ def tables(cls: Any, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[
     return st.fixed_dictionaries({name: fixed.get(name) or values(info.annotation, limits(info)) for name, info in cls.model_fields.items()})
 
 
+def one_warmup(training: dict) -> dict:
+    """A KL warm-up is given in epochs or in steps; both at once are refused."""
+    return {**training, "kl_warmup_epochs": 0} if training.get("kl_warmup_steps") else training
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> RunSpec:
     family = draw(st.sampled_from(list(families().values())))
@@ -72,7 +77,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         "data": draw(tables(DataSpec)),
         "covariates": roles,
         "model": draw(tables(family.options)),
-        "training": draw(tables(TrainingSpec)),
+        "training": draw(tables(TrainingSpec).map(one_warmup)),
         "analysis": draw(tables(AnalysisSpec)),
     }
     try:
