@@ -62,6 +62,7 @@ class Opening(QObject):
         self._load: Task | None = None
         self._loaded: DataSpec | None = None
         self._wanted: DataSpec | None = None
+        self._suggest = False  # whether roles are still to be suggested, once the data can be loaded
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
         self._settle.setInterval(SETTLE)
@@ -185,14 +186,15 @@ class Opening(QObject):
         if not self._session.headers or not spec.data.paths:
             return
         if data_key(spec.data) != self._wanted:
-            self._read(spec.data, suggest=False)
+            self._read(spec.data, suggest=self._suggest)
         elif self._session.study is not None and self._session.checked_spec != spec:
             self.check()
 
     def _read(self, data: DataSpec, *, suggest: bool) -> None:
         self._generation += 1
         generation, key = self._generation, data_key(data)
-        self._wanted = key
+        self._wanted, self._suggest = key, suggest
+        self._session.set_load_error(None)
         if self._load is not None:
             self._load.cancel()
         kind = self._session.spec.model.kind
@@ -220,11 +222,11 @@ class Opening(QObject):
                 return
             self._load = None
             self._window.status.say_idle()
-            self._session.set_study(None, ())
             if isinstance(error, Cancelled):
                 self._window.notify("Loading was cancelled. Open the file again to go on.")
                 self._session.set_headers(())
             else:
+                self._session.set_load_error(error if isinstance(error, CellweaveError) else unforeseen(error))
                 self._fail(error, details)
 
         self._window.status.say_busy("Loading data", None, cancellable=True)
@@ -241,6 +243,7 @@ class Opening(QObject):
     def _got(self, loaded: Loaded, *, suggest: bool) -> None:
         session = self._session
         session.set_study(loaded.study, loaded.columns)
+        self._suggest = False
         names = [str(name) for name in loaded.study.obs.columns]
         if suggest and not session.spec.covariates.assigned():
             roles = session.remembered_roles(names) or loaded.suggested
@@ -292,6 +295,11 @@ class Opening(QObject):
     def loaded(self) -> DataSpec | None:
         """The data spec of the loaded study."""
         return self._loaded
+
+
+def unforeseen(error: Exception) -> DataError:
+    """Return an error nobody foresaw in words; its own text is in the details."""
+    return DataError("The data could not be loaded.", f"The details of the error say more ({type(error).__name__}); Help has 'Report a problem'.")
 
 
 def _known(value: Any, names: Sequence[str]) -> bool:

@@ -53,7 +53,7 @@ class Status(QObject):
         why = session.why_not_ready()
         label = "Queue a further run" if training.active else "Train"
         waits = f"{len(training.queue)} waiting in the queue." if training.queue else ""
-        window.workflow.set_train(possible=not why, why=why or waits, label=label, tone="bad" if session.failures else "")
+        window.workflow.set_train(possible=not why, why=why or waits, label=label, tone="bad" if session.failures or session.load_error else "")
         name = training.progress.name if training.active else ""
         window.losses_panel.set_running(name)
         window.training_panel.set_running(name)

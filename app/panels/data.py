@@ -12,7 +12,7 @@ from cellweave.app.forms import SpecForm
 from cellweave.app.panels.checks import ChecksList
 from cellweave.app.panels.features import ModalityForm
 from cellweave.app.panels.mosaic import Mosaic, MosaicGrid
-from cellweave.app.panels.parts import ElidedLabel, button, clear, row, subheading, text
+from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, set_look, subheading, text
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ELSEWHERE = (
     "paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine", "batch_from_file",
 )  # fmt: skip
+
+ACCEPT = "use values that are not whole"
+USABLE = "Open a file with raw counts, or train on these values as they are; the likelihoods are made for counts."
 
 
 def size(n_bytes: float) -> str:
@@ -61,6 +64,7 @@ class DataPanel(QWidget):
         top.addWidget(self.name)
         top.addLayout(row(self.open, self.example, None))
         layout.addLayout(top)
+        layout.addWidget(self._make_problem())
         self._parts = QWidget()
         inner = QVBoxLayout(self._parts)
         inner.setContentsMargins(0, 0, 0, 0)
@@ -90,6 +94,31 @@ class DataPanel(QWidget):
         session.checks_changed.connect(self._show_checks)
         session.editor.changed.connect(self._spec)
         self._headers(())
+
+    def _make_problem(self) -> QFrame:
+        """Cause and mend where the open file cannot be used, and a button where the values would do."""
+        self.cause, self.mend = text("", selectable=True), text("", secondary=True, selectable=True)
+        self.cause.setAccessibleName("Why the data cannot be used")
+        set_look(self.cause, "tone", "bad")
+        self.accept = button("Use these values all the same", "", lambda: self._session.editor.edit({"data.accept_non_integer": True}, ACCEPT))
+        self.problem = card(self.cause, self.mend)
+        inner = self.problem.layout()
+        assert isinstance(inner, QVBoxLayout)
+        inner.addLayout(row(self.accept, None))
+        self.problem.setVisible(False)
+        return self.problem
+
+    def _show_problem(self) -> None:
+        error = self._session.load_error
+        self.problem.setVisible(error is not None)
+        if error is None:
+            return
+        # The engine names this option in the mend only where the values could be trained on.
+        usable = "data.accept_non_integer" in error.mend and not self._session.spec.data.accept_non_integer
+        self.accept.setVisible(usable)
+        self.cause.setText(error.cause)
+        self.mend.setText(USABLE if usable else error.mend)
+        self.mend.setVisible(bool(self.mend.text()))
 
     def _choices(self) -> QVBoxLayout:
         """Modality, join, and the form of each modality."""
@@ -158,6 +187,7 @@ class DataPanel(QWidget):
 
     def _refresh(self) -> None:
         session = self._session
+        self._show_problem()
         if not session.headers:
             return
         spec, study = session.spec, session.study
@@ -254,6 +284,8 @@ class DataPanel(QWidget):
         if not session.headers:
             return "", "Open a file or the example"
         name = Path(session.headers[0].path).name
+        if session.load_error is not None:
+            return "fail", f"{name} · cannot be used"
         if session.study is None:
             return "", f"{name} · loading"
         failing = any(not check.where.startswith("covariates") for check in session.failures)

@@ -12,6 +12,7 @@ from cellweave.app.state import paths
 from cellweave.app.state.editing import SpecEditor
 from cellweave.app.state.runs import RunLibrary, Trash
 from cellweave.app.state.settings import Settings, column_key, load_settings, save_settings
+from cellweave.core.errors import CellweaveError
 from cellweave.core.spec import RunSpec
 from cellweave.core.study.checks import Check, Level
 
@@ -31,6 +32,8 @@ class Session:
         The data were loaded, or let go.
     checks_changed
         The pre-flight checks were done again.
+    load_error
+        Why the open file cannot be used; None while it is read and once it is loaded.
     notices
         Sentences about the settings at the start.
     """
@@ -49,6 +52,7 @@ class Session:
         self.columns: tuple[Any, ...] = ()
         self.checks: tuple[Check, ...] = ()
         self.checked_spec: RunSpec | None = None
+        self.load_error: CellweaveError | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -59,15 +63,24 @@ class Session:
 
     def set_headers(self, headers: Sequence[FileHeader]) -> None:
         """Another file was opened; its data are not there yet."""
-        self.headers = tuple(headers)
+        self.headers, self.load_error = tuple(headers), None
         self.set_study(None, ())
         self.headers_changed.emit(self.headers)
 
     def set_study(self, study: Study | None, columns: Sequence[Any]) -> None:
         """The data were loaded, with a description of each obs column."""
         self.study, self.columns = study, tuple(columns)
+        if study is not None:
+            self.load_error = None
         self.set_checks((), None)
         self.study_changed.emit(study)
+
+    def set_load_error(self, error: CellweaveError | None) -> None:
+        """The open file cannot be used as it is; or (None) it is read once more."""
+        if error is None and self.load_error is None:
+            return
+        self.load_error = error
+        self.set_study(None, ())
 
     def set_checks(self, checks: Sequence[Check], spec: RunSpec | None) -> None:
         """The checks of a spec were done."""
@@ -83,6 +96,8 @@ class Session:
         """Return why one cannot train now, or an empty text."""
         if not self.headers:
             return "Open data first: step 1."
+        if self.load_error is not None:
+            return self.load_error.cause
         if self.study is None:
             return "The data are being loaded."
         if self.checked_spec is None:

@@ -249,3 +249,47 @@ def test_a_modality_without_raw_counts_is_said_to_be_left_out(qtbot, window, tmp
     assert list(window.session.study.modalities) == ["rna"]
     assert window.data_panel._forms["adt"].found.text() == "left out"
     assert window.data_panel._forms["adt"].found.toolTip()
+
+
+def broken_counts(path, values):
+    import anndata
+
+    data = anndata.read_h5ad(small_h5ad(path))
+    data.X = (data.X.astype("float32") * values).tocsr()
+    data.write_h5ad(path)
+    return path
+
+
+def wait_refused(qtbot, window):
+    qtbot.waitUntil(lambda: window.session.load_error is not None and hasattr(window, "error_dialog"), timeout=LONG)
+    window.error_dialog.close()
+
+
+def test_a_file_that_cannot_be_used_says_so_until_another_is_opened(qtbot, window, tmp_path, small):
+    window.opening.open_path(str(broken_counts(tmp_path / "negative.h5ad", -1.0)))
+    wait_refused(qtbot, window)
+    header, panel = window.workflow.headers[0], window.data_panel
+    assert (header._mark, header._summary) == ("fail", "negative.h5ad · cannot be used")
+    assert "holds no raw counts" in panel.cause.text()
+    assert panel.problem.isVisible()
+    assert "raw counts" in panel.mend.text()
+    assert not panel.accept.isVisible()  # negative values are of no use to any likelihood
+    assert window.workflow.why.text() == panel.cause.text()
+    assert not window.workflow.train.isEnabled()
+    open_data(qtbot, window, small)
+    assert window.session.load_error is None
+    assert not panel.problem.isVisible()
+    assert window.workflow.train.isEnabled()
+
+
+def test_values_that_are_not_whole_can_be_used_all_the_same(qtbot, window, tmp_path):
+    window.opening.open_path(str(broken_counts(tmp_path / "normalised.h5ad", 0.37)))
+    wait_refused(qtbot, window)
+    assert window.data_panel.accept.isVisible()
+    qtbot.mouseClick(window.data_panel.accept, LEFT)
+    assert window.session.spec.data.accept_non_integer
+    wait_checked(qtbot, window)
+    assert window.session.study.n_cells == 240
+    assert window.session.spec.covariates.batch == "batch"  # suggested as at any first look
+    assert not window.data_panel.problem.isVisible()
+    assert "240 cells" in window.workflow.headers[0]._summary
