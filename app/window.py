@@ -40,7 +40,7 @@ from cellweave.app.state.results import Cells, RunResults
 from cellweave.app.state.session import Session
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import TaskRunner
-from cellweave.core.runs.events import FinishReason
+from cellweave.core.runs.events import FinishReason, Warned
 
 if TYPE_CHECKING:
     from cellweave.app.views import EmbeddingView, LossView
@@ -227,6 +227,13 @@ class MainWindow(QMainWindow):
         """Show a sentence above the views."""
         LOG.info("%s", sentence)
         self.centre.notice.say(sentence, label, call, stays=stays)
+
+    def warn(self, event: Warned, said: set[str]) -> None:
+        """Show what a run warns of, once; what the checks say already stands under its step."""
+        LOG.warning("%s %s", event.text, event.mend)
+        if event.text not in said and event.text not in {check.text for check in self.session.checks}:
+            self.centre.notice.say(f"{event.text} {event.mend}".strip(), stays=True)
+        said.add(event.text)
 
     def show_error(self, error: Exception, details: str = "") -> None:
         """Show an error: sentence, mend, details to copy; the window goes on."""

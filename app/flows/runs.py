@@ -16,7 +16,7 @@ from cellweave.app.state.results import RunResults
 from cellweave.app.state.session import Session
 from cellweave.app.workers.following import Following
 from cellweave.core.errors import CellweaveError
-from cellweave.core.runs.events import Event, RunState
+from cellweave.core.runs.events import Event, RunState, Warned
 from cellweave.core.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class RunsFlow(QObject):
         self.selected: Path | None = None
         self.following: Following | None = None
         self.progress = RunProgress("")
+        self._said: set[str] = set()
         self._timer = QTimer(self)
         self._timer.setInterval(LOOK)
         self._timer.timeout.connect(self.refresh)
@@ -108,6 +109,7 @@ class RunsFlow(QObject):
             self.progress = RunProgress(results.name, training.patience if training.early_stopping else 0)
             for event in results.events:
                 self.progress.add(event)
+            self._said = {event.text for event in results.events if isinstance(event, Warned)}
             self._follow(Following(results.folder, results.end, self))
         if not self._session.headers:
             there = results.spec.data.paths and all(Path(path).exists() for path in results.spec.data.paths)
@@ -129,6 +131,8 @@ class RunsFlow(QObject):
     def _heard(self, events: list[Event]) -> None:
         for event in events:
             self.progress.add(event)
+            if isinstance(event, Warned):
+                self._window.warn(event, self._said)
         self._window.watching.take(events)
         self.followed.emit()
 

@@ -86,6 +86,7 @@ class TrainFlow(QObject):
         self.live_weights = True
         self._weights: dict[str, float] = {}
         self._failure: Failed | None = None
+        self._said: set[str] = set()
         self._pressed = False
         session.editor.changed.connect(self._spec_edited)
         session.checks_changed.connect(self._checked)
@@ -156,7 +157,7 @@ class TrainFlow(QObject):
         training = waiting.spec.training
         self.spec, self.study = waiting.spec, waiting.study
         self.progress = RunProgress(name, training.patience if training.early_stopping else 0)
-        self.cancelling, self._failure = False, None
+        self.cancelling, self._failure, self._said = False, None, set()
         self._weights = dict(waiting.spec.loss_weights())
         try:
             paths.runs_folder().mkdir(parents=True, exist_ok=True)
@@ -291,7 +292,7 @@ class TrainFlow(QObject):
         for event in events:
             self.progress.add(event)
             if isinstance(event, Warned):
-                LOG.warning("%s %s", event.text, event.mend)
+                self._window.warn(event, self._said)
             elif isinstance(event, Failed):
                 self._failure = event
         self.happened.emit(events)

@@ -201,6 +201,34 @@ def test_the_run_folder_vanishes_and_the_window_says_so(qtbot, ready):
     assert not ready.actions_by_id["run.overlay"].isEnabled()
 
 
+def test_a_folder_deleted_while_its_run_trains_is_said_and_the_run_goes_on(qtbot, ready):
+    import shutil
+
+    folder = train(qtbot, ready, **{"training.max_epochs": 400})
+    wait_epoch(qtbot, ready, 2)
+    shutil.rmtree(folder)
+    notice = ready.centre.notice
+    qtbot.waitUntil(lambda: "deleted while the run went on" in notice.words.text(), timeout=LONG)
+    assert notice.isVisible()
+    ready.training.stop()
+    wait_done(qtbot, ready)
+    assert RunFolder(folder).status.reason in {FinishReason.STOPPED, FinishReason.COMPLETED}
+    assert ready.losses.history().epochs[0] == 1
+
+
+def test_a_warning_is_shown_once_and_not_where_the_checks_say_it(ready):
+    from cellweave.core.runs.events import Warned
+
+    said: set[str] = set()
+    notice = ready.centre.notice
+    ready.warn(Warned(text="First.", mend="Mend it."), said)
+    assert notice.words.text() == "First. Mend it."
+    notice.hide()
+    ready.warn(Warned(text="First.", mend="Mend it."), said)
+    ready.warn(Warned(text=ready.session.checks[0].text), said)
+    assert not notice.isVisible()
+
+
 @pytest.mark.parametrize("choice", ["Keep the window open", "Stop and keep", "Cancel the run"])
 def test_closing_during_a_run_asks(qtbot, ready, answers, choice):
     folder = train(qtbot, ready, **{"training.max_epochs": 2000})
