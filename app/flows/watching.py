@@ -84,8 +84,26 @@ class Watching(QObject):
         for event in events:
             losses.add_event(event)
             if isinstance(event, PreviewReady) and event.path:
-                self._waiting = (Path(event.path), event.epoch)
+                self._waiting = (self._here(event), event.epoch)
         self._next_refresh()
+
+    def _here(self, event: PreviewReady) -> Path:
+        """Return where a preview lies: a run elsewhere may name it from another folder."""
+        path = Path(event.path)
+        return path if path.is_absolute() or self.shown is None else self.shown / path.parent.name / path.name
+
+    @property
+    def _final(self) -> bool:
+        """Whether the shown run has its final embedding."""
+        return self.results is not None and self.results.xy is not None
+
+    def _study(self) -> Any:
+        """Return the loaded data of the shown run, or None."""
+        training = self._window.training
+        if training.current is not None and training.current.folder == self.shown:
+            return training.study
+        same = self.spec is not None and self._window.opening.loaded == data_key(self.spec.data)
+        return self._session.study if same else None
 
     # ------------------------------------------------------------------ the live embedding
 
@@ -119,7 +137,7 @@ class Watching(QObject):
         self._next_refresh()
 
     def _show_layout(self, path: Path, epoch: int) -> None:
-        if self.shown is None or path.parent.parent != self.shown or self.results is not None:
+        if self.shown is None or path.parent.parent != self.shown or self._final:
             return  # of a run that is no longer shown, or that has its final embedding
         try:
             layout = np.load(path, allow_pickle=False)
@@ -129,15 +147,15 @@ class Watching(QObject):
             return
         there = np.isfinite(layout).all(axis=1)
         embedding = self._window.embedding
-        if self.cells is not None and len(self.cells.rows) == int(there.sum()):
+        study, generation = self._study(), self._generation
+        if self.cells is not None and len(self.cells.rows) == int(there.sum()) and (self.cells.columns or study is None):
             embedding.move_points(layout[there], epoch)
             self._offer_epochs(earlier_layouts(path.parent))
             return
-        study, generation = self._window.training.study, self._generation
         chosen, points = rows[there], layout[there]
 
         def done(cells: Cells) -> None:
-            if generation == self._generation and self.results is None and self.spec is not None:
+            if generation == self._generation and not self._final and self.spec is not None:
                 self.cells = cells
                 self._window.fill_embedding(points, cells, default_pair(self.spec, list(cells.columns)))
                 self._window.show_view("embedding", only_from="losses", once=True)
@@ -189,7 +207,13 @@ class Watching(QObject):
             window.embedding.clear()
             why = "it was cancelled" if reason is FinishReason.CANCELLED else "it failed" if reason is FinishReason.FAILED else "it has none yet"
             window.embedding.set_message(f"'{results.name}' has no embedding: {why}. {results.note}".strip())
+            self._take_up_previews(results)
         window.run_shown(results)
+
+    def _take_up_previews(self, results: RunResults) -> None:
+        """Lay out the newest preview of a run that trains elsewhere; the next ones come with its events."""
+        if results.status.state.active and not results.status.lost:
+            self.take([event for event in results.events if isinstance(event, PreviewReady)][-1:])
 
     def _offer_epochs(self, layouts: tuple[tuple[int, Path | np.ndarray], ...]) -> None:
         """Let the slider go back through the epochs."""

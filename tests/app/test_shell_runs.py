@@ -165,6 +165,33 @@ def test_a_run_of_another_process_is_followed_and_steered(qtbot, window, tmp_pat
         process.wait()
 
 
+def test_the_live_embedding_of_a_run_elsewhere_is_shown(qtbot, window, home, monkeypatch):
+    import os
+
+    import numpy as np
+
+    from cellweave.core.analysis.jobs import JobUpdate, UpdateKind
+    from cellweave.core.runs.events import PreviewReady
+
+    run = made_run(home / "runs" / "vae-01", state=RunState.TRAINING, reason=None, pid=os.getpid())
+    run.preview.mkdir(exist_ok=True)
+    np.save(run.preview / "cells.npy", np.arange(30))
+    np.save(run.preview / "latent-000003.npy", np.zeros((30, 4), np.float32))
+    Journal(run).emit(PreviewReady(path=str(run.preview / "latent-000003.npy"), epoch=3))
+    run.write_status(RunStatus(RunState.TRAINING, None, 3, 9, pid=os.getpid(), host=host_name()))
+    asked = []
+    monkeypatch.setattr(window.analysis, "submit", lambda kind, **job: asked.append(job) or 7)
+    window.runs.open(run.path)
+    qtbot.waitUntil(lambda: bool(asked), timeout=LONG)
+    assert asked[0]["latent"] == str(run.preview / "latent-000003.npy")
+    assert window.watching.results is not None
+    np.save(asked[0]["out"], np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32))
+    window.analysis.updated.emit(JobUpdate(UpdateKind.DONE, 7))
+    assert window.watching.cells is not None
+    assert len(window.embedding.points()) == 30
+    assert list(window.watching.cells.rows) == list(range(30))
+
+
 def test_the_next_start_is_where_the_last_one_ended(qtbot, make_window, answers, tmp_path):
     data = small_h5ad(tmp_path / "small.h5ad")
     first = make_window()
