@@ -107,6 +107,12 @@ class Centre(QWidget):
         """Make both views; called once the window is on the screen."""
         _ = self.losses
         _ = self.embedding
+        self._window.status.refresh()
+
+    @property
+    def built(self) -> bool:
+        """Whether both views were made."""
+        return len(self._views) == 2
 
     @property
     def losses(self) -> LossView:

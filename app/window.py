@@ -251,7 +251,6 @@ class MainWindow(QMainWindow):
             if self._warm:
                 QTimer.singleShot(500, self.analysis.warm_up)
             if self.centre.current() == "welcome" and self.watching.shown is None:
-                self.centre.losses.set_message("Press Train: every loss term is drawn here, for the training cells and those held out.")
                 self.centre.embedding.set_message("The embedding appears here while the model trains.")
                 self.show_view("losses")
         self.status.refresh()

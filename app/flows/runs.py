@@ -11,7 +11,7 @@ from qtpy.QtGui import QDesktopServices
 
 from cellweave.app.flows import dialogs
 from cellweave.app.state import runs as store
-from cellweave.app.state.progress import RunProgress
+from cellweave.app.state.progress import RunProgress, reach
 from cellweave.app.state.results import RunResults
 from cellweave.app.state.session import Session
 from cellweave.app.workers.following import Following
@@ -104,9 +104,11 @@ class RunsFlow(QObject):
         self._window.arrangement.save_soon()
         self.refresh()
         self._window.runs_panel.set_current(results.folder)
-        if results.status.state.active and not results.status.lost:
+        if results.failure:
+            self._window.notify(f"'{results.label}' failed {reach(results.epochs_done)}. {results.failure}", stays=True)
+        if results.trains:
             training = results.spec.training
-            self.progress = RunProgress(results.name, training.patience if training.early_stopping else 0)
+            self.progress = RunProgress(results.label, training.patience if training.early_stopping else 0)
             for event in results.events:
                 self.progress.add(event)
             self._said = {event.text for event in results.events if isinstance(event, Warned)}
@@ -125,7 +127,7 @@ class RunsFlow(QObject):
             following.events.connect(self._heard)
             following.ended.connect(self._followed_to_the_end)
             following.start()
-            self._window.notify(f"'{following.folder.name}' trains in another process; it is followed live.")
+            self._window.notify(f"'{self.progress.name}' trains in another process; it is followed live.")
         self.followed.emit()
 
     def _heard(self, events: list[Event]) -> None:
@@ -240,4 +242,4 @@ class RunsFlow(QObject):
         if verb == "pause" and self.progress.state is RunState.PAUSED:
             verb = "resume"
         problem = self.following.send(verb)
-        self._window.notify(problem or f"'{self.following.folder.name}' was asked to {verb}.")
+        self._window.notify(problem or f"'{self.progress.name}' was asked to {verb}.")

@@ -55,7 +55,7 @@ class Status(QObject):
         waits = f"{len(training.queue)} waiting in the queue." if training.queue else ""
         window.workflow.set_train(possible=not why, why=why or waits, label=label, tone="bad" if session.failures or session.load_error else "")
         name = training.progress.name if training.active else ""
-        window.losses_panel.set_running(name)
+        window.losses_panel.set_running(name if training.progress.can_pause else "")
         window.training_panel.set_running(name)
         if training.active and training.cancelling:
             window.activity.show_cancelling(f"{training.progress.name}: Cancelling…")
@@ -64,7 +64,14 @@ class Status(QObject):
             self._show_run(training.progress, paused=asked)
         elif window.runs.following is not None:
             self._show_run(window.runs.progress)
+        self._say_what_is_awaited(why)
         self.update_actions()
+
+    def _say_what_is_awaited(self, why: str) -> None:
+        """Say in views that show no run yet what has to be done for one."""
+        window = self._window
+        if self._session.headers and window.watching.shown is None and window.centre.built:
+            window.losses.set_message(why or "Press Train: every loss term is drawn here, for the training cells and those held out.")
 
     def _show_run(self, progress: RunProgress, *, paused: bool = False) -> None:
         paused = paused or progress.state is RunState.PAUSED

@@ -17,7 +17,7 @@ from cellweave.app.flows import dialogs
 from cellweave.app.flows.opening import data_key
 from cellweave.app.state import paths
 from cellweave.app.state.progress import RunProgress
-from cellweave.app.state.runs import RunSummary, new_run_path
+from cellweave.app.state.runs import RunSummary, new_run_path, run_label
 from cellweave.app.state.session import Session
 from cellweave.app.workers.tasks import LEFT_BEHIND
 from cellweave.app.workers.training import Outcome, Training
@@ -120,7 +120,7 @@ class TrainFlow(QObject):
         self.queue.append(Waiting(spec, folder, study if self._is_of(spec) else None))
         if self.active:
             LOG.info("%s waits in the queue", folder.name)
-            self._window.notify(f"'{spec.name or folder.name}' waits in the queue: it begins when the present run ends.")
+            self._window.notify(f"'{run_label(spec.name, folder)}' waits in the queue: it begins when the present run ends.")
         self._begin_next()
         self.changed.emit()
 
@@ -153,7 +153,7 @@ class TrainFlow(QObject):
         if self.active or not self.queue:
             return
         waiting = self.queue.popleft()
-        name = waiting.spec.name or waiting.folder.name
+        name = run_label(waiting.spec.name, waiting.folder)
         training = waiting.spec.training
         self.spec, self.study = waiting.spec, waiting.study
         self.progress = RunProgress(name, training.patience if training.early_stopping else 0)
@@ -207,7 +207,7 @@ class TrainFlow(QObject):
         except OSError as error:
             self._window.show_error(CellweaveError(f"The run could not be started: {error.strerror or error}.", "Train it in the window instead."), "")
             return
-        self._window.notify(f"'{folder.name}' trains on its own now; open it from the list of runs to watch it.")
+        self._window.notify(f"'{run_label(session.spec.name, folder)}' trains on its own now; open it from the list of runs to watch it.")
 
     # ------------------------------------------------------------------ steering
 
@@ -258,13 +258,18 @@ class TrainFlow(QObject):
             self.current.control.cancel()
             self.changed.emit()
 
+    @property
+    def live(self) -> bool:
+        """Whether a weight that is turned now acts on the run: only while it takes steps, or waits to."""
+        return self.live_weights and self.active and self.progress.can_pause
+
     def _spec_edited(self, spec: RunSpec) -> None:
         """Give weights that were turned (or taken back) to the run that trains, from its next step on.
 
         Only an edit of the weights alone counts: another spec that is opened, or a preset, is meant for the next run.
         """
         before, self._edited = self._edited, spec
-        if self.current is None or self.spec is None or not self.live_weights or spec.model.kind != self.spec.model.kind:
+        if self.current is None or self.spec is None or not self.live or spec.model.kind != self.spec.model.kind:
             return
         paths = self._session.editor.paths
         if not paths or not all(path.startswith("losses.weights.") for path in paths):

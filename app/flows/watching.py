@@ -12,6 +12,7 @@ from qtpy.QtCore import QObject
 
 from cellweave.app.flows import dialogs
 from cellweave.app.flows.opening import data_key
+from cellweave.app.state.progress import RunProgress, reach
 from cellweave.app.state.results import (
     Cells,
     RunResults,
@@ -22,12 +23,13 @@ from cellweave.app.state.results import (
     read_run,
     study_cells,
 )
+from cellweave.app.state.runs import run_label
 from cellweave.app.state.session import Session
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.analysis.jobs import JobUpdate, UpdateKind
 from cellweave.core.errors import Cancelled
-from cellweave.core.runs.events import Event, FinishReason, PreviewReady
+from cellweave.core.runs.events import Event, FinishReason, PreviewReady, RunState
 from cellweave.core.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class Watching(QObject):
         self.shown: Path | None = None
         self.results: RunResults | None = None
         self.cells: Cells | None = None
+        self.progress = RunProgress("")
         self.spec: RunSpec | None = None
         self._generation = 0
         self._refresh: tuple[int, int, Path] | None = None  # job, epoch, file
@@ -68,12 +71,16 @@ class Watching(QObject):
         losses, embedding = self._window.losses, self._window.embedding
         losses.set_terms(spec.terms())
         losses.set_run(spec.name or folder.name, ())
+        self.progress = RunProgress(run_label(spec.name, folder))
+        losses.set_message(self.progress.sentence())
         embedding.clear()
         embedding.set_message(self._waiting_words(spec))
         self._window.show_view("losses")
 
     def _waiting_words(self, spec: RunSpec) -> str:
         every = spec.training.preview_every
+        if not every and not spec.analysis.umap:
+            return "No embedding will be computed: UMAP and the live embedding are switched off in step 5."
         if every:
             return f"The first live embedding comes after epoch {every}; then it moves every {every} epochs."
         return "The embedding is computed when training ends. A live one can be switched on in step 5."
@@ -83,8 +90,11 @@ class Watching(QObject):
         losses = self._window.losses
         for event in events:
             losses.add_event(event)
+            self.progress.add(event)
             if isinstance(event, PreviewReady) and event.path:
                 self._waiting = (self._here(event), event.epoch)
+        if not self.progress.epochs_done:
+            losses.set_message(self.progress.sentence())
         self._next_refresh()
 
     def _here(self, event: PreviewReady) -> Path:
@@ -195,24 +205,53 @@ class Watching(QObject):
         self._refresh = self._waiting = None
         window.losses.set_terms(results.spec.terms())
         window.losses.set_run(results.name, results.events)
-        if not any(event.kind == "epoch" for event in results.events):
-            window.losses.set_message(f"'{results.name}' has no losses: it ended before its first epoch.")
+        self.progress = RunProgress(results.label)
+        for event in results.events:
+            self.progress.add(event)
+        window.losses.set_message(self._why_no_losses(results))
         if results.xy is not None and results.cells is not None:
             self._offer_epochs((*results.epochs, (results.status.epoch, results.xy)) if results.epochs else ())
             window.fill_embedding(results.xy, results.cells, tuple(name for name in results.prefer if name in results.cells.columns))
             if results.note:
                 window.notify(results.note)
         else:
-            reason = results.status.reason
             window.embedding.clear()
-            why = "it was cancelled" if reason is FinishReason.CANCELLED else "it failed" if reason is FinishReason.FAILED else "it has none yet"
-            window.embedding.set_message(f"'{results.name}' has no embedding: {why}. {results.note}".strip())
+            window.embedding.set_message(f"{self._why_no_embedding(results)} {results.note}".strip())
             self._take_up_previews(results)
         window.run_shown(results)
 
+    def _why_no_losses(self, results: RunResults) -> str:
+        status = results.status
+        if results.trains:
+            return self.progress.sentence()
+        if results.failure:
+            return f"'{results.label}' failed {reach(results.epochs_done)}. {results.failure}"
+        if status.lost:
+            return f"'{results.label}' was interrupted {reach(results.epochs_done)}: its process is gone."
+        if status.state is RunState.DONE:
+            return f"'{results.label}' has no losses: it ended {reach(results.epochs_done)}."
+        return f"'{results.label}' has not begun."
+
+    def _why_no_embedding(self, results: RunResults) -> str:
+        """Say when the embedding comes, or why it never will."""
+        status, lacks = results.status, f"'{results.label}' has no embedding:"
+        if results.trains:
+            return self._waiting_words(results.spec)
+        if status.lost:
+            return f"{lacks} it was interrupted before one was computed. Run > Continue training goes on from its last checkpoint."
+        if results.failure:
+            return f"{lacks} it failed. {results.failure}"
+        if status.reason is FinishReason.CANCELLED:
+            return f"{lacks} it was cancelled."
+        if status.state is not RunState.DONE:
+            return f"{lacks} it has not begun; the embedding is computed when training ends."
+        if not results.spec.analysis.umap:
+            return f"{lacks} UMAP was switched off in its settings. Run > Duplicate as new takes them over to train with one."
+        return f"{lacks} it ended without one; its log says more."
+
     def _take_up_previews(self, results: RunResults) -> None:
         """Lay out the newest preview of a run that trains elsewhere; the next ones come with its events."""
-        if results.status.state.active and not results.status.lost:
+        if results.trains:
             self.take([event for event in results.events if isinstance(event, PreviewReady)][-1:])
 
     def _offer_epochs(self, layouts: tuple[tuple[int, Path | np.ndarray], ...]) -> None:

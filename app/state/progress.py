@@ -58,6 +58,8 @@ class RunProgress:
         Epochs without improvement before it stops early; 0 where it does not.
     state, reason
         Of the last change of state.
+    epoch, epochs_done
+        The epoch that is being done, and how many are over.
     """
 
     name: str
@@ -67,6 +69,7 @@ class RunProgress:
     phase: str = ""
     fraction: float | None = None
     epoch: int = 0
+    epochs_done: int = 0
     max_epochs: int = 0
     cells_per_second: float = 0.0
     seconds_left: float | None = None
@@ -87,7 +90,8 @@ class RunProgress:
                 self.cells_per_second, self.seconds_left = event.cells_per_second, event.seconds_left
                 self.fraction = (event.epoch - 1 + event.fraction) / max(1, event.max_epochs)
             case EpochDone():
-                self.epoch, self.max_epochs = event.epoch, event.max_epochs
+                self.epoch = self.epochs_done = event.epoch
+                self.max_epochs = event.max_epochs
                 self.best_epoch, self.since_best = event.best_epoch, event.epochs_since_best
                 self.cells_per_second = event.cells_per_second or self.cells_per_second
                 self.fraction = event.epoch / max(1, event.max_epochs)
@@ -130,4 +134,13 @@ class RunProgress:
         """Return how it ended, in one line."""
         took = (now or time.time()) - self.started if self.started else 0.0
         words = ENDINGS.get(self.reason, "ended") if self.reason is not None else "ended"
-        return f"{self.name} {words} after {self.epoch} epochs in {duration(took)}"
+        return f"{self.name} {words} {self.reach()}, in {duration(took)}"
+
+    def reach(self) -> str:
+        """Return how far it came, in words."""
+        return reach(self.epochs_done)
+
+
+def reach(epochs: int) -> str:
+    """Return how far a run of so many whole epochs came."""
+    return "before its first epoch was over" if epochs < 1 else f"after {epochs:,} epoch{'s' if epochs > 1 else ''}"

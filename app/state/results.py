@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from cellweave.app.state.runs import run_label
 from cellweave.core.errors import CellweaveError
-from cellweave.core.runs.events import Event
+from cellweave.core.runs.events import EpochDone, Event, Failed, FinishReason
 from cellweave.core.runs.folder import RunFolder, RunStatus
 from cellweave.core.spec import RunSpec
 
@@ -71,6 +72,29 @@ class RunResults:
     prefer: tuple[str, ...] = ()
     epochs: tuple[tuple[int, Path], ...] = ()
     note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Name and folder."""
+        return run_label(self.name, self.folder)
+
+    @property
+    def epochs_done(self) -> int:
+        """How many epochs are over."""
+        return max((event.epoch for event in self.events if isinstance(event, EpochDone)), default=0)
+
+    @property
+    def trains(self) -> bool:
+        """Whether an engine is at work on it."""
+        return self.status.state.active and not self.status.lost
+
+    @property
+    def failure(self) -> str:
+        """Why it failed and what to do about it; empty where it did not."""
+        if self.status.reason is not FinishReason.FAILED:
+            return ""
+        said = next((event for event in reversed(self.events) if isinstance(event, Failed)), Failed(text=self.status.text))
+        return f"{said.text or self.status.text or 'No cause was written.'} {said.mend}".strip()
 
 
 def read_run(path: Path) -> RunResults:

@@ -29,6 +29,11 @@ REASON_WORDS = {
 }
 
 
+def run_label(name: str, folder: Path) -> str:
+    """Return what a run is called everywhere: its name and its folder, or the folder alone."""
+    return f"{name} · {folder.name}" if name and name != folder.name else folder.name
+
+
 @dataclass(frozen=True)
 class RunSummary:
     """What the list shows of a run.
@@ -55,6 +60,11 @@ class RunSummary:
     status: RunStatus
     spark: tuple[float, ...] = ()
     resumable: bool = False
+
+    @property
+    def label(self) -> str:
+        """Name and folder."""
+        return run_label(self.name, self.path)
 
     @property
     def mark(self) -> str:

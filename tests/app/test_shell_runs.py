@@ -10,6 +10,7 @@ from qtpy.QtCore import Qt
 from window_support import QUICK, close_window, small_h5ad
 
 from cellweave.app.flows import dialogs
+from cellweave.app.state.results import read_run
 from cellweave.app.state.runs import RunLibrary, Trash, new_run_path, summarise
 from cellweave.core.runs.events import EpochDone, FinishReason, RunState
 from cellweave.core.runs.folder import RunFolder, RunStatus, host_name
@@ -188,8 +189,37 @@ def test_the_live_embedding_of_a_run_elsewhere_is_shown(qtbot, window, home, mon
     np.save(asked[0]["out"], np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32))
     window.analysis.updated.emit(JobUpdate(UpdateKind.DONE, 7))
     assert window.watching.cells is not None
-    assert len(window.embedding.points()) == 30
+    assert window.embedding.points().size == 30
     assert list(window.watching.cells.rows) == list(range(30))
+
+
+@pytest.mark.parametrize(("epochs", "reach"), [(0, "before its first epoch was over"), (1, "after 1 epoch"), (3, "after 3 epochs")])
+def test_a_failed_run_says_why(qtbot, window, home, epochs, reach):
+    from cellweave.core.runs.events import Failed
+
+    run = made_run(home / "runs" / "vae-01", name="mine", reason=FinishReason.FAILED, epochs=epochs)
+    Journal(run).emit(Failed(text="The loss is not a number.", mend="Lower the learning rate."))
+    run.write_status(RunStatus(RunState.DONE, FinishReason.FAILED, epochs, 9, text="The loss is not a number.", host=host_name()))
+    window.runs.open(run.path)
+    qtbot.waitUntil(lambda: window.watching.shown == run.path, timeout=LONG)
+    sentence = f"'mine · vae-01' failed {reach}. The loss is not a number. Lower the learning rate."
+    assert window.losses._message == sentence
+    assert window.centre.notice.words.text() == sentence
+    embedding = window.watching._why_no_embedding(window.watching.results)
+    assert embedding == "'mine · vae-01' has no embedding: it failed. The loss is not a number. Lower the learning rate."
+
+
+def test_a_run_without_embedding_says_when_it_comes_or_why_never(qtbot, window, home):
+    import os
+
+    run = made_run(home / "runs" / "vae-01", state=RunState.TRAINING, reason=None, pid=os.getpid())
+    say = lambda: window.watching._why_no_embedding(read_run(run.path))  # noqa: E731
+    assert say() == window.watching._waiting_words(run.spec)
+    run.write_status(RunStatus(RunState.TRAINING, None, 3, 9, pid=2**22 + 1, host=host_name()))
+    assert "interrupted" in say()
+    run.write_status(RunStatus(RunState.DONE, FinishReason.COMPLETED, 9, 9))
+    run.write_spec(run.spec.with_changes({"analysis.umap": False}))
+    assert "switched off" in say()
 
 
 def test_the_next_start_is_where_the_last_one_ended(qtbot, make_window, answers, tmp_path):

@@ -229,6 +229,46 @@ def test_a_warning_is_shown_once_and_not_where_the_checks_say_it(ready):
     assert not notice.isVisible()
 
 
+def test_until_the_first_epoch_the_losses_view_says_what_the_run_does(qtbot, ready):
+    said = []
+    ready.training.happened.connect(lambda _events: said.append(ready.losses._message))
+    assert ready.losses._message.startswith("Press Train")
+    train(qtbot, ready)
+    assert ready.losses._message == "vae-01: Starting"
+    wait_done(qtbot, ready)
+    assert any(words.startswith("vae-01: Preparing") for words in said)
+    assert not any("Press Train" in words for words in said)
+
+
+def test_where_train_is_greyed_the_losses_view_says_why(qtbot, ready):
+    ready.session.editor.edit({"covariates.batch": "nowhere"})
+    wait_checked(qtbot, ready)
+    assert not ready.workflow.train.isEnabled()
+    assert ready.losses._message == ready.session.why_not_ready() != ""
+
+
+def test_a_weight_acts_only_while_the_run_takes_steps(qtbot, ready):
+    from cellweave.core.runs.events import StateChanged
+
+    folder = train(qtbot, ready, **{"training.max_epochs": 2000})
+    wait_epoch(qtbot, ready)
+    panel = ready.losses_panel
+    assert ready.training.live
+    assert panel.live.isVisibleTo(panel)
+    ready.training.progress.add(StateChanged(state=RunState.ANALYSING))
+    ready.status.refresh()
+    ready.training.live_weights = True
+    assert not ready.training.live
+    assert not panel.live.isVisibleTo(panel)
+    assert "next step" not in panel.hint.text()
+    lines = len(ready.log_handler.lines)
+    panel.form.weightChanged.emit("kl_z", 3.0)
+    assert not any("while training" in line for line in list(ready.log_handler.lines)[lines:])
+    ready.training.stop()
+    wait_done(qtbot, ready)
+    assert not any(isinstance(event, WeightChanged) for event in RunFolder(folder).events())
+
+
 @pytest.mark.parametrize("choice", ["Keep the window open", "Stop and keep", "Cancel the run"])
 def test_closing_during_a_run_asks(qtbot, ready, answers, choice):
     folder = train(qtbot, ready, **{"training.max_epochs": 2000})
