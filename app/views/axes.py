@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyqtgraph as pg
-from qtpy.QtCore import QLineF, QRectF
-from qtpy.QtGui import QPainter, QPen
+from qtpy.QtCore import QLineF, QRectF, Qt
+from qtpy.QtGui import QColor, QFont, QFontMetricsF, QGuiApplication, QPainter, QPen
 from qtpy.QtWidgets import QStyleOptionGraphicsItem, QWidget
 
 from cellweave.app.forms.numberbox import number_text
@@ -28,6 +30,86 @@ class ValueAxis(pg.AxisItem):
     def logTickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:  # noqa: N802
         """Return the values themselves."""
         return [number_text(float(f"{10**value:.3g}")) for value in values]
+
+
+GAP, FAR = 8.0, 100.0
+"""Pixels between the words above a plot, and how far from their line they may stand."""
+
+
+class EpochAxis(pg.AxisItem):
+    """The axis of the epochs; they are counted, so only whole numbers are marked."""
+
+    def tickSpacing(self, minVal: float, maxVal: float, size: float) -> list[tuple[float, float]]:  # noqa: N802
+        """Return the usual spacings, none below 1."""
+        usual = super().tickSpacing(minVal, maxVal, size)
+        whole = dict.fromkeys((max(1.0, float(math.ceil(spacing))), 0.0) for spacing, _ in usual)
+        return list(whole)
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Words at an epoch: a position on the axis, a text and its colour."""
+
+    place: float
+    text: str
+    colour: QColor
+
+
+class MarkStrip(pg.AxisItem):
+    """A strip above a plot with words for its vertical lines, so that none of them lies on a curve.
+
+    Words stand above their line; where two would overlap, the later one moves to a side or, where there is no room near its
+    line, is left out (the card under the cursor has it).
+    """
+
+    def __init__(self) -> None:
+        super().__init__("top")
+        self.marks: tuple[Mark, ...] = ()
+        self.setStyle(showValues=False, tickLength=0)
+
+    def set_marks(self, marks: Sequence[Mark]) -> None:
+        """Set the words, the most important first."""
+        if tuple(marks) != self.marks:
+            self.marks = tuple(marks)
+            self.update()
+
+    def placed(self) -> list[tuple[QRectF, Mark]]:
+        """Return the words that are drawn, with their places in the strip."""
+        box = self.linkedView()
+        (left, right), room = box.viewRange()[0], self.boundingRect()
+        metrics = QFontMetricsF(self.words_font())
+        taken: list[tuple[QRectF, Mark]] = []
+        for mark in self.marks:
+            if not left <= mark.place <= right:
+                continue
+            x = room.left() + (mark.place - left) / (right - left) * room.width()
+            width = metrics.horizontalAdvance(mark.text) + 2
+            beside = [start for other, _ in taken for start in (other.right() + GAP, other.left() - GAP - width)]
+            starts = sorted((x - width / 2, x + 3, x - width - 3, *beside), key=lambda start: abs(start + width / 2 - x))
+            for start in starts:
+                inside = min(max(start, room.left()), room.right() - width)
+                rect = QRectF(inside, room.top(), width, room.height())
+                near = rect.left() - FAR <= x <= rect.right() + FAR
+                if near and width <= room.width() and not any(rect.adjusted(1 - GAP, 0, GAP - 1, 0).intersects(other) for other, _ in taken):
+                    taken.append((rect, mark))
+                    break
+        return taken
+
+    @staticmethod
+    def words_font() -> QFont:
+        """Return the font of the words."""
+        return QFont(QGuiApplication.font())
+
+    def boundingRect(self) -> QRectF:  # noqa: N802
+        """Return the strip alone; an axis would reach into the plot."""
+        return QRectF(0, 0, self.size().width(), self.size().height())
+
+    def paint(self, painter: QPainter, option: QStyleOptionGraphicsItem, widget: QWidget | None = None) -> None:
+        """Draw the words."""
+        painter.setFont(self.words_font())
+        for rect, mark in self.placed():
+            painter.setPen(mark.colour)
+            painter.drawText(rect, Qt.AlignmentFlag.AlignHCenter | Qt.AlignmentFlag.AlignVCenter, mark.text)
 
 
 class GridLines(pg.GraphicsObject):

@@ -16,7 +16,7 @@ from qtpy.QtWidgets import QWidget
 
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import SPACE, current, notifier
-from cellweave.app.views.axes import GridLines, ValueAxis
+from cellweave.app.views.axes import EpochAxis, GridLines, Mark, MarkStrip, ValueAxis
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.focus import draw_focus
 from cellweave.app.views.history import LossHistory, robust_range
@@ -25,8 +25,8 @@ from cellweave.app.views.series import CurveStyle, Series, curve
 PLOT_WIDTH = 26
 """Least width of one of several plots, in heights of a line of text."""
 
-PLOT_HEIGHT = 12
-
+PLOT_HEIGHT = 13
+"""Least height of one of several plots, in the same measure."""
 
 
 @dataclass
@@ -34,6 +34,7 @@ class _Plot:
     item: pg.PlotItem
     series: tuple[Series, ...]
     cursor: pg.InfiniteLine
+    strip: MarkStrip
     lines: dict[tuple[int, str, str, str], pg.PlotDataItem] = field(default_factory=dict)
     marks: dict[str, pg.InfiniteLine] = field(default_factory=dict)
     zoomed: bool = False
@@ -126,7 +127,8 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self._place()
 
     def _make_plot(self, series: tuple[Series, ...]) -> _Plot:
-        item = pg.PlotItem(axisItems={"left": ValueAxis("left")})
+        strip = MarkStrip()
+        item = pg.PlotItem(axisItems={"left": ValueAxis("left"), "bottom": EpochAxis("bottom"), "top": strip})
         item.setMenuEnabled(False)
         item.hideButtons()
         item.getViewBox().setDefaultPadding(0.04)
@@ -135,7 +137,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         cursor.hide()
         item.addItem(cursor, ignoreBounds=True)
         item.addItem(GridLines(item), ignoreBounds=True)
-        plot = _Plot(item, series, cursor)
+        plot = _Plot(item, series, cursor, strip)
         item.getViewBox().sigRangeChangedManually.connect(lambda *_, plot=plot: self._zoomed(plot))
         self._decorate(plot)
         return plot
@@ -164,6 +166,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
             axis.setLogMode(side == "left" and self._style.log)
             axis.setStyle(tickLength=4)
         plot.item.getAxis("left").setWidth(round(7.5 * self.fontMetrics().horizontalAdvance("0")))  # plots below each other align
+        plot.strip.setHeight(self.fontMetrics().height() + 2)
         plot.cursor.setPen(pg.mkPen(secondary, width=self.devicePixelRatioF()))
         plot.item.update()
 
@@ -187,7 +190,6 @@ class LossCurves(pg.GraphicsLayoutWidget):
         for index, plot in enumerate(self._plots):  # where a row is not full, the first plot is the wider: no hole is left
             place = index + gap if index else 0
             self.ci.addItem(plot.item, place // columns, place % columns, 1, 1 if index else gap + 1)
-            plot.item.getAxis("bottom").showLabel(place // columns == rows - 1 or count == 1)
         for column in range(self._columns_before):
             self.ci.layout.setColumnStretchFactor(column, int(column < columns))
         for column in range(columns):
@@ -276,22 +278,14 @@ class LossCurves(pg.GraphicsLayoutWidget):
             plot.item.removeItem(plot.marks.pop(key))
         for key, (place, text) in wanted.items():
             if key not in plot.marks:
-                plot.marks[key] = self._new_mark(plot, text, best=key == "best")
+                plot.marks[key] = self._new_mark(plot, best=key == "best")
             plot.marks[key].setValue(place)
-            plot.marks[key].label.setFormat(text)
+        plot.strip.set_marks([Mark(place, text, current().color("good" if key == "best" else "warn")) for key, (place, text) in wanted.items()])
 
-    def _new_mark(self, plot: _Plot, text: str, *, best: bool) -> pg.InfiniteLine:
+    def _new_mark(self, plot: _Plot, *, best: bool) -> pg.InfiniteLine:
         colour = current().color("good" if best else "warn")
         style = Qt.PenStyle.DotLine if best else Qt.PenStyle.SolidLine
-        side = 0.0 if best else 1.0  # below the upper edge, or above the lower one
-        ground = current().color("panel")
-        ground.setAlphaF(0.6)  # the words can be read where they lie on a curve
-        line = pg.InfiniteLine(
-            angle=90, movable=False, pen=pg.mkPen(colour, width=self.devicePixelRatioF(), style=style), label=text,
-            labelOpts={
-                "position": 1.0 if best else 0.0, "color": colour, "fill": ground, "movable": False, "anchors": [(0, side), (1, side)],
-            },
-        )  # fmt: skip
+        line = pg.InfiniteLine(angle=90, movable=False, pen=pg.mkPen(colour, width=self.devicePixelRatioF(), style=style))
         line.setZValue(3)
         plot.item.addItem(line, ignoreBounds=True)
         return line
@@ -322,8 +316,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
             return
         low, high = span
         room = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
-        words_above, words_below = "best" in plot.marks, any(key != "best" for key in plot.marks)  # they stand clear of the curves
-        plot.item.setYRange(low - room * (2.5 if words_below else 1), high + room * (2.2 if words_above else 1), padding=0)
+        plot.item.setYRange(low - room, high + room, padding=0)
 
     # -- cursor ----------------------------------------------------------------------------------------------
 

@@ -38,6 +38,9 @@ REST = 10
 """The view rests this many times as long as the last picture took: training needs the processor more."""
 
 WELCOME = "The losses of a run appear here while it trains: every term, for the training cells and the held-out ones."
+SHORT = {"Total (weighted)": "Total", "Negative ELBO": "−ELBO"}
+"""What the legend says of them: it stands in one row also in a narrow window."""
+
 SUM_LABELS = {TOTAL: "Total (weighted)", ELBO: "Negative ELBO"}
 
 
@@ -181,7 +184,7 @@ class LossView(QWidget):
         self._legend = QWidget(self)
         self._legend_row = QFlowLayout(self._legend)
         self._legend_row.setContentsMargins(0, 0, 0, 0)
-        self._legend_row.setSpacing(SPACE)
+        self._legend_row.setSpacing(SPACE // 2)
         outer.addWidget(self._legend)
         self._curves.menuRequested.connect(self._menu)
         self._scroll = ColumnScroll(self)
@@ -193,14 +196,17 @@ class LossView(QWidget):
         bar = QWidget(self)
         row = QFlowLayout(bar)
         row.setContentsMargins(0, 0, 0, 0)
-        row.setSpacing(3 * SPACE)
-        self._separate = QPushButton("Separate plots")
+        row.setSpacing(2 * SPACE)
+        self._separate = QPushButton("Separate")
+        self._separate.setAccessibleName("Separate plots")
         self._separate.setCheckable(True)
         self._separate.setChecked(True)
         self._separate.setToolTip("A plot for each term, or all terms in one plot")
-        self._log = QCheckBox("Log axis")
+        self._log = QCheckBox("Log")
+        self._log.setAccessibleName("Logarithmic value axis")
         self._log.setToolTip("Logarithmic value axis; values of 0 and less are left out")
-        self._clip = QCheckBox("Clip outliers")
+        self._clip = QCheckBox("Clip")
+        self._clip.setAccessibleName("Clip outliers")
         self._clip.setToolTip("Fit the value axis to the bulk of the values, so that a few large ones do not flatten the curve")
         self._smoothing = QSlider(Qt.Orientation.Horizontal)
         self._smoothing.setRange(0, 99)
@@ -215,11 +221,8 @@ class LossView(QWidget):
         self._last.setAccessibleName("Show the last epochs")
         self._last.setAccessibleDescription("Empty shows all epochs")
         self._last.setToolTip("Show only the last epochs; empty shows all")
-        self._fit = QPushButton("Fit")
-        self._fit.setToolTip("Show all of every curve again after zooming")
-        self._csv = QPushButton("CSV…")
-        self._csv.setIcon(icon("table"))
-        self._csv.setToolTip("Save the losses as a table")
+        self._fit = _icon_button("fit", "Fit", "Show all of every curve again after zooming")
+        self._csv = _icon_button("table", "Save as CSV", "Save the losses as a table (CSV)")
         self._csv.clicked.connect(lambda: self.csvRequested.emit(self.to_csv()))
         for group in (
             (self._separate,), (self._log,), (self._clip,), (QLabel("Smoothing"), self._smoothing, self._smoothing_text),
@@ -252,7 +255,7 @@ class LossView(QWidget):
                 item.widget().hide()
                 item.widget().deleteLater()
         for series in self.series():
-            button = self._chip(series.label, line_icon(series.hue(), Qt.PenStyle.SolidLine), f"Show {series.label}")
+            button = self._chip(SHORT.get(series.label, series.label), line_icon(series.hue(), Qt.PenStyle.SolidLine), f"Show {series.label}")
             button.setChecked(series.name not in self._hidden)
             button.toggled.connect(lambda on, name=series.name: self._toggle(name, on=on))
             self._legend_row.addWidget(button)
@@ -263,17 +266,17 @@ class LossView(QWidget):
             self._splits[split] = button
             self._legend_row.addWidget(button)
         for name in self._overlays:
-            button = self._chip(name, icon("cancel", "secondary"), f"Take the curves of {name} away")
+            button = self._chip(name, icon("cancel", "secondary"), f"Take the curves of {name} away", most=9)
             button.setCheckable(False)
             button.clicked.connect(lambda *_, name=name: self.remove_overlay(name))
             self._legend_row.addWidget(button)
 
-    def _chip(self, text: str, picture: QIcon, tip: str) -> QToolButton:
+    def _chip(self, text: str, picture: QIcon, tip: str, *, most: int = 40) -> QToolButton:
         button = QToolButton(self._legend)
-        button.setText(f" {text}")
+        button.setText(self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.fontMetrics().horizontalAdvance("n") * most))
         button.setIcon(picture)
         height = self.fontMetrics().height()
-        button.setIconSize(QSize(round(1.6 * height), height))
+        button.setIconSize(QSize(round(1.2 * height), height))
         button.setToolButtonStyle(Qt.ToolButtonStyle.ToolButtonTextBesideIcon)
         button.setCheckable(True)
         button.setToolTip(tip)
@@ -323,6 +326,8 @@ class LossView(QWidget):
         self._bar.setVisible(not empty)
         self._legend.setVisible(not empty)
         self._curves.setVisible(not empty)
+        policy = Qt.ScrollBarPolicy  # plots of an earlier run may be taller than the view: beside a message nothing scrolls
+        self._scroll.setVerticalScrollBarPolicy(policy.ScrollBarAlwaysOff if empty else policy.ScrollBarAsNeeded)
         self._csv.setEnabled(bool(self._history.epochs))
 
     def in_words(self) -> str:
@@ -372,6 +377,16 @@ def line_icon(colour: QColor, style: Qt.PenStyle) -> QIcon:
     painter.drawLine(2, 20, 62, 20)
     painter.end()
     return QIcon(pixmap)
+
+
+def _icon_button(picture: str, name: str, tip: str) -> QToolButton:
+    button = QToolButton()
+    button.setIcon(icon(picture))
+    button.setToolTip(tip)
+    button.setAccessibleName(name)
+    button.setAccessibleDescription(tip)
+    button.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+    return button
 
 
 def _side_by_side(*widgets: QWidget) -> QWidget:

@@ -112,7 +112,7 @@ def test_a_click_on_the_legend_hides_and_shows(running, qtbot):
     assert running._curves.line("kl_z", "train") is None
     qtbot.keyClick(chip(running, "KL of the latent"), Qt.Key.Key_Space)
     assert "KL of the latent" in running._curves.titles()
-    qtbot.mouseClick(chip(running, "Negative ELBO"), Qt.MouseButton.LeftButton)
+    qtbot.mouseClick(chip(running, "−ELBO"), Qt.MouseButton.LeftButton)
     assert running._curves.titles()[-1] == "Negative ELBO"
     qtbot.mouseClick(chip(running, "validation"), Qt.MouseButton.LeftButton)
     assert running._curves.line("kl_z", "validation") is None and running._curves.line("kl_z", "train") is not None
@@ -171,11 +171,48 @@ def test_a_turned_weight_and_the_best_epoch_are_marked(running, qtbot):
     running.add_event(WeightChanged(term="kl_z", old=1.0, new=0.25, epoch=N))
     running.add_event(epoch_done(N + 1))
     qtbot.waitUntil(lambda: len(running._curves.line("total", "train")[0]) == N + 1, timeout=5000)
-    texts = {plot.series[0].name: [mark.label.format for mark in plot.marks.values()] for plot in running._curves._plots}
+    texts = {plot.series[0].name: [mark.text for mark in plot.strip.marks] for plot in running._curves._plots}
     assert texts["kl_z"] == [f"best {N - 2}", "1 → 0.25"]
     assert texts["total"] == [f"best {N - 2}", "KL of the latent 1 → 0.25"]
     assert texts["reconstruction"] == [f"best {N - 2}"]
     assert "weight of KL of the latent: 1 → 0.25" in running._curves.card_text(running.series(), N)
+    QApplication.processEvents()
+    for plot in running._curves._plots:
+        assert len(plot.strip.placed()) == len(plot.strip.marks) == len(plot.marks)
+        places = [plot.strip.mapRectToScene(rect) for rect, _ in plot.strip.placed()]
+        assert not any(place.intersects(plot.item.getViewBox().sceneBoundingRect()) for place in places), "words lie on the curves"
+        assert len(places) < 2 or not places[0].intersects(places[1])
+
+
+@pytest.mark.parametrize("size", [(1100, 900), (690, 420)])
+@pytest.mark.parametrize("last", [2, 5, N])
+def test_every_plot_names_its_epoch_axis_and_marks_whole_epochs(running, size, last):
+    running.resize(*size)
+    running.restore({"last": last})
+    QApplication.processEvents()
+    for plot in running._curves._plots:
+        axis = plot.item.getAxis("bottom")
+        assert axis.label.isVisible() and "epoch" in axis.labelString()
+        low, high = axis.range
+        ticks = [tick for _, values in axis.tickValues(low, high, axis.size().width()) for tick in values]
+        assert ticks and all(float(tick).is_integer() for tick in ticks)
+
+
+def test_the_controls_take_two_rows_in_a_narrow_window(running):
+    running.add_overlay("First look", [epoch_done(1)])
+    running.resize(714, 500)
+    QApplication.processEvents()
+    assert running._bar.height() < 1.5 * running._bar.layout().itemAt(0).sizeHint().height()
+    assert running._legend.height() < 1.5 * running._legend_row.itemAt(0).sizeHint().height()
+
+
+def test_nothing_scrolls_beside_a_message(running):
+    running.resize(700, 300)
+    QApplication.processEvents()
+    assert running._scroll.verticalScrollBar().isVisible()
+    running.clear()
+    QApplication.processEvents()
+    assert not running._scroll.verticalScrollBar().isVisible()
 
 
 def test_the_mouse_reads_values(running, qtbot):
