@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
 
 from cellweave.app import theme
 from cellweave.app.panels.notice import NoticeBar
-from cellweave.app.panels.parts import tool
+from cellweave.app.panels.parts import ElidedLabel, row, tool
 from cellweave.app.panels.welcome import WelcomePage
 from cellweave.app.state.settings import column_key
 
@@ -29,7 +29,8 @@ def column_data(cells: Cells) -> dict[str, ColumnData]:
 
     found = {}
     for name, column in cells.columns.items():
-        found[name] = ColumnData.continuous(column.numbers) if column.levels is None else ColumnData.categorical(column.codes, column.levels)
+        unit = "log(1 + scaled counts)" if name.startswith("gene:") else ""
+        found[name] = ColumnData.continuous(column.numbers, unit=unit) if column.levels is None else ColumnData.categorical(column.codes, column.levels)
     return found
 
 
@@ -76,6 +77,12 @@ class Centre(QWidget):
         self._key = ""
         self.chosen = False
         self.notice = NoticeBar()
+        self.run = ElidedLabel(secondary=True)
+        self._run = QWidget()
+        line = row(self.run)
+        line.setContentsMargins(12, 4, 12, 4)
+        self._run.setLayout(line)
+        self._run.hide()
         self.welcome = WelcomePage()
         self.tabs = QTabWidget()
         self.tabs.setDocumentMode(True)
@@ -99,6 +106,7 @@ class Centre(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(0)
         layout.addWidget(self.notice)
+        layout.addWidget(self._run)
         layout.addWidget(self.tabs, 1)
 
     # ------------------------------------------------------------------ the views
@@ -108,6 +116,11 @@ class Centre(QWidget):
         _ = self.losses
         _ = self.embedding
         self._window.status.refresh()
+
+    def say_run(self, label: str) -> None:
+        """Say above the views which run they show; nothing where they show none."""
+        self.run.setText(f"Run shown: {label}" if label else "")
+        self._run.setVisible(bool(label))
 
     @property
     def built(self) -> bool:

@@ -195,7 +195,7 @@ class MainWindow(QMainWindow):
         self.activity.cancelClicked.connect(self.status.cancel)
         self.activity.logClicked.connect(lambda: self.arrangement.toggle_dock("log"))
         training.began.connect(self.watching.begin)
-        training.began.connect(lambda *_: self.runs.refresh())
+        training.began.connect(self.runs.begun)
         training.happened.connect(self._training_happened)
         training.ended.connect(self._training_ended)
         training.changed.connect(self.status.refresh)
@@ -263,6 +263,7 @@ class MainWindow(QMainWindow):
         self.status.refresh()
 
     def _training_happened(self, events: list[Any]) -> None:
+        self.runs.look_for_begun()
         if self.training.current is not None and self.watching.shown == self.training.current.folder:
             self.watching.take(events)
 

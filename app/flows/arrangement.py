@@ -95,7 +95,7 @@ class Arrangement(QObject):
         window, path = self._window, self._session.settings.active_run
         run = next((item for item in self._session.library.runs if str(item.path) == path), None)
         if run is not None and run.status.lost:
-            sentence = f"The run '{run.name}' was interrupted at epoch {run.status.epoch}."
+            sentence = f"The run '{run.label}' was interrupted at epoch {run.status.epoch}."
             window.notify(sentence, "Continue it", lambda: window.training.resume(run.path), stays=True)
 
     # ------------------------------------------------------------------ writing

@@ -42,6 +42,7 @@ class RunsFlow(QObject):
         self._window, self._session = window, session
         self.selected: Path | None = None
         self.following: Following | None = None
+        self._began: Path | None = None
         self.progress = RunProgress("")
         self._said: set[str] = set()
         self._timer = QTimer(self)
@@ -67,12 +68,30 @@ class RunsFlow(QObject):
         queued = self._window.training.queued()
         waiting = {run.path for run in queued}
         self._window.runs_panel.set_runs([*queued, *(run for run in library.runs if run.path not in waiting)])
+        if self._began is not None and any(run.path == self._began for run in self._window.runs_panel.model.runs):
+            self._window.runs_panel.set_current(self._began)
+            self._began = None
         shown = self._window.watching.shown
         training = self._window.training
         if shown is not None and not shown.is_dir() and not (training.current and training.current.folder == shown):
             self._window.watching.shown = None
-            self._window.notify(f"The folder of the run '{shown.name}' is gone. What is shown stays until another run is opened.")
+            self._window.notify(f"The folder of the run '{self._window.watching.progress.name}' is gone. What is shown stays until another run is opened.")
         self._window.status.update_actions()
+
+    def begun(self, folder: Path, _spec: object) -> None:
+        """A run began here: its row is selected as soon as its folder is there."""
+        self._began = folder
+        self.refresh()
+
+    def look_for_begun(self) -> None:
+        """Look at once whether the run that began is listed by now."""
+        if self._began is not None:
+            self.refresh()
+
+    def label(self, path: Path) -> str:
+        """Return what a run is called: name and folder."""
+        run = self._session.library.get(path)
+        return run.label if run is not None else path.name
 
     @property
     def target(self) -> Path | None:
@@ -152,7 +171,7 @@ class RunsFlow(QObject):
             return
         try:
             folder = RunFolder.open(path)
-            name = folder.spec.name or path.name
+            name = store.run_label(folder.spec.name, path)
             self._window.losses.add_overlay(name, list(folder.events()))
         except CellweaveError as error:
             self._window.show_error(error, "")
@@ -180,7 +199,7 @@ class RunsFlow(QObject):
             self._session.editor.replace(fresh, f"settings of '{self.target.name}'")
         else:
             self._window.opening.open_spec(fresh, self.target.name)
-        self._window.notify(f"The settings of '{self.target.name}' are in the steps now; Train begins a new run with them.")
+        self._window.notify(f"The settings of '{self.label(self.target)}' are in the steps now; Train begins a new run with them.")
 
     def rename(self) -> None:
         """Ask for another name of the selected run."""
@@ -206,6 +225,7 @@ class RunsFlow(QObject):
             self._window.training.forget(path)
             self.refresh()
             return
+        label = self.label(path)
         try:
             self._session.trash.put(path)
         except CellweaveError as error:
@@ -216,7 +236,7 @@ class RunsFlow(QObject):
         self.selected = None
         LOG.info("%s moved to the trash", path.name)
         self.refresh()
-        self._window.notify(f"'{path.name}' is in the trash.", "Put it back", self.restore)
+        self._window.notify(f"'{label}' is in the trash.", "Put it back", self.restore)
 
     def restore(self) -> None:
         """Put the run that was deleted last back."""
@@ -228,7 +248,7 @@ class RunsFlow(QObject):
         self.refresh()
         if path is not None:
             self._window.runs_panel.set_current(path)
-            self._window.notify(f"'{path.name}' is back.")
+            self._window.notify(f"'{self.label(path)}' is back.")
 
     def resume(self) -> None:
         """Continue the selected run from its last checkpoint."""

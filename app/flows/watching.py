@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +70,10 @@ class Watching(QObject):
         self._refresh = self._waiting = self._previous = None
         losses, embedding = self._window.losses, self._window.embedding
         losses.set_terms(spec.terms())
-        losses.set_run(spec.name or folder.name, ())
-        self.progress = RunProgress(run_label(spec.name, folder))
+        label = run_label(spec.name, folder)
+        losses.set_run(label, ())
+        self._window.centre.say_run(label)
+        self.progress = RunProgress(label)
         losses.set_message(self.progress.sentence())
         embedding.clear()
         embedding.set_message(self._waiting_words(spec))
@@ -85,7 +87,7 @@ class Watching(QObject):
             return f"The first live embedding comes after epoch {every}; then it moves every {every} epochs."
         return "The embedding is computed when training ends. A live one can be switched on in step 5."
 
-    def take(self, events: list[Event]) -> None:
+    def take(self, events: Sequence[Event]) -> None:
         """Take in what the shown run says."""
         losses = self._window.losses
         for event in events:
@@ -185,7 +187,8 @@ class Watching(QObject):
 
         def done(results: RunResults) -> None:
             if generation == self._generation:
-                self._window.status.say_idle()
+                # How another run ended is no longer of interest.
+                self._window.status.say_idle("Ready" if folder != self.shown else "")
                 self.show(results)
                 if then is not None:
                     then(results)
@@ -204,7 +207,8 @@ class Watching(QObject):
         self.shown, self.spec, self.results, self.cells = results.folder, results.spec, results, results.cells
         self._refresh = self._waiting = None
         window.losses.set_terms(results.spec.terms())
-        window.losses.set_run(results.name, results.events)
+        window.losses.set_run(results.label, results.events)
+        window.centre.say_run(results.label)
         self.progress = RunProgress(results.label)
         for event in results.events:
             self.progress.add(event)
@@ -303,6 +307,7 @@ class Watching(QObject):
         """Show nothing."""
         self._generation += 1
         self.shown = self.spec = self.results = self.cells = None
+        self._window.centre.say_run("")
         self._window.losses.clear()
         self._window.embedding.clear()
         self._window.embedding.set_message("")

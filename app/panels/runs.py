@@ -46,9 +46,9 @@ class RunsModel(QAbstractListModel):
         if role == Qt.ItemDataRole.UserRole:
             return run
         if role == Qt.ItemDataRole.DisplayRole:
-            return run.name
+            return run.label
         if role in (Qt.ItemDataRole.ToolTipRole, Qt.ItemDataRole.AccessibleTextRole):
-            parts = [run.name, run.kind, run.words, run.status.text, str(run.path) if role == Qt.ItemDataRole.ToolTipRole else ""]
+            parts = [run.label, run.kind, run.words, run.status.text, str(run.path) if role == Qt.ItemDataRole.ToolTipRole else ""]
             return "\n".join(part for part in parts if part)
         return None
 
@@ -85,7 +85,7 @@ class RunDelegate(QStyledItemDelegate):
         painter.setFont(bold)
         painter.setPen(now.color("text"))
         name_room = right - left - side - 6 - value_width - 8
-        name = metrics.elidedText(run.name, Qt.TextElideMode.ElideMiddle, round(name_room * 0.94))
+        name = metrics.elidedText(run.label, Qt.TextElideMode.ElideMiddle, round(name_room * 0.94))
         painter.drawText(QRect(left + side + 6, top, name_room, line), Qt.AlignmentFlag.AlignVCenter, name)
         painter.setFont(theme.tabular_font())
         painter.setPen(now.color("secondary"))

@@ -105,7 +105,7 @@ def test_click_rename_overlay_trash_and_put_back(qtbot, window, home, runs, monk
     assert window.losses.history().epochs == [1, 2, 3]
     panel.set_current(runs[1])
     window.actions_by_id["run.overlay"].trigger()
-    assert "second" in window.losses._overlays
+    assert "second · vae-02" in window.losses._overlays
     monkeypatch.setattr(dialogs, "ask_text", lambda *_: "better name")
     window.actions_by_id["run.rename"].trigger()
     assert window.session.library.get(runs[1]).name == "better name"
@@ -193,6 +193,24 @@ def test_the_live_embedding_of_a_run_elsewhere_is_shown(qtbot, window, home, mon
     assert list(window.watching.cells.rows) == list(range(30))
 
 
+def test_the_views_say_which_run_they_show(qtbot, window, runs):
+    window.runs.refresh()
+    assert not window.centre._run.isVisible()
+    window.status.say_idle("how the last run ended")
+    window.runs.open(runs[0])
+    qtbot.waitUntil(lambda: window.watching.shown == runs[0], timeout=LONG)
+    assert window.centre.run.text() == "Run shown: first · vae-01"
+    assert window.centre.run.isVisible()
+    assert window.losses.history().name == "first · vae-01"
+    assert window.activity.sentence.text() == "Ready"
+    window.status.say_idle("what was said of this run")
+    window.runs.open(runs[0])
+    qtbot.waitUntil(lambda: not window.tasks.busy(), timeout=LONG)
+    assert window.activity.sentence.text() == "what was said of this run"
+    window.watching.clear()
+    assert not window.centre._run.isVisible()
+
+
 @pytest.mark.parametrize(("epochs", "reach"), [(0, "before its first epoch was over"), (1, "after 1 epoch"), (3, "after 3 epochs")])
 def test_a_failed_run_says_why(qtbot, window, home, epochs, reach):
     from cellweave.core.runs.events import Failed
@@ -274,5 +292,5 @@ def test_an_interrupted_run_is_offered_again(make_window, home):
     (run.checkpoints / "last.safetensors").write_bytes(b"x")
     save_settings(Settings(active_run=str(run.path)), home / "settings.json")
     window = make_window()
-    assert window.centre.notice.words.text() == "The run 'long one' was interrupted at epoch 3."
+    assert window.centre.notice.words.text() == "The run 'long one · vae-01' was interrupted at epoch 3."
     assert window.centre.notice.action.text() == "Continue it"

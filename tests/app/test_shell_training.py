@@ -229,6 +229,19 @@ def test_a_warning_is_shown_once_and_not_where_the_checks_say_it(ready):
     assert not notice.isVisible()
 
 
+def test_the_row_of_the_run_that_began_is_selected_and_the_views_name_it(qtbot, ready):
+    folder = train(qtbot, ready, **{"name": "mine", "training.max_epochs": 2000})
+    assert ready.centre.run.text() == "Run shown: mine · vae-01"
+    wait_epoch(qtbot, ready)
+    assert ready.runs_panel.current() == folder
+    assert ready.runs.target == folder
+    assert ready.activity.sentence.text().startswith("mine · vae-01: ")
+    assert ready.runs_panel.view.currentIndex().data() == "mine · vae-01"
+    ready.training.stop()
+    wait_done(qtbot, ready)
+    assert "mine · vae-01 was stopped and kept after" in ready.activity.sentence.text()
+
+
 def test_until_the_first_epoch_the_losses_view_says_what_the_run_does(qtbot, ready):
     said = []
     ready.training.happened.connect(lambda _events: said.append(ready.losses._message))
