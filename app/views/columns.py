@@ -14,6 +14,19 @@ from cellweave.core.export.palette import category_colours, colour_table, hex_to
 
 ThemeName = Literal["light", "dark"]
 STEPS = 256
+GENE, LATENT = "gene:", "latent:"
+
+
+def column_title(name: str) -> str:
+    """Return what a column holds in words: ``gene:CD3E`` is 'CD3E', ``latent:3`` is 'Latent dimension 3'."""
+    if name.startswith(GENE):
+        return name.removeprefix(GENE)
+    return f"Latent dimension {name.removeprefix(LATENT)}" if name.startswith(LATENT) else name
+
+
+def column_label(name: str) -> str:
+    """Return the title as it stands among the names of other columns: 'CD3E (gene)'."""
+    return f"{column_title(name)} (gene)" if name.startswith(GENE) else column_title(name)
 
 
 @dataclass(frozen=True, eq=False)

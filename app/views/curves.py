@@ -276,7 +276,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
                 wanted[f"change {number}"] = (place, text)
         for key in [key for key in plot.marks if key not in wanted]:
             plot.item.removeItem(plot.marks.pop(key))
-        for key, (place, text) in wanted.items():
+        for key, (place, _) in wanted.items():
             if key not in plot.marks:
                 plot.marks[key] = self._new_mark(plot, best=key == "best")
             plot.marks[key].setValue(place)

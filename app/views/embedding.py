@@ -22,7 +22,7 @@ from qtpy.QtWidgets import (
 
 from cellweave.app.forms.row import keep_place
 from cellweave.app.theme import SPACE, icon
-from cellweave.app.views.columns import ColumnData
+from cellweave.app.views.columns import ColumnData, column_title
 from cellweave.app.views.embeddingbar import EmbeddingBar
 from cellweave.app.views.epochbar import EpochBar, Loader
 from cellweave.app.views.motion import Motion
@@ -371,7 +371,7 @@ class EmbeddingView(QWidget):
         for column_name in dict.fromkeys(self.shown_columns()):
             column = self._columns.get(column_name)
             if column is not None and index < len(column):
-                lines.append(f"{html.escape(column_name)}: {html.escape(column.text_of(index))}")
+                lines.append(f"{html.escape(column_title(column_name))}: {html.escape(column.text_of(index))}")
         return "<br>".join(lines)
 
     # -- menu ------------------------------------------------------------------------------------------------

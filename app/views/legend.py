@@ -1,13 +1,12 @@
-"""Legends of a cloud of points: levels with their counts, or a range of numbers with its histogram."""
+"""The legend of the levels of a column, with their counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from qtpy.QtCore import QModelIndex, QPointF, QRect, QRectF, QSize, Qt, Signal
+from qtpy.QtCore import QModelIndex, QRect, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import (
     QBrush,
     QColor,
@@ -15,11 +14,10 @@ from qtpy.QtGui import (
     QFontMetrics,
     QIcon,
     QKeyEvent,
-    QLinearGradient,
     QPainter,
-    QPaintEvent,
     QPen,
     QPixmap,
+    QResizeEvent,
 )
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -29,22 +27,19 @@ from qtpy.QtWidgets import (
     QListWidget,
     QListWidgetItem,
     QMenu,
-    QSizePolicy,
     QStyle,
     QStyledItemDelegate,
     QStyleOptionViewItem,
     QWidget,
 )
 
-from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import SPACE, current, tabular_font
-from cellweave.app.views.columns import ColumnData
 
 MOST_LEVELS = 500
 """A legend lists at most this many levels, the largest first where there are more."""
 
-SQUEEZE, LONG = 0.85, 18
-"""Share of its full width that a level in a flowing legend keeps at least, where it is wider than this many letters."""
+LEAST_ROWS = 3
+"""Up to this many rows of levels are shown without scrolling."""
 
 MISSING = "missing"
 CODE, COUNT, OF_SELECTION = (Qt.ItemDataRole.UserRole + number for number in range(3))
@@ -250,9 +245,9 @@ class CategoryLegend(QListWidget):
 
     def cell(self) -> QSize:
         """Return the size of one level: the longest name, up to some 30 letters, with its count."""
-        metrics = self.fontMetrics()
+        metrics, figures = self.fontMetrics(), QFontMetrics(tabular_font())  # the delegate draws counts in the other font
         names = max((metrics.horizontalAdvance(item.text()) for item in self._items.values()), default=0)
-        counts = max((metrics.horizontalAdvance(text) for text in self._most.values()), default=0)
+        counts = max((figures.horizontalAdvance(text) for text in self._most.values()), default=0)
         width = min(names, metrics.horizontalAdvance("n" * 30)) + counts + self.iconSize().width() + 6 * SPACE
         return QSize(width, metrics.height() + SPACE)
 
@@ -260,22 +255,36 @@ class CategoryLegend(QListWidget):
         """Return the size that shows every level in one column."""
         cell, frame = self.cell(), 2 * self.frameWidth()
         bar = self.verticalScrollBar().sizeHint().width()
-        return QSize(cell.width() + frame + bar, max(1, self.count()) * cell.height() + frame + 2)
+        return QSize(cell.width() + frame + bar + 2, max(1, self.count()) * cell.height() + frame + 2)
 
     def hint_below(self, width: int) -> QSize:
         """Return the size that shows every level in as many columns as a width allows."""
         frame = 2 * self.frameWidth()
-        room = width - frame - self.verticalScrollBar().sizeHint().width()
-        columns = self.columns_in(room)
+        columns = self.columns_in(width - frame - 2)
         return QSize(width, -(-max(1, self.count()) // columns) * self.cell().height() + frame + 2)
 
+    def least_height(self, width: int) -> int:
+        """Return the height below which a legend that flows is not pressed: three rows, or all where there are fewer."""
+        return min(self.hint_below(width).height(), LEAST_ROWS * self.cell().height() + 2 * self.frameWidth() + 2)
+
     def columns_in(self, width: int) -> int:
-        """Return how many columns fit; where names are long and many, they may be shortened a little for one more."""
-        cell, count = self.cell().width(), max(1, self.count())
-        whole = max(1, width // cell)
-        long = cell > LONG * self.fontMetrics().horizontalAdvance("n")
-        squeezed = int(width / (SQUEEZE * cell)) if long and count > 4 * whole else whole
-        return min(count, max(whole, squeezed))
+        """Return how many columns fit without cutting a name."""
+        return min(max(1, self.count()), max(1, width // self.cell().width()))
+
+    def fit_bar(self, height: int) -> None:
+        """Show the scroll bar only where a height does not hold every level.
+
+        Left to Qt, room for a bar is taken from the lines also where none is shown, and a level that then falls into a
+        further line brings the bar.
+        """
+        needed = (self.hint_beside() if not self.isWrapping() else self.hint_below(self.width())).height()
+        policy = Qt.ScrollBarPolicy
+        self.setVerticalScrollBarPolicy(policy.ScrollBarAlwaysOff if needed <= height else policy.ScrollBarAlwaysOn)
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
+        """Show or hide the scroll bar for the new size."""
+        self.fit_bar(event.size().height() + 2 * self.frameWidth())
+        super().resizeEvent(event)
 
     def set_beside(self, beside: bool) -> None:
         """Stand in one column, or flow in several."""
@@ -334,75 +343,3 @@ def ask_colour(now: QColor, parent: QWidget) -> QColor | None:
     """Ask for a colour; None where the person changed their mind."""
     colour = QColorDialog.getColor(now, parent, "Colour of the level")
     return colour if colour.isValid() else None
-
-
-class GradientLegend(QWidget):
-    """The range of a column of numbers: its histogram above the colours, with the ends named.
-
-    Parameters
-    ----------
-    parent
-        Owner.
-    """
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self._low, self._high, self._unit = 0.0, 1.0, ""
-        self._counts: NDArray[Any] = np.zeros(1)
-        self._colours: NDArray[np.uint8] = np.zeros((2, 3), np.uint8)
-        self._missing = 0
-        self.setFont(tabular_font())
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-
-    def show_column(self, column: ColumnData, codes: NDArray[np.int32], colours: NDArray[np.uint8]) -> None:
-        """Show a column of numbers, with the code of each point and the colours of the 256 steps."""
-        assert column.values is not None
-        self._low, self._high = column.range
-        self._unit, self._colours = column.unit, colours
-        self._missing = int(np.count_nonzero(codes == 0))
-        self._counts = column.histogram(codes)
-        self.setAccessibleName("Legend")
-        self.setAccessibleDescription(f"from {number_text(self._rounded(self._low))} to {number_text(self._rounded(self._high))} {self._unit}")
-        self.setToolTip("Colours span the 1st to the 99th percentile; values beyond have the colour of the end")
-        self.updateGeometry()
-        self.update()
-
-    @staticmethod
-    def _rounded(value: float) -> float:
-        return float(f"{value:.3g}")
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        """Return room for the histogram, the colours and a line or two of text."""
-        line = self.fontMetrics().height()
-        return QSize(12 * line, (6 if self._missing else 5) * line + 3 * SPACE)
-
-    def minimumSizeHint(self) -> QSize:  # noqa: N802
-        """Return the height and half the width."""
-        return QSize(self.sizeHint().width() // 2, self.sizeHint().height())
-
-    def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
-        """Draw histogram, colours and ends."""
-        painter = QPainter(self)
-        theme, line = current(), self.fontMetrics().height()
-        width, tall, bar = float(self.width() - 2 * SPACE), 2.5 * line, 0.7 * line
-        painter.translate(SPACE, 0)
-        step = width / len(self._counts)
-        painter.setPen(Qt.PenStyle.NoPen)
-        painter.setBrush(theme.color("secondary"))
-        most = max(1.0, float(np.sqrt(self._counts.max())))
-        for index, count in enumerate(self._counts):  # roots, so that a peak at 0 leaves the rest to be seen
-            height = tall * float(np.sqrt(count)) / most
-            painter.drawRect(QRectF(index * step, tall - height, max(1.0, step - 1), height))
-        gradient = QLinearGradient(QPointF(0, 0), QPointF(width, 0))
-        colours = self._colours[1:]
-        for share in np.linspace(0, 1, 32):
-            gradient.setColorAt(float(share), QColor(*(int(part) for part in colours[round(share * (len(colours) - 1))])))
-        painter.setBrush(QBrush(gradient))
-        painter.drawRect(QRectF(0, tall + 2, width, bar))
-        painter.setPen(theme.color("secondary"))
-        words = QRectF(0, tall + bar + SPACE, width, line)
-        painter.drawText(words, Qt.AlignmentFlag.AlignLeft, number_text(self._rounded(self._low)))
-        painter.drawText(words, Qt.AlignmentFlag.AlignRight, f"{number_text(self._rounded(self._high))} {self._unit}".strip())
-        if self._missing:
-            painter.drawText(words.translated(0, line), Qt.AlignmentFlag.AlignLeft, f"{self._missing:,} missing")
-        painter.end()

@@ -99,6 +99,7 @@ class PanelGrid(QWidget):
         width, height = self.panels[0].width(), self.panels[0].height()
         wide = min(width // 2, max(panel.legend_hint(beside=True) for panel in self.panels))
         tall = min(height * 2 // 5, max(panel.legend_hint(beside=False) for panel in self.panels))
+        tall = min(max(tall, *(panel.least_legend() for panel in self.panels), 0), height // 2)
         beside = min(width - wide, height) >= min(width, height - tall)
         for panel in self.panels:
             panel.place_legend(wide if beside else tall, beside=beside)

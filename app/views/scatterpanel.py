@@ -15,9 +15,10 @@ from superqt import QSearchableComboBox
 
 from cellweave.app.theme import SPACE, current, notifier
 from cellweave.app.views.cards import HoverCard
-from cellweave.app.views.columns import ColumnData, ThemeName
+from cellweave.app.views.columns import ColumnData, ThemeName, column_label, column_title
 from cellweave.app.views.focus import draw_focus
-from cellweave.app.views.legend import CategoryLegend, GradientLegend, ask_colour
+from cellweave.app.views.gradient import GradientLegend
+from cellweave.app.views.legend import CategoryLegend, ask_colour
 from cellweave.app.views.pointcloud import CloudBox, PointCloudItem
 from cellweave.app.views.points import PointSet
 from cellweave.app.views.raster import Look
@@ -133,7 +134,7 @@ class ScatterPanel(QWidget):
         self.chooser.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.chooser.setMinimumContentsLength(10)
         self.chooser.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.chooser.activated.connect(lambda index: self._choose(self.chooser.itemText(index)))
+        self.chooser.activated.connect(lambda index: self._choose(str(self.chooser.itemData(index))))
         self.chooser.lineEdit().editingFinished.connect(self._show_name)  # words that name no column do not stay
         self.box = CloudBox()
         self.canvas = CloudCanvas(self.box)
@@ -180,9 +181,16 @@ class ScatterPanel(QWidget):
         """Return the width a legend beside the cloud needs, or the height of one below it; 0 where there is none."""
         if self.column() is None:
             return 0
-        if self.legend.isVisibleTo(self):
-            return self.legend.hint_beside().width() if beside else self.legend.hint_below(self.width()).height()
-        return self.gradient.sizeHint().width() if beside else self.gradient.sizeHint().height()
+        colours = self.gradient.sizeHint().width() if beside else self.gradient.minimumSizeHint().height()
+        if not self.legend.isVisibleTo(self):
+            return colours
+        own = self.legend.hint_beside().width() if beside else self.legend.hint_below(self.width()).height()
+        return max(own, colours)  # a column of numbers can be chosen without the clouds giving way
+
+    def least_legend(self) -> int:
+        """Return the height that a legend below the cloud is given in any case."""
+        colours = self.gradient.minimumSizeHint().height() if self.column() is not None else 0
+        return max(colours, self.legend.least_height(self.width())) if self.legend.isVisibleTo(self) else colours
 
     def place_legend(self, size: int, *, beside: bool) -> None:
         """Put the legend beside or below the cloud, with a width or a height."""
@@ -192,10 +200,13 @@ class ScatterPanel(QWidget):
             self._side.setMinimumSize(size, 0)
             self._side.setMaximumSize(size, 16777215)
             self.legend.setMaximumHeight(self.legend.hint_beside().height())
+            self.gradient.setFixedHeight(self.gradient.sizeHint().height())
         else:
             self._side.setMinimumSize(0, size)
             self._side.setMaximumSize(16777215, size)
             self.legend.setMaximumHeight(min(size, self.legend.hint_below(self.width()).height()))
+            self.gradient.setFixedHeight(min(size, self.gradient.sizeHint().height()))
+        self.legend.fit_bar(self.legend.maximumHeight() if not beside else min(self.legend.maximumHeight(), self.height()))
 
     def _retheme(self, *_: object) -> None:
         theme = current()
@@ -223,17 +234,18 @@ class ScatterPanel(QWidget):
         """Set what can be chosen and choose one."""
         self._columns = columns
         self.chooser.clear()
-        self.chooser.addItems(list(columns))
+        for column in columns:
+            self.chooser.addItem(column_label(column), column)
         self.show_column(name if name in columns else next(iter(columns), ""))
 
     def show_column(self, name: str) -> None:
         """Colour by a column without saying that it was chosen."""
         self._name = name
-        self.chooser.setCurrentIndex(self.chooser.findText(name, Qt.MatchFlag.MatchExactly))
+        self.chooser.setCurrentIndex(self.chooser.findData(name))
         column = self.column()
         self._codes = column.point_codes() if column is not None else np.empty(0, np.int32)
         self._any_missing = bool((self._codes == 0).any())
-        self.canvas.setAccessibleName(f"Embedding coloured by {name}" if name else "Embedding")
+        self.canvas.setAccessibleName(f"Embedding coloured by {column_label(name)}" if name else "Embedding")
         self.recolour()
 
     def set_selected(self, selected: NDArray[np.bool_] | None) -> None:
@@ -303,7 +315,7 @@ class ScatterPanel(QWidget):
             selected = None if among is None else column.counts(among)
             self.legend.show_levels(column.levels, column.counts(), self.colours(), self.hidden_levels(), selected)
         else:
-            self.gradient.show_column(column, self._codes, self.colours())
+            self.gradient.show_column(column, self._codes, self.colours(), column_title(self._name))
         self.canvas.setAccessibleDescription(self.in_words())
         self.legendChanged.emit()
 
@@ -315,7 +327,7 @@ class ScatterPanel(QWidget):
             return cells
         if not column.is_categorical:
             low, high = column.range
-            return f"{cells}, {self._name} from {low:.3g} to {high:.3g} {column.unit}".strip()
+            return f"{cells}, {column_title(self._name)} from {low:.3g} to {high:.3g} {column.unit}".strip()
         counts = column.counts()[1:]
         largest = [code for code in np.argsort(-counts, kind="stable")[:8] if counts[code]]
         return f"{cells}: " + ", ".join(f"{column.levels[code]} {counts[code]:,}" for code in largest)
@@ -337,8 +349,8 @@ class ScatterPanel(QWidget):
             self.colourChanged.emit(self._name, column.levels[code - 1], colour.name().upper())
 
     def _show_name(self) -> None:
-        self.chooser.setCurrentIndex(self.chooser.findText(self._name, Qt.MatchFlag.MatchExactly))
-        self.chooser.setEditText(self._name)
+        self.chooser.setCurrentIndex(self.chooser.findData(self._name))
+        self.chooser.setEditText(column_label(self._name))
 
     def _choose(self, name: str) -> None:
         if name != self._name:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Polygon
 from qtpy.QtCore import QPoint, QPointF, Qt
-from qtpy.QtGui import QColor, QContextMenuEvent
+from qtpy.QtGui import QColor, QContextMenuEvent, QFont
 from qtpy.QtWidgets import (
     QAbstractButton,
     QAbstractItemView,
@@ -512,3 +512,61 @@ def test_every_control_has_a_name(view):
             if isinstance(widget, QScrollBar) or not widget.isVisible():
                 continue
             assert widget.accessibleName() or getattr(widget, "text", str)(), widget
+
+
+LONG_NAMES = ["CD14+ Monocytes", "FCGR3A+ Monocytes", "CD4 T cells", "CD8 T cells", "B cells", "NK cells", "Dendritic cells", "Megakaryocytes"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+@pytest.mark.parametrize("width", [660, 760, 900, 1100, 1300])
+def test_a_legend_of_three_rows_neither_cuts_nor_scrolls(qtbot, cells, width, scale):
+    app = QApplication.instance()
+    before = app.font()
+    larger = QFont(before)
+    larger.setPointSizeF(scale * before.pointSizeF())
+    app.setFont(larger)
+    try:
+        made = EmbeddingView()
+        qtbot.addWidget(made)
+        made.resize(width, 560)
+        made.show()
+        codes = np.arange(N) % len(LONG_NAMES)
+        made.set_columns({"batch": cells[1]["batch"], "cell_type": ColumnData.categorical(codes, LONG_NAMES)})
+        made.set_points(cells[0])
+        settle()
+        for panel in made.panels():
+            legend = panel.legend
+            cells_of = [legend.visualItemRect(legend.item(row)) for row in range(legend.count())]
+            assert all(rect.width() >= legend.cell().width() for rect in cells_of), "a name is cut"
+            if len({rect.top() for rect in cells_of}) <= 3:
+                assert not legend.verticalScrollBar().isVisible()
+                assert all(legend.viewport().rect().contains(rect) for rect in cells_of), "a level is out of sight"
+    finally:
+        app.setFont(before)
+
+
+def test_choosing_a_gene_does_not_make_the_clouds_smaller(view, cells):
+    columns = {**cells[1], "gene:TUBB1": ColumnData.continuous(np.arange(N), unit="log(1 + scaled counts)")}
+    view.set_columns(columns)
+    for name in ("batch", "cell_type"):
+        view.show_columns([name, "cell_type"])
+        settle()
+        before = [panel.canvas.size() for panel in view.panels()]
+        view.show_columns(["gene:TUBB1", "cell_type"])
+        settle()
+        after = [panel.canvas.size() for panel in view.panels()]
+        assert after == before
+
+
+def test_a_gene_is_named_with_its_quantity_and_unit(view, cells, qtbot):
+    values = np.where(np.arange(N) < 7, np.nan, np.arange(N))
+    view.set_columns({**cells[1], "gene:TUBB1": ColumnData.continuous(values, unit="log(1 + scaled counts)")})
+    panel = view.panels()[0]
+    line = panel.chooser.lineEdit()
+    line.selectAll()
+    qtbot.keyClicks(line, "TUBB1 (gene)")
+    qtbot.keyClick(line, Qt.Key.Key_Return)
+    assert panel.column_name() == "gene:TUBB1" and panel.chooser.currentText() == "TUBB1 (gene)"
+    assert panel.gradient.words() == "TUBB1, log(1 + scaled counts); 7 missing"
+    assert panel.gradient.accessibleDescription().startswith("TUBB1, log(1 + scaled counts)")
+    assert "TUBB1: 10 log(1 + scaled counts)" in view.card_text(10)
