@@ -23,6 +23,8 @@ from cellweave.app.actions.declared import ACTIONS
 from cellweave.app.actions.registry import conflicts
 
 PORTABLE = QKeySequence.SequenceFormat.PortableText
+LONGEST = "Ctrl+Alt+Shift+Space"
+"""There is room for a sequence of this length, whatever the keys are now."""
 
 
 class ShortcutsDialog(QDialog):
@@ -61,7 +63,7 @@ class ShortcutsDialog(QDialog):
             self._edits[info.id] = edit
             self.table.setCellWidget(row, 1, edit)
         self.table.resizeRowsToContents()
-        self.table.setColumnWidth(1, self.fontMetrics().horizontalAdvance("m") * 15)
+        self._fit_keys()
         self.problem = QLabel()
         self.problem.setWordWrap(True)
         self.problem.setProperty("tone", "bad")
@@ -79,6 +81,13 @@ class ShortcutsDialog(QDialog):
         self.resize(em * 46, em * 40)
         self._check()
 
+    def _fit_keys(self) -> None:
+        """Make the column wide enough for every sequence with the button that takes it away; it never gets narrower."""
+        words = [edit.keySequence().toString(QKeySequence.SequenceFormat.NativeText) for edit in self._edits.values()]
+        metrics = self.fontMetrics()
+        widest = max(metrics.horizontalAdvance(text) for text in (*words, LONGEST))
+        self.table.setColumnWidth(1, max(self.table.columnWidth(1), widest + 3 * metrics.height()))
+
     def _filter(self, needle: str) -> None:
         for row in range(self.table.rowCount()):
             item = self.table.item(row, 0)
@@ -95,6 +104,7 @@ class ShortcutsDialog(QDialog):
         return {name: keys for name, keys in now.items() if keys != declared[name]}
 
     def _check(self, *_: object) -> None:
+        self._fit_keys()
         labels = {info.id: info.label for info in ACTIONS}
         twice = conflicts(self.keys())
         lines = [f"{keys} is used by " + " and ".join(f"'{labels[name]}'" for name in names) + "." for keys, names in twice.items()]

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from qtpy.QtCore import Signal
+from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QGridLayout, QHBoxLayout, QLabel, QLineEdit, QPushButton, QVBoxLayout, QWidget
 
 from cellweave.app.forms.editors import SuggestingEditor
@@ -182,7 +182,7 @@ class SpecForm(QWidget):
         bar = QHBoxLayout()
         bar.setSpacing(2 * SPACE)
         bar.addWidget(self._search, 1)
-        bar.addWidget(self._advanced)
+        bar.addWidget(self._advanced, 0, Qt.AlignmentFlag.AlignRight)  # a small toggle also where there is no search field
         outer.addLayout(bar)
         outer.addWidget(self._nothing)
         self._scroll = ColumnScroll(self) if scrolling else None
@@ -202,7 +202,7 @@ class SpecForm(QWidget):
         self._rows, self._headings, self._cls = {}, {}, cls
         fields = [field for field in form_fields(cls, self._section) if field.name not in self._leave_out]
         line = 0
-        for group in dict.fromkeys(field.group for field in fields):
+        for group in _groups_in_order(fields):
             line = self._add_group(group, [field for field in fields if field.group == group], grid, line)
         grid.setRowStretch(line, 1)
         if self._scroll is not None:
@@ -277,3 +277,9 @@ class SpecForm(QWidget):
     def _count_changes(self) -> None:
         hidden = sum(row.field.advanced and row.is_changed() and path not in self._not_now for path, row in self._rows.items())
         self._advanced.setText(f"Advanced ({hidden} changed)" if hidden else "Advanced")
+
+
+def _groups_in_order(fields: Sequence[FormField]) -> list[str]:
+    """Return the groups as they are declared, those of which the basic face shows nothing last."""
+    groups = dict.fromkeys(field.group for field in fields)
+    return sorted(groups, key=lambda group: all(field.advanced for field in fields if field.group == group))

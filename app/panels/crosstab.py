@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt
-from qtpy.QtGui import QBrush, QColor
-from qtpy.QtWidgets import QTableWidget, QTableWidgetItem, QWidget
+from qtpy.QtGui import QBrush, QColor, QResizeEvent
+from qtpy.QtWidgets import QSizePolicy, QTableWidget, QTableWidgetItem, QWidget
 
 from cellweave.app import theme
 
 MOST = 40
+MOST_IN_SIGHT = 12
 
 
 class CrossTable(QTableWidget):
@@ -22,6 +23,8 @@ class CrossTable(QTableWidget):
         self.setEditTriggers(QTableWidget.EditTrigger.NoEditTriggers)
         self.setFont(theme.tabular_font())
         self._table: Any = None
+        self._bar_counted = False
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         theme.notifier().changed.connect(self._again)
 
     def clear_table(self) -> None:
@@ -57,10 +60,21 @@ class CrossTable(QTableWidget):
         self.updateGeometry()
 
     def sizeHint(self) -> QSize:  # noqa: N802
-        """Return room for the rows there are, up to ten."""
-        lines = min(self.rowCount(), 10)
-        return QSize(200, (lines + 1) * (self.fontMetrics().height() + 12) + 14)
+        """Return the height of the table itself, up to twelve rows: it stands in something that scrolls."""
+        lines = sum(self.rowHeight(line) for line in range(min(self.rowCount(), MOST_IN_SIGHT)))
+        bar = self.horizontalScrollBar().sizeHint().height() if self._wider_than_room() else 0
+        return QSize(200, self.horizontalHeader().sizeHint().height() + lines + bar + 2 * self.frameWidth())
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
-        """Return room for a few rows."""
-        return QSize(100, min(4, self.rowCount() + 1) * (self.fontMetrics().height() + 12))
+        """Return the same height; the width may be less than the columns need."""
+        return QSize(100, self.sizeHint().height())
+
+    def _wider_than_room(self) -> bool:
+        return self.verticalHeader().sizeHint().width() + self.horizontalHeader().length() + 2 * self.frameWidth() > self.width()
+
+    def resizeEvent(self, event: QResizeEvent) -> None:  # noqa: N802
+        """Ask for another height where the horizontal scroll bar comes or goes."""
+        super().resizeEvent(event)
+        if self._wider_than_room() != self._bar_counted:
+            self._bar_counted = not self._bar_counted
+            self.updateGeometry()

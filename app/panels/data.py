@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QVBoxLayout, QWidget
 
 from cellweave.app.forms import SpecForm
 from cellweave.app.panels.checks import ChecksList
-from cellweave.app.panels.features import ModalityForm
+from cellweave.app.panels.features import ModalityForm, label_width
 from cellweave.app.panels.mosaic import Mosaic, MosaicGrid
 from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, set_look, subheading, text
 from cellweave.app.panels.workflow import Mark
@@ -141,6 +141,7 @@ class DataPanel(QWidget):
             grid.addWidget(label, line, 0)
             grid.addWidget(widget, line, 1)
         grid.setColumnStretch(1, 1)
+        grid.setColumnMinimumWidth(0, label_width(self))
         self._modalities = QVBoxLayout()
         self._modalities.setSpacing(12)
         layout = QVBoxLayout()

@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qtpy.QtCore import QSignalBlocker, Qt, QTimer, Signal
+from qtpy.QtCore import QSignalBlocker, QTimer, Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QSpinBox, QWidget
 
-from cellweave.app.panels.parts import subheading, text, tool
+from cellweave.app.panels.parts import row, subheading, text, tool
 from cellweave.core.spec.data import DataSpec, FeatureSelection
 
 MODES = (("all", "All features"), ("variable", "Most variable"), ("list", "Listed in a file"))
+LABELS = ("Train on", "Several files", "Counts in", "Features", "Number", "Rank within")
+"""Labels whose fields stand in one column, above one another in several grids."""
+
 TYPING = 500  # milliseconds after the last key before a number is taken
+
+
+def label_width(widget: QWidget) -> int:
+    """Return the width of the column of labels."""
+    return max(widget.fontMetrics().horizontalAdvance(words) for words in LABELS) + 2
 
 
 class ModalityForm(QWidget):
@@ -56,8 +64,9 @@ class ModalityForm(QWidget):
         self._grid.setContentsMargins(0, 0, 0, 0)
         self._grid.setHorizontalSpacing(8)
         self._grid.setVerticalSpacing(4)
-        self._grid.addWidget(self.title, 0, 0)
-        self._grid.addWidget(self.found, 0, 1, 1, 2, Qt.AlignmentFlag.AlignRight)
+        self._grid.addLayout(row(self.title, None, self.found), 0, 0, 1, 3)  # a long name does not push the fields aside
+        self.found.setWordWrap(False)
+        self._grid.setColumnMinimumWidth(0, label_width(self))
         self._labels: dict[str, QLabel] = {}
         for line, (words, widget) in enumerate((("Counts in", self.counts), ("Features", self.mode), ("Number", self.number), ("Rank within", self.within)), 1):
             label = text(words, secondary=True, wrap=False)

@@ -338,3 +338,25 @@ def test_nothing_is_wider_than_the_form_shows(form_of):
     for combo in form.findChildren(QComboBox):
         if combo.isVisible():
             assert combo.mapTo(body, QPoint(combo.width(), 0)).x() <= body.width()
+
+
+def test_groups_of_which_the_basic_face_shows_nothing_come_last(form_of):
+    form = form_of("model")
+    basic = [not row.field.advanced for row in form._rows.values()]
+    groups = list(dict.fromkeys(row.field.group for row in form._rows.values()))
+    has_basic = [any(plain for plain, row in zip(basic, form._rows.values(), strict=True) if row.field.group == group) for group in groups]
+    assert "Discrepancy between batches (MMD)" in groups[1:] and has_basic[0]
+    assert has_basic == sorted(has_basic, reverse=True)
+    tops = [form._headings[group].mapTo(form, form._headings[group].rect().topLeft()).y() for group in groups if group]
+    assert tops == sorted(tops)
+
+
+def test_the_toggle_is_small_where_there_is_no_search_field(qtbot):
+    form = SpecForm("data", leave_out=("paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine"))
+    qtbot.addWidget(form)
+    form.set_spec(RunSpec())
+    form.resize(420, 300)
+    form.show()
+    qtbot.waitExposed(form)
+    assert not form._search.isVisible() and form._advanced.isVisible()
+    assert form._advanced.width() == form._advanced.sizeHint().width() < 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 
 from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QAbstractButton, QLineEdit
 
 from cellweave.app.actions import ACTIONS, ShortcutsDialog, conflicts
 from cellweave.app.actions.declared import REASONS
@@ -122,3 +123,16 @@ def test_the_report_masks_the_home_folder(window, monkeypatch, home):
         assert str(Path.home() / "secret") not in text
     assert "torch" in text
 
+
+def test_the_keys_are_shown_whole(qtbot):
+    dialog = ShortcutsDialog({"file.open": "Ctrl+Alt+Shift+F12"})
+    qtbot.addWidget(dialog)
+    dialog.show()
+    qtbot.waitExposed(dialog)
+    for info in ACTIONS:
+        edit = dialog._edits[info.id]
+        line = edit.findChild(QLineEdit)
+        needed = line.fontMetrics().horizontalAdvance(line.text()) + line.textMargins().left() + line.textMargins().right()
+        buttons = sum(button.width() for button in line.findChildren(QAbstractButton) if button.isVisible())
+        assert needed + buttons <= line.width(), line.text()
+        assert edit.width() <= dialog.table.columnWidth(1) <= dialog.table.viewport().width()

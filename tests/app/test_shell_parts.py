@@ -6,9 +6,11 @@ import threading
 
 import numpy as np
 import pytest
-from qtpy.QtWidgets import QLabel
+from qtpy.QtWidgets import QApplication, QLabel, QVBoxLayout, QWidget
 
 from cellweave.app.panels.checks import ChecksList
+from cellweave.app.panels.crosstab import CrossTable
+from cellweave.app.panels.features import ModalityForm, label_width
 from cellweave.app.panels.inspector import InspectorPanel, ShareBar
 from cellweave.app.panels.mosaic import MosaicGrid
 from cellweave.app.state.paths import masked
@@ -185,3 +187,38 @@ def test_every_family_fills_the_forms(qtbot, window, kind):
     assert window.losses_panel.form.terms() == [term.name for term in window.session.spec.terms()]
     window.actions_by_id["edit.undo"].trigger()
     assert window.session.spec.model.kind == next(iter(families()))
+
+
+@pytest.mark.parametrize(("rows", "scrolls"), [(1, False), (8, False), (12, False), (30, True)])
+def test_a_cross_table_has_the_height_of_its_rows(qtbot, rows, scrolls):
+    import pandas as pd
+
+    table = CrossTable()
+    qtbot.addWidget(table)
+    table.show_counts(pd.DataFrame(np.full((rows, 3), 1234), index=[f"level {number}" for number in range(rows)], columns=["a", "b", "c"]))
+    for width in (600, 160):
+        table.resize(width, table.minimumSizeHint().height())
+        table.show()
+        qtbot.waitExposed(table)
+        table.resize(width, table.minimumSizeHint().height())
+        QApplication.processEvents()
+        assert table.verticalScrollBar().isVisible() == scrolls
+        assert table.sizeHint().height() == table.height()
+
+
+def test_fields_of_the_data_stand_in_one_column(qtbot, window):
+    """Labels of several grids are of different length; their fields begin at one place all the same."""
+    panel = window.data_panel
+    forms = [ModalityForm(name) for name in ("rna", "a_modality_of_a_very_long_name")]
+    holder = QWidget()
+    qtbot.addWidget(holder)
+    layout = QVBoxLayout(holder)
+    for form in forms:
+        layout.addWidget(form)
+    holder.resize(400, 400)
+    holder.show()
+    qtbot.waitExposed(holder)
+    starts = {widget.mapTo(holder, widget.rect().topLeft()).x() - form.x() for form in forms for widget in (form.counts, form.mode, form.number)}
+    assert len(starts) == 1
+    labels = (panel.modality_label, panel.join_label)
+    assert all(label.sizeHint().width() <= label_width(panel) for label in labels)
