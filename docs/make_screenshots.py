@@ -56,11 +56,14 @@ class Driver:
 
     def wait(self, done: Callable[[], Any], seconds: float = LONG) -> None:
         """Let the window work until something holds."""
+        from qtpy.QtCore import QCoreApplication, QEvent
+
         end = time.monotonic() + seconds
         while not done():
             if time.monotonic() > end:
                 raise TimeoutError("the window did not get there")
             self.app.processEvents()
+            QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)  # processEvents leaves deleted widgets standing
             time.sleep(0.01)
 
     def rest(self, seconds: float = 0.3) -> None:
