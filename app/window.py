@@ -82,6 +82,7 @@ class MainWindow(QMainWindow):
         self._make_panels()
         self.actions_by_id = ActionRegistry(self, self.session.settings.shortcuts)
         self.actions_by_id.build_menus(self.menuBar())
+        self._make_recent()
         self._make_corner()
         self._make_run_tools()
         self._connect()
@@ -135,6 +136,14 @@ class MainWindow(QMainWindow):
         dock.setWidget(widget)
         self.addDockWidget(area, dock)
         return dock
+
+    def _make_recent(self) -> None:
+        """Put the recent files and runs into the File menu; it is filled when it is looked at."""
+        menu = QMenu("Open &recent", self)
+        menu.setToolTipsVisible(True)
+        menu.aboutToShow.connect(lambda: self.shell.fill_recent(menu))
+        self.actions_by_id.menus["File"].insertMenu(self.actions_by_id["file.save_spec"], menu)
+        self.recent_menu = menu
 
     def _make_corner(self) -> None:
         self.machine = QLabel()

@@ -108,7 +108,7 @@ ACTIONS: tuple[ActionInfo, ...] = (
     A("run.detached", "Train &detached", RUN, "training.train_detached", "detach", "",
       "Train in a process of its own that goes on when the window is closed.", ("study", "ready")),
     A("run.pause", "&Pause", RUN, "training.pause", "pause", "Ctrl+P", "Wait at the next minibatch.", ("training",), gap=True),
-    A("run.stop", "&Stop and keep", RUN, "training.stop", "stop", "Ctrl+.", "Stop training, go back to the weights of the best epoch and compute the results.", ("training",)),
+    A("run.stop", "&Stop and keep", RUN, "training.stop", "stop", "Ctrl+.", "Stop training, go back to the best weights and compute the results.", ("training",)),
     A("run.cancel", "&Cancel…", RUN, "training.cancel", "cancel", "", "Throw the run away.", ("training",)),
     A("run.resume", "&Continue training", RUN, "runs.resume", "play", "",
       "Go on from the last checkpoint of the selected run.", ("resumable",), gap=True),

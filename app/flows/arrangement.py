@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QByteArray, QObject, Qt, QTimer
 from qtpy.QtGui import QGuiApplication
 
+from cellweave.app.state.runs import RunSummary
 from cellweave.app.state.session import Session
 from cellweave.core.errors import SpecError
 from cellweave.core.spec import from_toml, to_toml
@@ -70,6 +71,8 @@ class Arrangement(QObject):
         if settings.layout:
             window.restoreState(decoded(settings.layout), LAYOUT)
         window.runs.start()
+        for details in self._session.notice_details:
+            LOG.warning("%s", details)
         window.centre.welcome.set_notice(" ".join(self._session.notices))
         self._offer_last()
         self._offer_interrupted()
@@ -94,9 +97,24 @@ class Arrangement(QObject):
     def _offer_interrupted(self) -> None:
         window, path = self._window, self._session.settings.active_run
         run = next((item for item in self._session.library.runs if str(item.path) == path), None)
-        if run is not None and run.status.lost:
+        if run is None:
+            return
+        if not run.status.lost:
+            self._offer_left_running(run)
+        else:
             sentence = f"The run '{run.label}' was interrupted at epoch {run.status.epoch}."
             window.notify(sentence, "Continue it", lambda: window.training.resume(run.path), stays=True)
+
+    def _offer_left_running(self, run: RunSummary) -> None:
+        """Offer to watch the run that the last session left to a process of its own, or to look at what it became."""
+        window, status = self._window, run.status
+        if status.state.active:
+            reach = f"epoch {status.epoch} of {status.max_epochs}" if status.max_epochs else run.words
+            words = f"Watch '{run.label}' ({reach})"
+        else:
+            words = f"Open '{run.label}', which was left running ({run.words})"
+            self._session.settings.active_run = ""
+        window.centre.welcome.offer_run(words, lambda: window.runs.open(run.path))
 
     # ------------------------------------------------------------------ writing
 

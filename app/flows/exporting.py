@@ -65,6 +65,23 @@ class Exporting(QObject):
 
     # ------------------------------------------------------------------ results
 
+    @property
+    def target(self) -> Path | None:
+        """The run that is exported: the one shown, else the selected one; None where its folder is not there."""
+        watching = self._window.watching
+        target = None if watching.gone is not None else watching.shown or self._window.runs.target
+        return target if target is not None and target.is_dir() else None
+
+    def _checked_target(self) -> Path | None:
+        """Return the target; where the folder of the shown run is gone, say so."""
+        watching, target = self._window.watching, self.target
+        current = self._window.training.current
+        trains = current is not None and current.folder == watching.shown  # the engine makes its folder anew
+        if target is None and not trains and (watching.gone or watching.shown):
+            watching.lose()
+            self._window.status.update_actions()
+        return target
+
     def figure(self, what: str = "") -> None:
         """Open the figure dialog for the shown (or selected) run.
 
@@ -73,7 +90,7 @@ class Exporting(QObject):
         what
             ``losses`` or ``embedding``; empty takes the view in front.
         """
-        target = self._window.watching.shown or self._window.runs.target
+        target = self._checked_target()
         if target is None:
             return
         from cellweave.app.views import FigureDialog
@@ -102,7 +119,7 @@ class Exporting(QObject):
         self._window.notify(f"'{out}' is written.")
 
     def _ask(self, title: str, suffix: str, kind: str) -> Path | None:
-        target = self._window.watching.shown or self._window.runs.target
+        target = self._window.watching.shown or self._window.watching.gone or self._window.runs.target
         if target is None:
             return None
         run = self._session.library.get(target)
@@ -113,13 +130,15 @@ class Exporting(QObject):
 
     def h5ad(self) -> None:
         """Ask where, and write the input with the results."""
+        if self._checked_target() is None:
+            return
         out = self._ask("Export h5ad", ".h5ad", "AnnData (*.h5ad);;MuData, all modalities (*.h5mu)")
         if out is not None:
             self.write_h5ad(out)
 
     def write_h5ad(self, out: Path) -> None:
         """Write the h5ad (or, by its suffix, the h5mu) of the shown run in a thread."""
-        target = self._window.watching.shown or self._window.runs.target
+        target = self._checked_target()
         if target is None:
             return
         denoised = (target / "results" / "denoised.h5").is_file()
@@ -134,13 +153,15 @@ class Exporting(QObject):
 
     def tables(self) -> None:
         """Ask for a folder and write the tables of the run there."""
+        if self._checked_target() is None:
+            return
         folder = QFileDialog.getExistingDirectory(self._window, "Folder for the tables", self._session.settings.last_folder)
         if folder:
             self.write_tables(Path(folder))
 
     def write_tables(self, folder: Path) -> None:
         """Write losses, latent space and coordinates as CSV, in a thread."""
-        target = self._window.watching.shown or self._window.runs.target
+        target = self._checked_target()
         if target is None:
             return
 

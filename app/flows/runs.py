@@ -74,8 +74,7 @@ class RunsFlow(QObject):
         shown = self._window.watching.shown
         training = self._window.training
         if shown is not None and not shown.is_dir() and not (training.current and training.current.folder == shown):
-            self._window.watching.shown = None
-            self._window.notify(f"The folder of the run '{self._window.watching.progress.name}' is gone. What is shown stays until another run is opened.")
+            self._window.watching.lose()
         self._window.status.update_actions()
 
     def begun(self, folder: Path, _spec: object) -> None:
@@ -159,6 +158,8 @@ class RunsFlow(QObject):
 
     def _followed_to_the_end(self, folder: Path) -> None:
         self._follow(None)
+        if self._session.settings.active_run == str(folder):
+            self._session.settings.active_run = ""
         self._window.status.say_idle(self.progress.ending())
         self.refresh()
         if self._window.watching.shown == folder and folder.is_dir():

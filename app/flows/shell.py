@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject, QUrl
 from qtpy.QtGui import QDesktopServices
-from qtpy.QtWidgets import QApplication, QMessageBox
+from qtpy.QtWidgets import QApplication, QMenu, QMessageBox
 
 from cellweave.app import theme
 from cellweave.app.actions import CommandPalette, ShortcutsDialog
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("cellweave.window")
 
+SHOWN = 8  # recent files, and as many runs
+
 
 class Shell(QObject):
     """What the menus View, Window and Help do."""
@@ -29,6 +32,26 @@ class Shell(QObject):
     def __init__(self, window: MainWindow, session: Session) -> None:
         super().__init__(window)
         self._window, self._session = window, session
+
+    # ------------------------------------------------------------------ file
+
+    def fill_recent(self, menu: QMenu) -> None:
+        """List what was open lately in a menu; what is no longer there is greyed."""
+        settings = self._session.settings
+        menu.clear()
+        for title, recent in (("Data", settings.recent_data), ("Runs", settings.recent_runs)):
+            if recent:
+                menu.addSection(title)
+            for path in recent[:SHOWN]:
+                places = [Path(place) for place in path.split("\n")]
+                there = all(place.exists() for place in places)
+                name = places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+                action = menu.addAction((name if there else f"{name} (missing)").replace("&", "&&"))
+                action.setToolTip(path)
+                action.setEnabled(there)
+                action.triggered.connect(lambda _=False, path=path: self._window.opening.open_path(path))
+        if menu.isEmpty():
+            menu.addAction("Nothing was opened yet").setEnabled(False)
 
     # ------------------------------------------------------------------ view
 

@@ -34,6 +34,7 @@ class Status(QObject):
             "file": bool(session.spec.data.paths),
             "training": window.training.active or window.runs.following is not None,
             "run": target is not None,
+            "files": window.exporting.target is not None,
             "finished": shown is not None and (shown.folder / "results" / "latent.npy").is_file(),
             "embedding": window.watching.cells is not None,
             "resumable": summary is not None and summary.resumable,

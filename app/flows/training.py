@@ -223,7 +223,7 @@ class TrainFlow(QObject):
         self.changed.emit()
 
     def stop(self) -> None:
-        """Stop training, keep the best weights and compute the results."""
+        """Stop training, go back to the best weights and compute the results."""
         if self.current is None:
             self._window.runs.steer("stop")
             return

@@ -45,12 +45,15 @@ class Watching(QObject):
     ----------
     shown
         Folder of the run that the views show, or None.
+    gone
+        The same where that folder was deleted: the views stay as they are, but nothing can be exported.
     """
 
     def __init__(self, window: MainWindow, session: Session, analysis: Analysis, tasks: TaskRunner) -> None:
         super().__init__(window)
         self._window, self._session, self._analysis, self._tasks = window, session, analysis, tasks
         self.shown: Path | None = None
+        self.gone: Path | None = None
         self.results: RunResults | None = None
         self.cells: Cells | None = None
         self.progress = RunProgress("")
@@ -67,6 +70,7 @@ class Watching(QObject):
         """Show a run that begins to train."""
         self._generation += 1
         self.shown, self.spec, self.results, self.cells = folder, spec, None, None
+        self.gone = None
         self._refresh = self._waiting = self._previous = None
         losses, embedding = self._window.losses, self._window.embedding
         losses.set_terms(spec.terms())
@@ -204,6 +208,7 @@ class Watching(QObject):
     def show(self, results: RunResults) -> None:
         """Show a run that was read."""
         window = self._window
+        self.gone = None
         self.shown, self.spec, self.results, self.cells = results.folder, results.spec, results, results.cells
         self._refresh = self._waiting = None
         window.losses.set_terms(results.spec.terms())
@@ -303,9 +308,15 @@ class Watching(QObject):
         self._window.status.say_busy(f"Reading {gene}")
         self._tasks.run(lambda report: gene_values(folder, spec, gene, cells.rows, study), done, failed)
 
+    def lose(self) -> None:
+        """The folder of the shown run is gone; say so."""
+        self.gone, self.shown = self.shown or self.gone, None
+        self._window.notify(f"The folder of the run '{self.progress.name}' is gone. What is shown stays until another run is opened.")
+
     def clear(self) -> None:
         """Show nothing."""
         self._generation += 1
+        self.gone = None
         self.shown = self.spec = self.results = self.cells = None
         self._window.centre.say_run("")
         self._window.losses.clear()

@@ -30,7 +30,7 @@ class ActivityBar(QWidget):
         self.progress.setSizePolicy(QSizePolicy.Policy.Fixed, QSizePolicy.Policy.Fixed)
         self.progress.setFixedWidth(self.fontMetrics().horizontalAdvance("m") * 14)
         self.pause = button("Pause", "pause", self.pauseClicked.emit, tip="Wait at the next minibatch (Ctrl+P)")
-        self.stop = button("Stop", "stop", self.stopClicked.emit, tip="Stop training, keep the best weights and finish the results (Ctrl+.)")
+        self.stop = button("Stop", "stop", self.stopClicked.emit, tip="Stop training, go back to the best weights and compute the results (Ctrl+.)")
         self.cancel = button("Cancel", "cancel", self.cancelClicked.emit, tip="Throw the run away")
         self.log = tool("log", "Show or hide the log (F9)", self.logClicked.emit)
         layout = QHBoxLayout(self)

@@ -50,6 +50,10 @@ class WelcomePage(QScrollArea):
         self.last = button("", "play", self._go_on, link=True)
         self.last.setAccessibleName("Go on with the last session")
         self.last.setVisible(False)
+        self.watch = button("", "play", self._go_watch, link=True)
+        self.watch.setVisible(False)
+        self._watch: Callable[[], object] | None = None
+        outer.addWidget(self.watch, 0, Qt.AlignmentFlag.AlignLeft)
         self._last: Callable[[], object] | None = None
         outer.addWidget(self.last, 0, Qt.AlignmentFlag.AlignLeft)
         self.recent = QFrame()
@@ -105,6 +109,17 @@ class WelcomePage(QScrollArea):
         self.last.setAccessibleName(words)
         self._last = call
         self.last.setVisible(True)
+
+    def offer_run(self, words: str, call: Callable[[], object]) -> None:
+        """Offer to look at the run that was left running."""
+        self.watch.setText(words)
+        self.watch.setAccessibleName(words)
+        self._watch = call
+        self.watch.setVisible(True)
+
+    def _go_watch(self) -> None:
+        if self._watch is not None:
+            self._watch()
 
     def _go_on(self) -> None:
         if self._last is not None:

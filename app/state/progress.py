@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cellweave.core.runs.events import (
     EpochDone,
@@ -15,6 +15,7 @@ from cellweave.core.runs.events import (
     StepProgress,
 )
 
+RECENT = 10  # epochs that the time left is worked out from
 PHASES = {
     RunState.CREATED: "Starting",
     RunState.QUEUED: "Waiting in the queue",
@@ -22,7 +23,7 @@ PHASES = {
     RunState.PREPARING: "Preparing",
     RunState.TRAINING: "Training",
     RunState.PAUSED: "Paused",
-    RunState.STOPPING: "Stopping, keeping the best weights",
+    RunState.STOPPING: "Stopping, going back to the best weights",
     RunState.CANCELLING: "Cancelling…",
     RunState.ANALYSING: "Computing results",
     RunState.DONE: "Done",
@@ -76,6 +77,8 @@ class RunProgress:
     best_epoch: int | None = None
     since_best: int = 0
     started: float = 0.0
+    _lengths: list[float] = field(default_factory=list)  # seconds of the last epochs
+    _stepped: bool = False  # whether the engine itself says how long it will take
 
     def add(self, event: Event) -> None:
         """Take in an event."""
@@ -87,6 +90,7 @@ class RunProgress:
                 self.phase, self.fraction = event.phase, event.fraction
             case StepProgress():
                 self.epoch, self.max_epochs = event.epoch, event.max_epochs
+                self._stepped = True
                 self.cells_per_second, self.seconds_left = event.cells_per_second, event.seconds_left
                 self.fraction = (event.epoch - 1 + event.fraction) / max(1, event.max_epochs)
             case EpochDone():
@@ -95,8 +99,16 @@ class RunProgress:
                 self.best_epoch, self.since_best = event.best_epoch, event.epochs_since_best
                 self.cells_per_second = event.cells_per_second or self.cells_per_second
                 self.fraction = event.epoch / max(1, event.max_epochs)
+                self._estimate(event)
             case _:
                 pass
+
+    def _estimate(self, event: EpochDone) -> None:
+        """Work out the time left from the last epochs: the journal of a run elsewhere has no steps, which would say it."""
+        if event.seconds > 0:
+            self._lengths = [*self._lengths, event.seconds][-RECENT:]
+        if not self._stepped and self._lengths:
+            self.seconds_left = sum(self._lengths) / len(self._lengths) * max(0, event.max_epochs - event.epoch)
 
     @property
     def can_pause(self) -> bool:

@@ -36,6 +36,8 @@ class Session:
         Why the open file cannot be used; None while it is read and once it is loaded.
     notices
         Sentences about the settings at the start.
+    notice_details
+        What the log says of them.
     """
 
     headers_changed = Signal(tuple)
@@ -43,7 +45,8 @@ class Session:
     checks_changed = Signal(tuple)
 
     def __init__(self) -> None:
-        self.settings, self.notices = load_settings(paths.settings_file())
+        self.notice_details: list[str] = []
+        self.settings, self.notices = load_settings(paths.settings_file(), self.notice_details)
         self.editor = SpecEditor()
         self.library = RunLibrary()
         self.trash = Trash()

@@ -72,13 +72,15 @@ def column_key(columns: list[str]) -> str:
     return "\x1f".join(sorted(columns))
 
 
-def load_settings(path: Path) -> tuple[Settings, list[str]]:
+def load_settings(path: Path, details: list[str] | None = None) -> tuple[Settings, list[str]]:
     """Read the settings.
 
     Parameters
     ----------
     path
         The settings file; it need not exist.
+    details
+        What the reader said of a file it could not read is added here; it is for the log.
 
     Returns
     -------
@@ -90,7 +92,9 @@ def load_settings(path: Path) -> tuple[Settings, list[str]]:
     except FileNotFoundError:
         return Settings(), []
     except (OSError, ValueError) as error:
-        return Settings(), [f"The settings could not be read and start anew ({error}). The old file is kept beside as '{_keep(path)}'."]
+        if details is not None:
+            details.append(f"{path.name} could not be read: {error}")
+        return Settings(), [f"The settings could not be read and start anew. The old file is kept beside as '{_keep(path)}'."]
     if not isinstance(tree, dict):
         return Settings(), [f"The settings file holds no table; settings start anew. The old file is kept beside as '{_keep(path)}'."]
     if isinstance(tree.get("version"), int) and tree["version"] > VERSION:

@@ -277,11 +277,92 @@ def test_recent_files_that_are_gone_are_greyed(qtbot, make_window, home, tmp_pat
     qtbot.waitUntil(lambda: window.session.checked_spec is not None, timeout=LONG)
 
 
+def test_recent_files_and_runs_are_in_the_file_menu(qtbot, make_window, home, runs, tmp_path):
+    from cellweave.app.state.settings import Settings, save_settings
+
+    data = small_h5ad(tmp_path / "small.h5ad")
+    save_settings(Settings(recent_data=[str(data), str(tmp_path / "gone.h5ad")], recent_runs=[str(runs[0])]), home / "settings.json")
+    window = make_window()
+    assert window.recent_menu.menuAction() in window.actions_by_id.menus["File"].actions()
+    window.recent_menu.aboutToShow.emit()
+    found = {action.text(): action for action in window.recent_menu.actions() if not action.isSeparator()}
+    assert list(found) == ["small.h5ad", "gone.h5ad (missing)", "vae-01"]
+    assert not found["gone.h5ad (missing)"].isEnabled()
+    found["vae-01"].trigger()
+    qtbot.waitUntil(lambda: window.watching.shown == runs[0], timeout=LONG)
+    found["small.h5ad"].trigger()
+    qtbot.waitUntil(lambda: window.session.checked_spec is not None, timeout=LONG)
+
+
+def test_what_was_left_running_is_offered(qtbot, make_window, home):
+    import os
+
+    from cellweave.app.state.settings import Settings, save_settings
+
+    run = made_run(home / "runs" / "vae-01", name="mine", state=RunState.TRAINING, reason=None, pid=os.getpid())
+    run.write_status(RunStatus(RunState.TRAINING, None, 3, 9, pid=os.getpid(), host=host_name()))
+    save_settings(Settings(active_run=str(run.path)), home / "settings.json")
+    window = make_window()
+    link = window.centre.welcome.watch
+    assert link.isVisible()
+    assert link.text() == "Watch 'mine · vae-01' (epoch 3 of 9)"
+    qtbot.mouseClick(link, LEFT)
+    qtbot.waitUntil(lambda: window.runs.following is not None, timeout=LONG)
+    assert window.watching.shown == run.path
+    run.write_status(RunStatus(RunState.DONE, FinishReason.COMPLETED, 9, 9))
+    later = make_window()
+    assert later.centre.welcome.watch.text() == "Open 'mine · vae-01', which was left running (done)"
+    assert later.session.settings.active_run == ""
+
+
+def test_the_time_left_of_a_run_elsewhere_comes_from_its_epochs():
+    from cellweave.app.state.progress import RunProgress
+    from cellweave.core.runs.events import StateChanged, StepProgress
+
+    progress = RunProgress("x")
+    progress.add(StateChanged(state=RunState.TRAINING))
+    for epoch, seconds in ((1, 4.0), (2, 2.0)):
+        progress.add(EpochDone(epoch=epoch, max_epochs=10, seconds=seconds))
+    assert progress.seconds_left == 24.0
+    assert "24 s left" in progress.sentence()
+    progress.add(StepProgress(epoch=3, max_epochs=10, seconds_left=5.0))
+    progress.add(EpochDone(epoch=3, max_epochs=10, seconds=50.0))
+    assert progress.seconds_left == 5.0
+
+
+def test_nothing_is_exported_of_a_run_whose_folder_is_gone(qtbot, window, runs):
+    import shutil
+
+    window.runs.refresh()
+    window.runs.open(runs[0])
+    qtbot.waitUntil(lambda: window.watching.shown == runs[0], timeout=LONG)
+    window.runs_panel.set_current(runs[1])
+    assert window.actions_by_id["file.figure"].isEnabled()
+    shutil.rmtree(runs[0])
+    window.centre.notice.hide()
+    window.losses.exportRequested.emit()  # the button of the view, before the list was read again
+    assert window.figure_dialog is None
+    assert "'first · vae-01' is gone" in window.centre.notice.words.text()
+    assert not window.actions_by_id["file.figure"].isEnabled()
+    assert not window.actions_by_id["file.tables"].isEnabled()
+    window.centre.notice.hide()
+    window.losses.exportRequested.emit()  # not of the run that is selected
+    assert window.figure_dialog is None
+    assert window.centre.notice.isVisible()
+    window.runs.open(runs[1])
+    qtbot.waitUntil(lambda: window.watching.shown == runs[1], timeout=LONG)
+    assert window.actions_by_id["file.figure"].isEnabled()
+
+
 def test_unreadable_settings_are_ignored_and_said(make_window, home):
     home.mkdir()
     (home / "settings.json").write_text("{ this is not JSON")
     window = make_window()
-    assert "could not be read" in window.centre.welcome.notice.text()
+    notice = window.centre.welcome.notice.text()
+    assert "could not be read" in notice
+    assert "line 1" not in notice
+    assert "Expecting" not in notice
+    assert any("Expecting" in line for line in window.log_handler.lines)
     assert window.session.settings.theme == "system"
 
 
