@@ -63,7 +63,7 @@ class GradientLegend(QWidget):
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """Return half the width, and the height with a histogram as low as can be read."""
         line = self.fontMetrics().height()
-        return QSize(6 * line, round(3.7 * line) + 2 * SPACE)
+        return QSize(6 * line, round(4.2 * line) + 2 * SPACE)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         """Draw histogram, colours and ends."""

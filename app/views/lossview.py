@@ -266,13 +266,13 @@ class LossView(QWidget):
             self._splits[split] = button
             self._legend_row.addWidget(button)
         for name in self._overlays:
-            button = self._chip(name, icon("cancel", "secondary"), f"Take the curves of {name} away", most=9)
+            button = self._chip(name, icon("cancel", "secondary"), f"Take the curves of {name} away", most=10)
             button.setCheckable(False)
             button.clicked.connect(lambda *_, name=name: self.remove_overlay(name))
             self._legend_row.addWidget(button)
 
     def _chip(self, text: str, picture: QIcon, tip: str, *, most: int = 40) -> QToolButton:
-        button = QToolButton(self._legend)
+        button = _Chip(self._legend)
         button.setText(self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.fontMetrics().horizontalAdvance("n") * most))
         button.setIcon(picture)
         height = self.fontMetrics().height()
@@ -377,6 +377,17 @@ def line_icon(colour: QColor, style: Qt.PenStyle) -> QIcon:
     painter.drawLine(2, 20, 62, 20)
     painter.end()
     return QIcon(pixmap)
+
+
+class _Chip(QToolButton):
+    """A button as wide as its line and its words; by itself one is wider by two letters, which costs the legend a row."""
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        words = self.fontMetrics().horizontalAdvance(self.text())
+        return QSize(self.iconSize().width() + words + 4 * SPACE, super().sizeHint().height())
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        return self.sizeHint()
 
 
 def _icon_button(picture: str, name: str, tip: str) -> QToolButton:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from qtpy.QtCore import QRect
+from qtpy.QtWidgets import QApplication, QWidget
 
+from cellweave.app import theme
 from cellweave.app.state.settings import RECENT, Settings, column_key, load_settings, save_settings
 
 
@@ -75,3 +78,19 @@ def test_a_place_that_cannot_be_read_is_no_place(make_window, home, text):
     window = make_window()
     assert window.isVisible()
     assert not window.docks["workflow"].isHidden()
+
+
+def test_a_change_of_theme_moves_nothing(qtbot, window):
+    """What a style sheet says of margins holds from the first paint, not from the second theme."""
+    app = QApplication.instance()
+
+    def places() -> dict[QWidget, QRect]:
+        for _ in range(5):
+            app.processEvents()
+        return {widget: widget.geometry() for widget in window.findChildren(QWidget) if widget.isVisible()}
+
+    before = places()
+    for name in ("dark", "light", "dark"):
+        theme.apply(app, name)
+        after = places()
+        assert {type(widget).__name__: (rect, after[widget]) for widget, rect in before.items() if widget in after and after[widget] != rect} == {}

@@ -199,9 +199,11 @@ def test_every_plot_names_its_epoch_axis_and_marks_whole_epochs(running, size, l
 
 
 def test_the_controls_take_two_rows_in_a_narrow_window(running):
-    running.add_overlay("First look", [epoch_done(1)])
-    running.resize(714, 500)
+    running.add_overlay("First look: PBMC · vae-01", [epoch_done(1)])
+    running.resize(714, 500)  # what is left of 1280 pixels beside the docks
     QApplication.processEvents()
+    for button in running._legend.findChildren(QToolButton):
+        assert button.width() >= button.iconSize().width() + button.fontMetrics().horizontalAdvance(button.text()) + 12
     assert running._bar.height() < 1.5 * running._bar.layout().itemAt(0).sizeHint().height()
     assert running._legend.height() < 1.5 * running._legend_row.itemAt(0).sizeHint().height()
 
