@@ -51,6 +51,7 @@ class WelcomePage(QScrollArea):
         self.last.setAccessibleName("Go on with the last session")
         self.last.setVisible(False)
         self.watch = button("", "play", self._go_watch, link=True)
+        self.watch.setAccessibleName("Look at the run that was left running")
         self.watch.setVisible(False)
         self._watch: Callable[[], object] | None = None
         outer.addWidget(self.watch, 0, Qt.AlignmentFlag.AlignLeft)

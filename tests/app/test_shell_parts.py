@@ -49,7 +49,7 @@ def test_the_sentence_of_a_run():
     assert progress.sentence() == "ambient-07: Computing results · UMAP 4 %"
     assert not progress.can_pause
     progress.add(StateChanged(state=RunState.DONE, reason=FinishReason.EARLY_STOPPED))
-    assert progress.ending(now=172.0) == "ambient-07 stopped early: the validation loss no longer improved after 37 epochs in 1 min 12 s"
+    assert progress.ending(now=172.0) == "ambient-07 stopped early: the validation loss no longer improved after 36 epochs in 1 min 12 s"
 
 
 def test_the_relay_keeps_the_order_and_only_the_latest_progress(qtbot):
