@@ -146,7 +146,8 @@ class RunProgress:
         """Return how it ended, in one line."""
         took = (now or time.time()) - self.started if self.started else 0.0
         words = ENDINGS.get(self.reason, "ended") if self.reason is not None else "ended"
-        return f"{self.name} {words} {self.reach()} in {duration(took)}"
+        between = " in" if self.epochs_done else ", after"
+        return f"{self.name} {words} {self.reach()}{between} {duration(took)}"
 
     def reach(self) -> str:
         """Return how far it came, in words."""

@@ -50,6 +50,8 @@ def test_the_sentence_of_a_run():
     assert not progress.can_pause
     progress.add(StateChanged(state=RunState.DONE, reason=FinishReason.EARLY_STOPPED))
     assert progress.ending(now=172.0) == "ambient-07 stopped early: the validation loss no longer improved after 36 epochs in 1 min 12 s"
+    short = RunProgress("x", started=100.0, reason=FinishReason.FAILED)
+    assert short.ending(now=103.0) == "x failed before its first epoch was over, after 3 s"
 
 
 def test_the_relay_keeps_the_order_and_only_the_latest_progress(qtbot):
