@@ -200,6 +200,7 @@ class Driver:
         window.runs_panel.set_current(window.session.library.runs[-1].path)
         window.runs.overlay()
         window.arrangement.toggle_dock("log")
+        self.wait(lambda: window.runs_panel.model.rowCount() > 2)  # the list follows the queue within a second or two
         self.rest(0.6)
         self.shot("queue-and-log-1280x720")
         window.arrangement.toggle_dock("log")
