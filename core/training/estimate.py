@@ -14,7 +14,8 @@ from cellweave.core.training.schedule import default_max_epochs, split_sizes
 # cells x features matrix. Only the order of magnitude matters: the activity bar shows the measured rate from the first epoch on.
 SECONDS_PER_FLOP = 1.0e-11
 SECONDS_PER_ELEMENT = 1.6e-8
-SECONDS_PER_STEP = 2.0e-3
+SECONDS_PER_STEP = 6.0e-3
+SECONDS_PER_EPOCH = 0.1  # looks at held-out cells, files, checkpoints
 PASSES = 14  # live float32 copies of one cells x features minibatch in a step
 BASE_BYTES = 700 << 20  # interpreter, torch and the analysis libraries
 
@@ -108,7 +109,7 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
         flops_per_cell = 6 * n_features * hidden * (1 + used_heads)
         steps = max(1, n_train // batch)
         per_epoch = n_train * (flops_per_cell * SECONDS_PER_FLOP + n_features * SECONDS_PER_ELEMENT * (1 + used_heads)) + steps * SECONDS_PER_STEP
-        seconds = epochs * (per_epoch * (1 + 0.3 * n_validation / max(1, n_train)))
+        seconds = epochs * (per_epoch * (1 + 0.3 * n_validation / max(1, n_train)) + SECONDS_PER_EPOCH)
     needed = data_bytes + model_bytes + step_bytes
     fit = Fit.FITS if needed < 0.6 * free else Fit.TIGHT if needed < 0.9 * free else Fit.TOO_LARGE
     mend = ""
@@ -116,7 +117,7 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
         mend = "Use a smaller minibatch or fewer features."
         if data_bytes > step_bytes and not on_disk:
             mend = "Take the counts from the disk cache (training.source = 'disk')."
-    text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and at most {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
+    text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and about {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
     return Estimate(data_bytes, model_bytes, step_bytes, free, seconds, fit, text, mend)
 
 
