@@ -195,7 +195,7 @@ def test_library_priors_of_known_batches_stay(tmp_path):
     execute(mapping_spec(run.path, [tmp_path / "new.h5ad"], {**NEW, "training.max_epochs": 1}), tmp_path / "run")
     mapped = open_run(tmp_path / "run")
     assert torch.equal(mapped.model.library_log_mean[:4], run.model.library_log_mean)
-    logs = np.log(np.asarray(counts.sum(1)).ravel())[mapped.data.train]
+    logs = np.log(np.asarray(counts.sum(1)).ravel())[mapped.data.usable]
     assert mapped.model.library_log_mean[4].item() == pytest.approx(logs.mean(), rel=1e-5)
     assert mapped.model.library_log_var[4].item() == pytest.approx(logs.var(), rel=1e-4)
     np.testing.assert_allclose(latent_library(mapped), latent_library(run, rows), rtol=1e-4)
