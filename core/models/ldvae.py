@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cellweave.core.models.declare import Family, Result, RoleUse
 from cellweave.core.models.latent_mmd import LatentMmdOptions
-from cellweave.core.models.vae import LATENT, LIKELIHOOD, NETWORK, terms
+from cellweave.core.models.vae import LATENT, LIKELIHOOD, NETWORK, dispersion_conflicts, terms
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:
@@ -43,15 +43,9 @@ class LdvaeOptions(LatentMmdOptions):
 
 def check(spec: RunSpec) -> list[str]:
     """Return what LDVAE cannot honour in this spec."""
-    model, roles, found = spec.model, spec.covariates, []
+    model = spec.model
     assert isinstance(model, LdvaeOptions)
-    if model.dispersion == "gene-batch" and roles.batch is None:
-        found.append("model.dispersion is 'gene-batch', but no column is the batch")
-    if model.dispersion == "gene-label" and roles.labels is None:
-        found.append("model.dispersion is 'gene-label', but no column is the labels")
-    if model.dispersion != "gene" and model.gene_likelihood == "poisson":
-        found.append("model.dispersion has no meaning for the Poisson likelihood; leave it at 'gene'")
-    return found
+    return dispersion_conflicts(spec, model.dispersion, model.gene_likelihood)
 
 
 FAMILY = Family(

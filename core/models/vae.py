@@ -81,16 +81,23 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     return tuple(found)
 
 
+def dispersion_conflicts(spec: RunSpec, dispersion: str, likelihood: str) -> list[str]:
+    """Return what a choice of dispersion asks for that this spec does not have; for every family with such a choice."""
+    found = []
+    if dispersion == "gene-batch" and spec.covariates.batch is None:
+        found.append("model.dispersion is 'gene-batch', but no column is the batch")
+    if dispersion == "gene-label" and spec.covariates.labels is None:
+        found.append("model.dispersion is 'gene-label', but no column is the labels")
+    if dispersion != "gene" and likelihood == "poisson":
+        found.append("model.dispersion has no meaning for the Poisson likelihood; leave it at 'gene'")
+    return found
+
+
 def check(spec: RunSpec) -> list[str]:
     """Return what the VAE cannot honour in this spec."""
-    model, roles, found = spec.model, spec.covariates, []
+    model, roles = spec.model, spec.covariates
     assert isinstance(model, VaeOptions)
-    if model.dispersion == "gene-batch" and roles.batch is None:
-        found.append("model.dispersion is 'gene-batch', but no column is the batch")
-    if model.dispersion == "gene-label" and roles.labels is None:
-        found.append("model.dispersion is 'gene-label', but no column is the labels")
-    if model.dispersion != "gene" and model.gene_likelihood == "poisson":
-        found.append("model.dispersion has no meaning for the Poisson likelihood; leave it at 'gene'")
+    found = dispersion_conflicts(spec, model.dispersion, model.gene_likelihood)
     if model.batch_representation == "embedding" and roles.batch is None:
         found.append("model.batch_representation is 'embedding', but no column is the batch")
     if roles.size_factor is not None and not model.use_observed_lib_size:
