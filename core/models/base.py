@@ -40,6 +40,8 @@ class Minibatch:
         Standardised continuous covariates ``(n_cells, n_columns)``, or None.
     size_factor
         Shape ``(n_cells,)``, or None.
+    mask_group
+        Row of each modality's ``feature_mask`` that holds for a cell, int64 ``(n_cells,)``; None where no feature is masked.
     """
 
     index: Tensor
@@ -48,6 +50,7 @@ class Minibatch:
     continuous: Tensor | None = None
     size_factor: Tensor | None = None
     measured: dict[str, Tensor | None] = field(default_factory=dict)
+    mask_group: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -68,7 +71,7 @@ class ModalityInfo:
     blocks
         Sizes of the consecutive blocks of features (chromosomes of peaks); one block otherwise.
     feature_mask
-        Which features were measured in which file of the study, ``(n_files, n_features)`` bool, or None where all were in all.
+        Which features were measured in which mask group of the study, ``(n_groups, n_features)`` bool, or None where all were in all.
     """
 
     name: str
@@ -217,7 +220,23 @@ class Model(nn.Module, ABC):
         return [ParameterGroup("model", [p for p in self.parameters() if p.requires_grad])]
 
     def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
-        """Do inner steps of auxiliary optimisers (discriminators); return values to log."""
+        """Do inner steps of auxiliary optimisers (discriminators); return values of declared metrics, averaged over the epoch."""
+        return {}
+
+    def impute(self, batch: Minibatch, *, given: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the expected value of every feature of every modality, ``(n_cells, n_features)``, measured or not.
+
+        Parameters
+        ----------
+        batch
+            The minibatch.
+        given
+            Modalities that may be looked at; None looks at all that were measured in a cell.
+        """
+        raise NotImplementedError(f"{self.family.title} imputes nothing")
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the values of the declared metrics over the epoch that ends, and begin anew; called before the look at held-out cells."""
         return {}
 
     def on_epoch_start(self, epoch: int, max_epochs: int) -> None:

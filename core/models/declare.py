@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cellweave.core.spec.options import ModelOptions
 
 TermScope = Literal["cell", "minibatch", "global"]
-ResultKind = Literal["latent", "library", "expression", "loadings", "attribution", "ambient", "imputation"]
+ResultKind = Literal["latent", "library", "expression", "loadings", "attribution", "ambient", "imputation", "covariate_effects"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,28 @@ class LossTerm:
     colour: int = 0
     in_elbo: bool = True
     unit: str = "nats per cell"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value that a model tells once an epoch beside its loss terms: an accuracy, a mean of parameters, active dimensions.
+
+    Attributes
+    ----------
+    name
+        Identifier, a key of ``EpochDone.metrics`` and a column of ``metrics.csv``.
+    label
+        Text in the legend.
+    help
+        One sentence on what it says and which values are good.
+    unit
+        Unit of the axis; metrics of one unit share a plot.
+    """
+
+    name: str
+    label: str
+    help: str
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -139,6 +161,11 @@ class Family:
     sampler
         ``"shuffled"``: minibatches over all cells; ``"pattern"``: each minibatch from one pattern of
         measured modalities.
+    metrics
+        Function from the spec to what the model tells once an epoch beside its loss terms.
+    summaries
+        ``"package.module:function"`` of a function from ``(spec, TrainingData)`` to arrays by name that the network's start depends
+        on (mean expression, moments of the counts); they come to ``build`` as ``BuildContext.extras`` and are kept with the model.
     unused_reason
         Why a role that is not in ``roles`` cannot be chosen, per role or under ``"*"``.
     paper
@@ -156,6 +183,8 @@ class Family:
     check: Callable[[Any], list[str]] = lambda spec: []
     modalities: Literal["one", "many"] = "one"
     sampler: Literal["shuffled", "pattern"] = "shuffled"
+    metrics: Callable[[Any], Sequence[Metric]] = lambda spec: ()
+    summaries: str = ""
     unused_reason: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
 

@@ -93,6 +93,7 @@ class EpochDone(Event):
 
     ``train`` and ``validation`` hold every loss term (unweighted, mean per cell), ``total`` (the weighted objective) and
     ``elbo`` (the negative ELBO, unweighted). ``validation`` is None where the epoch had no look at held-out cells.
+    ``metrics`` holds what the family declares beside its loss terms.
     """
 
     kind: ClassVar[str] = "epoch"
@@ -108,6 +109,7 @@ class EpochDone(Event):
     seconds: float = 0.0
     cells_per_second: float = 0.0
     memory_bytes: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Modality:
     measured
         Which cells were measured, ``(n_cells,)`` bool.
     feature_mask
-        Which features were measured in which file, ``(n_files, n_features)`` bool; None where all were in all.
+        Which features were measured in which mask group (``Study.mask_group``), ``(n_groups, n_features)`` bool; None where all were in all.
     location
         Where the counts were found: ``X``, ``raw/X``, ``layers/NAME``.
     """
@@ -82,6 +82,8 @@ class Study:
         Cells of the input that are not in ``obs``, with the reason: columns ``file``, ``row``, ``name``, ``reason``.
     notes
         Sentences on what was done while reading (names made unique, modality guessed ...).
+    mask_group
+        Row of the modalities' ``feature_mask`` that holds for each cell, ``(n_cells,)`` int; the file of the cell unless masks by batch were given.
     left_out_modalities
         Modalities of the input that are left out, each with the reason: no place of theirs holds raw counts, or the files
         share no feature of them.
@@ -95,6 +97,11 @@ class Study:
     left_out: pd.DataFrame = field(default_factory=lambda: pd.DataFrame({"file": [], "row": [], "name": [], "reason": []}))
     notes: list[str] = field(default_factory=list)
     left_out_modalities: dict[str, str] = field(default_factory=dict)
+    mask_group: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self) -> None:
+        if not len(self.mask_group):
+            self.mask_group = self.file_of_cell
 
     @property
     def n_cells(self) -> int:

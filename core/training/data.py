@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,15 @@ class TrainingData:
             n_cells=len(self.train),
             library_log_mean={name: mean for name, (mean, _) in stats.items()},
             library_log_var={name: var for name, (_, var) in stats.items()},
+            extras=self._summaries(spec),
         )
+
+    def _summaries(self, spec: RunSpec) -> dict[str, np.ndarray]:
+        """Return the data summaries that the family asks for."""
+        if not spec.family.summaries:
+            return {}
+        module, _, function = spec.family.summaries.partition(":")
+        return dict(getattr(import_module(module), function)(spec, self))
 
 
 def library_statistics(counts: sparse.csr_matrix, batch: np.ndarray, n_batch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

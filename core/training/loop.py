@@ -28,7 +28,7 @@ from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec
 from cellweave.core.training import checkpoint as store
 from cellweave.core.training.control import RunControl
-from cellweave.core.training.objective import EpochSums, Objective
+from cellweave.core.training.objective import EpochSums, Objective, StepMeans
 from cellweave.core.training.position import Position, pack
 from cellweave.core.training.preview import Preview
 from cellweave.core.training.schedule import EarlyStopping, LearningRate, kl_factor
@@ -95,6 +95,7 @@ class Trainer:
         self.at_least = 2 if model.uses_batch_norm() else 1
         self.objective = Objective(spec.terms(), spec.loss_weights(), len(self.train_rows), self.device)
         self.sums = EpochSums(spec.terms(), self.device)
+        self.inner = StepMeans()
         self.optimizers = make_optimizers(spec, model, self.device)
         self.rate = LearningRate.from_spec(training)
         self.stopping = EarlyStopping(training.patience, training.min_delta, training.min_epochs)
@@ -178,6 +179,7 @@ class Trainer:
         training = self.spec.training
         train = self.sums.means()
         self.sums.reset()
+        metrics = self.inner.means() | self.model.epoch_metrics()
         self.at.epoch, self.at.step_in_epoch = self.at.epoch + 1, 0
         epoch = self.at.epoch
         self.good = self._snapshot()
@@ -203,6 +205,7 @@ class Trainer:
                 seconds=train_seconds,
                 cells_per_second=cells / max(train_seconds, 1e-9),
                 memory_bytes=memory_in_use(self.device),
+                metrics=metrics,
             )
         )
         if epoch % training.checkpoint_every == 0 and not last:
@@ -219,7 +222,7 @@ class Trainer:
         self._set_learning_rate()
         auxiliary = {name: opt for name, (opt, is_auxiliary) in self.optimizers.items() if is_auxiliary}
         if auxiliary:
-            self.model.before_step(batch, context, auxiliary)
+            self.inner.add(self.model.before_step(batch, context, auxiliary))
         for optimizer, _ in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():

@@ -18,7 +18,7 @@ from cellweave.core.spec import RunSpec
 from cellweave.core.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from cellweave.core.training.data import Encoding, TrainingData
 
-WEIGHTS, DESCRIPTION = "weights.safetensors", "model.json"
+WEIGHTS, DESCRIPTION, EXTRAS = "weights.safetensors", "model.json", "summaries.safetensors"
 
 
 @dataclass
@@ -76,6 +76,9 @@ def save_model(folder: Path, model: Model, context: BuildContext, data: Training
         "library_log_var": {name: np.asarray(v).tolist() for name, v in context.library_log_var.items()},
     }
     save_checkpoint(folder / WEIGHTS, Checkpoint(dict(model.named_state()), {"kind": context.spec.model.kind}))
+    if context.extras:
+        arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in context.extras.items()}
+        save_checkpoint(folder / EXTRAS, Checkpoint(arrays, {}))
     write_json_atomic(folder / DESCRIPTION, description)
 
 
@@ -104,6 +107,7 @@ def load_model(folder: Path, spec: RunSpec) -> TrainedModel:
         n_cells=tree["n_cells"],
         library_log_mean={name: np.array(v) for name, v in tree["library_log_mean"].items()},
         library_log_var={name: np.array(v) for name, v in tree["library_log_var"].items()},
+        extras={name: tensor.numpy() for name, tensor in load_checkpoint(folder / EXTRAS).tensors.items()} if (folder / EXTRAS).exists() else {},
     )
     with torch.random.fork_rng(devices=[]):
         model = family(tree["kind"]).build(context)

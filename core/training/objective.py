@@ -121,3 +121,23 @@ class EpochSums:
         """Take up sums from a checkpoint."""
         self.values = state["values"].to(self.device, self._dtype)
         self.cells = state["cells"].to(self._dtype)
+
+
+class StepMeans:
+    """Means over an epoch of what the inner steps of a model tell (accuracies of discriminators)."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add the values of one step."""
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        self._steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Return the means since the last call, and begin anew."""
+        result = {name: total / self._steps for name, total in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        return result
