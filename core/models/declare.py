@@ -166,6 +166,9 @@ class Family:
     summaries
         ``"package.module:function"`` of a function from ``(spec, TrainingData)`` to arrays by name that the network's start depends
         on (mean expression, moments of the counts); they come to ``build`` as ``BuildContext.extras`` and are kept with the model.
+    training
+        Training settings of this family that differ from the defaults of the spec (learning rate, optimiser, minibatch ...), by field. A spec
+        that does not say otherwise takes them; they follow when the family is changed.
     unused_reason
         Why a role that is not in ``roles`` cannot be chosen, per role or under ``"*"``.
     paper
@@ -185,6 +188,7 @@ class Family:
     sampler: Literal["shuffled", "pattern"] = "shuffled"
     metrics: Callable[[Any], Sequence[Metric]] = lambda spec: ()
     summaries: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
     unused_reason: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
 

@@ -65,6 +65,18 @@ class RunSpec(Frozen):
             raise ValueError(message)
         return known[kind].options.model_validate({**value, "kind": kind})
 
+    @model_validator(mode="before")
+    @classmethod
+    def _training_of_family(cls, value: object) -> object:
+        """Give what is not said of the training the family's own defaults."""
+        if not isinstance(value, Mapping):
+            return value
+        model, training = value.get("model"), value.get("training", {})
+        kind = model.get("kind") if isinstance(model, Mapping) else getattr(model, "kind", None)
+        if kind not in families() or not isinstance(training, Mapping):
+            return value
+        return {**value, "training": {**families()[kind].training, **training}}
+
     @model_validator(mode="after")
     def _agrees_with_family(self) -> RunSpec:
         """Refuse what the chosen family cannot honour: no option is accepted and ignored."""
@@ -116,7 +128,7 @@ class RunSpec(Frozen):
             One sentence for each role and weight that was taken out.
         """
         tree, dropped = self.model_dump(mode="python"), []
-        tree["model"] = _carry_over(tree["model"], kind)
+        _change_family(tree, kind)
         new = family(kind)
         for role, columns in self.covariates.assigned().items():
             if new.uses(role) is None:
@@ -148,7 +160,8 @@ class RunSpec(Frozen):
             Where a path does not exist (the sentence proposes the nearest) or a value is not valid.
         """
         tree = self.model_dump(mode="python")
-        for path, value in changes.items():
+        # The family first: what else is changed is meant for the new one.
+        for path, value in sorted(changes.items(), key=lambda item: item[0] != "model.kind"):
             _set(tree, path, value)
         return parse_spec(tree)
 
@@ -172,8 +185,7 @@ def _split(path: str, value: Any) -> list[str]:
 def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     """Set the value at a dotted path; a key of a fixed table must exist."""
     if path == "model.kind" and value != tree["model"]["kind"]:
-        # Another family has other options: those that both know are carried over, where they are valid.
-        tree["model"] = _carry_over(tree["model"], str(value))
+        _change_family(tree, str(value))
         return
     keys, here = _split(path, value), tree
     for depth, key in enumerate(keys[:-1]):
@@ -193,6 +205,17 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     elif last not in here and not parent.startswith("data.features."):
         _no_such_field(path, last, here)
     here[last] = value
+
+
+def _change_family(tree: dict[str, Any], kind: str) -> None:
+    """Give a tree the options of another family, and its training settings where the person had not chosen others."""
+    old, new = families()[tree["model"]["kind"]].training, family(kind).training
+    # Another family has other options: those that both know are carried over, where they are valid.
+    tree["model"] = _carry_over(tree["model"], kind)
+    plain, training = TrainingSpec().model_dump(mode="python"), tree["training"]
+    for name in {**old, **new}:
+        if training[name] == old.get(name, plain[name]):
+            training[name] = new.get(name, plain[name])
 
 
 def _carry_over(old: Mapping[str, Any], kind: str) -> dict[str, Any]:
