@@ -169,6 +169,15 @@ class Family:
     training
         Training settings of this family that differ from the defaults of the spec (learning rate, optimiser, minibatch ...), by field. A spec
         that does not say otherwise takes them; they follow when the family is changed.
+    fan_out
+        Roles that a role fills where they are not given: ``{"batch": ("ambient", "dispersion")}``; giving both is a conflict
+        (:mod:`cellweave.core.spec.roles`).
+    falls_back
+        Role that stands in for one that is not given, ``{"feature_scaling": "decoder"}``.
+    parts_together
+        Whether the roles that a fan-out fills must be given all or none.
+    check_study
+        Function from the spec and the study to sentences on what the family cannot honour with these data; they block training.
     unused_reason
         Why a role that is not in ``roles`` cannot be chosen, per role or under ``"*"``.
     paper
