@@ -1,26 +1,26 @@
-"""The middle of the window: Welcome, Losses and Embedding as tabs that can be torn off, with notices above."""
+"""The middle of the window: the declared views as tabs that can be torn off, one selection in all of them, and notices above."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QCloseEvent
-from qtpy.QtWidgets import QLabel, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
-from cellweave.app import theme
 from cellweave.app.panels.notice import NoticeBar
-from cellweave.app.panels.parts import ElidedLabel, row, tool
+from cellweave.app.panels.parts import ElidedLabel, row
 from cellweave.app.panels.welcome import WelcomePage
 from cellweave.app.state.settings import column_key
+from cellweave.app.views.context import ViewContext
+from cellweave.app.views.declared import VIEW_NAMES, VIEWS, view_info
+from cellweave.app.views.runview import RunView
+from cellweave.app.viewtabs import TornOff, ViewTabs
 
 if TYPE_CHECKING:
-    from cellweave.app.state.results import Cells
+    from cellweave.app.state.results import Cells, RunResults
     from cellweave.app.views import ColumnData, EmbeddingView, LossView
     from cellweave.app.window import MainWindow
-
-TITLES = {"welcome": ("Welcome", "home"), "losses": ("Losses", "curves"), "embedding": ("Embedding", "scatter")}
 
 
 def column_data(cells: Cells) -> dict[str, ColumnData]:
@@ -32,25 +32,6 @@ def column_data(cells: Cells) -> dict[str, ColumnData]:
         unit = "log(1 + scaled counts)" if name.startswith("gene:") else ""
         found[name] = ColumnData.continuous(column.numbers, unit=unit) if column.levels is None else ColumnData.categorical(column.codes, column.levels)
     return found
-
-
-class TornOff(QWidget):
-    """A window that holds one view; closed, it gives the view back."""
-
-    def __init__(self, centre: Centre, name: str, view: QWidget) -> None:
-        super().__init__(centre.window(), Qt.WindowType.Window)
-        self._centre, self._name = centre, name
-        self.setWindowTitle(f"{TITLES[name][0]} – Cellweave")
-        self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(view)
-        view.show()
-
-    def closeEvent(self, event: QCloseEvent | None) -> None:  # noqa: N802
-        """Give the view back to the tabs."""
-        self._centre.take_back(self._name)
-        super().closeEvent(event)
 
 
 class Centre(QWidget):
@@ -65,6 +46,10 @@ class Centre(QWidget):
     ----------
     chosen
         Whether the person chose the present tab; then nothing else comes to the front by itself.
+    selection
+        The selected cells, rows of the study, int64 ``(n,)``.
+    context
+        What the views are given.
     """
 
     def __init__(self, window: MainWindow) -> None:
@@ -73,9 +58,15 @@ class Centre(QWidget):
         self._views: dict[str, QWidget] = {}
         self._torn: dict[str, TornOff] = {}
         self._brought: set[str] = set()
-        self._rows: np.ndarray | None = None
+        self._cells: Cells | None = None
         self._key = ""
+        self._results: RunResults | None = None
+        self._message = ""
+        self._stale: set[str] = set()
+        self._linking = False
+        self.selection: np.ndarray = np.zeros(0, np.int64)
         self.chosen = False
+        self.context = ViewContext(window)
         self.notice = NoticeBar()
         self.run = ElidedLabel(secondary=True)
         self._run = QWidget()
@@ -84,20 +75,10 @@ class Centre(QWidget):
         self._run.setLayout(line)
         self._run.hide()
         self.welcome = WelcomePage()
-        self.tabs = QTabWidget()
-        self.tabs.setDocumentMode(True)
-        self.tabs.tabBar().setAccessibleName("Views")
-        self._places: dict[str, QWidget] = {}
-        for name, (title, icon) in TITLES.items():
-            place = self.welcome if name == "welcome" else QWidget()
-            if name != "welcome":
-                layout = QVBoxLayout(place)
-                layout.setContentsMargins(0, 0, 0, 0)
-            self._places[name] = place
-            self.tabs.addTab(place, theme.icon(icon, "secondary"), title)
-        self.tear = tool("detach", "Show this view in a window of its own", self.detach)
-        self.tabs.setCornerWidget(self.tear)
-        self.tabs.tabBarClicked.connect(lambda _index: setattr(self, "chosen", True))
+        self.tabs = ViewTabs(self.welcome, self.detach)
+        self.tear = self.tabs.tear
+        self.tabs.picked.connect(self.pick)
+        self.tabs.currentChanged.connect(lambda _index: self._freshen(self.current()))
         self._hint = QLabel("Drop data, a run folder or a spec to open it", self)
         self._hint.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self._hint.setProperty("drop", "true")
@@ -112,7 +93,7 @@ class Centre(QWidget):
     # ------------------------------------------------------------------ the views
 
     def build_views(self) -> None:
-        """Make both views; called once the window is on the screen."""
+        """Make the views that a run fills while it trains; called once the window is on the screen. The others wait until they are asked for."""
         _ = self.losses
         _ = self.embedding
         self._window.status.refresh()
@@ -124,46 +105,131 @@ class Centre(QWidget):
 
     @property
     def built(self) -> bool:
-        """Whether both views were made."""
-        return len(self._views) == 2
+        """Whether the views that a run fills while it trains were made."""
+        return {"losses", "embedding"} <= set(self._views)
 
     @property
     def losses(self) -> LossView:
         """The Losses view, made when it is first asked for."""
-        if "losses" not in self._views:
-            from cellweave.app.views import LossView
-
-            view = LossView()
-            view.exportRequested.connect(lambda: self._window.exporting.figure("losses"))
-            view.csvRequested.connect(self._window.exporting.ask_losses)
-            self._keep("losses", view)
-        return self._views["losses"]  # type: ignore[return-value]
+        return self.view("losses")  # type: ignore[return-value]
 
     @property
     def embedding(self) -> EmbeddingView:
         """The Embedding view, made when it is first asked for."""
-        if "embedding" not in self._views:
-            from cellweave.app.views import EmbeddingView
+        return self.view("embedding")  # type: ignore[return-value]
 
-            view = EmbeddingView()
-            view.selectionChanged.connect(self._window.selection_changed)
-            view.exportRequested.connect(lambda: self._window.exporting.figure("embedding"))
-            view.set_colours(self._window.session.settings.colours)
-            view.coloursChanged.connect(self._keep_colours)
-            view.columnsChanged.connect(self._keep_columns)
-            self._keep("embedding", view)
-        return self._views["embedding"]  # type: ignore[return-value]
+    def view(self, name: str) -> QWidget:
+        """Return a view, made when it is first asked for.
 
-    def _keep(self, name: str, view: QWidget) -> None:
-        self._views[name] = view
-        layout = self._places[name].layout()
-        assert layout is not None
-        layout.addWidget(view)
+        Raises
+        ------
+        KeyError
+            Where no view of that name is declared.
+        """
+        if name not in self._views:
+            kind = view_info(name).load()
+            if issubclass(kind, RunView):
+                view: QWidget = kind(self.context)
+                view.selectionChanged.connect(lambda rows, name=name: self.select(rows, source=name))  # type: ignore[attr-defined]
+                self._stale.add(name)
+            else:
+                view = self._live_view(name, kind())
+            view.setAccessibleName(view_info(name).title)
+            self._views[name] = view
+            self.tabs.put(name, view)
+        return self._views[name]
+
+    def _live_view(self, name: str, view: Any) -> QWidget:
+        """Connect one of the two views that are fed with events and points as they come."""
+        view.exportRequested.connect(lambda: self._window.exporting.figure(name))
+        if name == "losses":
+            view.csvRequested.connect(self._window.exporting.ask_losses)
+            return view
+        view.selectionChanged.connect(self._selected_on_embedding)
+        view.set_colours(self._window.session.settings.colours)
+        view.coloursChanged.connect(self._keep_colours)
+        view.columnsChanged.connect(self._keep_columns)
+        return view
+
+    # ------------------------------------------------------------------ the run they show
+
+    def set_run(self, results: RunResults | None, message: str = "") -> None:
+        """Give the views another run; those that are not in sight take it up when they are.
+
+        Parameters
+        ----------
+        results
+            The run as it was read, or None.
+        message
+            Said in place of the views where there is no run to show yet: it trains.
+        """
+        if results is None or self._results is None or results.folder != self._results.folder:
+            self.select(np.zeros(0, np.int64))
+        self._results, self._message = results, message
+        self._stale = {name for name, view in self._views.items() if isinstance(view, RunView)}
+        self.tabs.offer({info.name: self.why_not(info.name) for info in VIEWS})
+        for name in self._views:
+            if name in self._torn or name == self.current():
+                self._freshen(name)
+
+    def why_not(self, name: str) -> str:
+        """Return why the shown run has nothing for a view, or an empty text."""
+        spec = self._window.watching.spec
+        folder = self._results.folder if self._results is not None else None
+        info = view_info(name)
+        if self._results is None and spec is not None:  # it trains: files come later
+            return "" if not info.kinds or info.offered(spec, None) or info.files else info.why_not
+        return "" if info.offered(spec, folder) else info.why_not
+
+    def _freshen(self, name: str) -> None:
+        """Have a view that comes into sight show the present run."""
+        view = self._views.get(name)
+        if name not in self._stale or not isinstance(view, RunView):
+            return
+        self._stale.discard(name)
+        view.set_run(self._results, self.why_not(name) or self._message)
+        view.select(self.selection)
+
+    # ------------------------------------------------------------------ one selection
+
+    def select(self, rows: np.ndarray, *, source: str = "") -> None:
+        """Select cells in every view and in the selection panel.
+
+        Parameters
+        ----------
+        rows
+            Rows of the study.
+        source
+            The view where they were selected, which shows them already.
+        """
+        if self._linking:
+            return
+        self._linking = True
+        try:
+            self.selection = np.unique(np.asarray(rows, np.int64))
+            if source != "embedding" and "embedding" in self._views and self._cells is not None:
+                self.embedding.select(self._positions(self.selection))
+            for name, view in self._views.items():
+                if isinstance(view, RunView) and name != source and name not in self._stale:
+                    view.select(self.selection)
+        finally:
+            self._linking = False
+
+    def _positions(self, rows: np.ndarray) -> np.ndarray:
+        assert self._cells is not None
+        return np.flatnonzero(np.isin(self._cells.rows, rows))
+
+    def _selected_on_embedding(self, positions: np.ndarray) -> None:
+        rows = np.zeros(0, np.int64) if self._cells is None else self._cells.rows[positions]
+        self._window.selection_changed(positions)
+        self.select(rows, source="embedding")
+
+    # ------------------------------------------------------------------ the embedding
 
     def fill_embedding(self, xy: np.ndarray, cells: Cells, prefer: tuple[str, ...]) -> None:
         """Show cells, coloured by the preferred columns; cells that are shown already wander to their new places."""
-        same = self._rows is not None and np.array_equal(self._rows, cells.rows) and self.embedding.points().size == len(xy)
-        self._rows = cells.rows
+        before, self._cells = self._cells, cells
+        same = before is not None and np.array_equal(before.rows, cells.rows) and self.embedding.points().size == len(xy)
         columns = column_data(cells)
         self._key = column_key([name for name in columns if not name.startswith(("latent:", "gene:")) and name not in ("leiden", "split")])
         remembered = self._window.session.settings.colour_by.get(self._key, [])
@@ -190,14 +256,23 @@ class Centre(QWidget):
 
     def add_column(self, name: str, cells: Cells) -> None:
         """Offer a further column, and colour the first panel by it."""
-        self.embedding.set_columns(column_data(cells))
-        shown = self.embedding.shown_columns()
-        self.embedding.show_columns([name, *shown[1:]])
+        self.embedding.offer_column(name, column_data(cells)[name])
+
+    def colour_by(self, name: str, values: np.ndarray, rows: np.ndarray, *, unit: str = "", diverging: bool = False) -> None:
+        """Colour the first panel by numbers of some cells (see :meth:`ViewContext.colour_by`)."""
+        from cellweave.app.views import ColumnData
+
+        if self._cells is None:
+            return
+        place = np.searchsorted(rows, self._cells.rows)
+        place[place == len(rows)] = 0
+        known = rows[place] == self._cells.rows if len(rows) else np.zeros(len(self._cells.rows), bool)
+        shown = np.where(known, values[place] if len(rows) else np.nan, np.nan)
+        self.embedding.offer_column(name, ColumnData.continuous(shown, unit=unit, diverging=diverging))
 
     def clear_selection(self) -> None:
         """Select no cells."""
-        if "embedding" in self._views:
-            self.embedding.select(None)
+        self.select(np.zeros(0, np.int64))
 
     def close_views(self) -> None:
         """Close windows that were torn off."""
@@ -207,9 +282,18 @@ class Centre(QWidget):
     # ------------------------------------------------------------------ tabs
 
     def current(self) -> str:
-        """Return the name of the tab in front."""
-        place = self.tabs.currentWidget()
-        return next((name for name, widget in self._places.items() if widget is place), "")
+        """Return the name of the view in front."""
+        return self.tabs.current()
+
+    def pick(self, name: str) -> None:
+        """The person chose a view: it stays in front, and comes back with the next run."""
+        if name in VIEW_NAMES:
+            self.show_view(name)
+            self._window.session.settings.last_view = name
+            self._window.arrangement.save_soon()
+        else:
+            self.tabs.setCurrentWidget(self.tabs.place_of(name))
+        self.chosen = True
 
     def show_view(self, name: str, *, only_from: str = "", once: bool = False) -> None:
         """Bring a view to the front.
@@ -217,7 +301,7 @@ class Centre(QWidget):
         Parameters
         ----------
         name
-            ``welcome``, ``losses`` or ``embedding``.
+            ``welcome``, or a declared view.
         only_from
             Only where this view is in front, and the person did not choose it.
         once
@@ -231,32 +315,38 @@ class Centre(QWidget):
             self._brought.add(name)
         if not only_from:
             self.chosen = False
+        if name in VIEW_NAMES:
+            view = self.view(name)
+            if name not in self._torn:
+                self.tabs.put(name, view)
+            self._freshen(name)
         if name in self._torn:
             self._torn[name].raise_()
             self._torn[name].activateWindow()
             return
-        self.tabs.setCurrentWidget(self._places[name])
+        self.tabs.setCurrentWidget(self.tabs.place_of(name))
+
+    def figure(self) -> dict[str, Any]:
+        """Return which figure the view in front is, and options to begin with."""
+        view = self._views.get(self.current())
+        own = view.figure() if isinstance(view, RunView) else None
+        return own or {"what": "embedding" if self.current() == "embedding" else "losses"}
 
     def detach(self) -> None:
         """Show the view in front in a window of its own."""
         name = self.current()
         if name not in self._views or name in self._torn:
             return
-        torn = TornOff(self, name, self._views[name])
+        torn = TornOff(self, view_info(name), self._views[name])
         self._torn[name] = torn
-        self.tabs.setTabVisible(self.tabs.indexOf(self._places[name]), False)  # noqa: FBT003  (Qt's own signature)
+        self.tabs.take(name)
         torn.resize(self.size())
         torn.show()
 
     def take_back(self, name: str) -> None:
         """Put a view that was torn off back under its tab."""
-        if self._torn.pop(name, None) is None:
-            return
-        layout = self._places[name].layout()
-        assert layout is not None
-        layout.addWidget(self._views[name])
-        self.tabs.setTabVisible(self.tabs.indexOf(self._places[name]), True)  # noqa: FBT003
-        self.tabs.setCurrentWidget(self._places[name])
+        if self._torn.pop(name, None) is not None:
+            self.tabs.give_back(name, self._views[name])
 
     def show_drop_hint(self, *, on: bool) -> None:
         """Say that what is being dragged can be dropped."""

@@ -38,6 +38,7 @@ from cellweave.app.panels.training import TrainingPanel
 from cellweave.app.panels.workflow import WorkflowPanel
 from cellweave.app.state.results import Cells, RunResults
 from cellweave.app.state.session import Session
+from cellweave.app.views.declared import VIEW_NAMES
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.runs.events import FinishReason, Warned
@@ -294,9 +295,13 @@ class MainWindow(QMainWindow):
         self.runs.trash()
 
     def run_shown(self, results: RunResults) -> None:
-        """A run was opened or has ended: show its embedding where it has one."""
-        if self.centre.current() == "welcome" or (results.xy is not None and self.centre.current() == "losses" and not self.centre.chosen):
-            self.show_view("embedding" if results.xy is not None else "losses")
+        """A run was opened or has ended: show the view that the person looked at last, else its embedding where it has one."""
+        self.centre.set_run(results)
+        front, last = self.centre.current(), self.session.settings.last_view
+        if front == "welcome" or (results.xy is not None and front == "losses" and not self.centre.chosen):
+            usual = "embedding" if results.xy is not None else "losses"
+            known = front == "welcome" and last in VIEW_NAMES and not self.centre.why_not(last)
+            self.show_view(last if known and (last != "embedding" or results.xy is not None) else usual)
         self.status.update_actions()
 
     def fill_embedding(self, xy: Any, cells: Cells, prefer: tuple[str, ...]) -> None:
@@ -314,6 +319,12 @@ class MainWindow(QMainWindow):
     def clear_selection(self) -> None:
         """Select no cells."""
         self.centre.clear_selection()
+
+    def focus_runs(self) -> None:
+        """Put the focus on the list of runs."""
+        self.docks["runs"].show()
+        self.docks["runs"].raise_()
+        self.runs_panel.view.setFocus(Qt.FocusReason.ShortcutFocusReason)
 
     def _copy_names(self) -> None:
         if self.watching.cells is not None:

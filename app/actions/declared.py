@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cellweave.app.views.declared import VIEWS, ViewInfo
+
 FILE, EDIT, VIEW, RUN, ANALYSE, WINDOW, HELP = "File", "Edit", "View", "Run", "Analyse", "Window", "Help"
 MENUS = (FILE, EDIT, VIEW, RUN, ANALYSE, WINDOW, HELP)
 
@@ -26,6 +28,7 @@ REASONS = {
     "trash": "No run was deleted.",
     "file": "The spec names no file yet.",
     "selection": "Select cells on the embedding first.",
+    **{f"view:{info.name}": info.why_not for info in VIEWS if info.place == "model"},
 }
 
 
@@ -77,6 +80,12 @@ class ActionInfo:
         return self.text.replace("&", "").removesuffix("…")
 
 
+def _show(info: ViewInfo, *, gap: bool = False) -> ActionInfo:
+    """Return the action that brings a view to the front."""
+    needs = (f"view:{info.name}",) if info.place == "model" else ()
+    return ActionInfo(f"view.{info.name}", info.title, VIEW, f"shell.show_{info.name}", info.icon, info.key, info.tip, needs, gap=gap)
+
+
 A = ActionInfo
 ACTIONS: tuple[ActionInfo, ...] = (
     A("file.open", "&Open data…", FILE, "opening.ask_files", "open", "Ctrl+O", "Open one file, or several that together are one study."),
@@ -97,9 +106,9 @@ ACTIONS: tuple[ActionInfo, ...] = (
     A("edit.copy_script", "Copy as &Python script", EDIT, "exporting.copy_script", "copy", "", "A script that trains exactly this.", ("file",)),
     A("edit.shortcuts", "&Keyboard shortcuts…", EDIT, "shell.edit_shortcuts", "keyboard", "", "Look at the keys and change them.", gap=True),
     A("view.welcome", "&Welcome", VIEW, "shell.show_welcome", "home", "Alt+1", "Ways to begin."),
-    A("view.losses", "&Losses", VIEW, "shell.show_losses", "curves", "Alt+2", "Every loss term, train and validation."),
-    A("view.embedding", "&Embedding", VIEW, "shell.show_embedding", "scatter", "Alt+3", "The cells, coloured by any column."),
-    A("view.detach", "&Tear off this view", VIEW, "shell.detach", "detach", "", "Show the view in a window of its own."),
+    *(_show(info) for info in VIEWS if info.place == "tab"),
+    *(_show(info, gap=number == 0) for number, info in enumerate(info for info in VIEWS if info.place == "model")),
+    A("view.detach", "&Tear off this view", VIEW, "shell.detach", "detach", "", "Show the view in a window of its own.", gap=True),
     A("view.palette", "Search &actions…", VIEW, "shell.show_palette", "command", "Ctrl+Shift+P", "Find any action by its name.", gap=True),
     A("view.theme_system", "Theme of the &system", VIEW, "shell.theme_system", "theme", "", "Follow the desktop.", checkable=True, gap=True, group="theme"),
     A("view.theme_light", "L&ight theme", VIEW, "shell.theme_light", "", "", "Dark on light.", checkable=True, group="theme"),

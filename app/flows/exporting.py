@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,13 +83,15 @@ class Exporting(QObject):
             self._window.status.update_actions()
         return target
 
-    def figure(self, what: str = "") -> None:
+    def figure(self, what: str = "", start: Mapping[str, Any] | None = None) -> None:
         """Open the figure dialog for the shown (or selected) run.
 
         Parameters
         ----------
         what
-            ``losses`` or ``embedding``; empty takes the view in front.
+            A figure (see ``core.export.figure_options.FIGURES``); empty takes that of the view in front.
+        start
+            Options to begin with.
         """
         target = self._checked_target()
         if target is None:
@@ -96,11 +99,13 @@ class Exporting(QObject):
         from cellweave.app.views import FigureDialog
 
         has_embedding = (target / "results" / "umap.npy").is_file()
-        what = what or ("embedding" if self._window.centre.current() == "embedding" else "losses")
+        if not what:
+            own = self._window.centre.figure()
+            what, start = str(own.pop("what")), own
         cells = self._window.watching.cells
-        dialog = FigureDialog(
-            target, self._window, self._analysis.process, what=what if has_embedding else "losses", columns=list(cells.columns) if cells is not None else ()
-        )
+        what = what if has_embedding or what != "embedding" else "losses"
+        columns = list(cells.columns) if cells is not None else ()
+        dialog = FigureDialog(target, self._window, self._analysis.process, what=what, start=start, columns=columns)
         dialog.setAttribute(self._window.delete_on_close)
         dialog.saved.connect(lambda path: self._window.notify(f"'{path}' is written."))
         self._window.figure_dialog = dialog
@@ -108,7 +113,7 @@ class Exporting(QObject):
 
     def ask_losses(self, text: str) -> None:
         """Ask where, and write the losses that are shown as CSV."""
-        out = self._ask("Export losses", "-losses.csv", "CSV (*.csv)")
+        out = self.ask("Export losses", "-losses.csv", "CSV (*.csv)")
         if out is None:
             return
         try:
@@ -118,7 +123,8 @@ class Exporting(QObject):
             return
         self._window.notify(f"'{out}' is written.")
 
-    def _ask(self, title: str, suffix: str, kind: str) -> Path | None:
+    def ask(self, title: str, suffix: str, kind: str) -> Path | None:
+        """Ask where something of the run is to be written; the name of the run with a suffix is proposed."""
         target = self._window.watching.shown or self._window.watching.gone or self._window.runs.target
         if target is None:
             return None
@@ -132,7 +138,7 @@ class Exporting(QObject):
         """Ask where, and write the input with the results."""
         if self._checked_target() is None:
             return
-        out = self._ask("Export h5ad", ".h5ad", "AnnData (*.h5ad);;MuData, all modalities (*.h5mu)")
+        out = self.ask("Export h5ad", ".h5ad", "AnnData (*.h5ad);;MuData, all modalities (*.h5mu)")
         if out is not None:
             self.write_h5ad(out)
 

@@ -296,6 +296,19 @@ class Opening(QObject):
         """The data spec of the loaded study."""
         return self._loaded
 
+    def study_of(self, data: DataSpec) -> Any:
+        """Return the loaded study where it is what a data spec names, else None; a run writes out the layers that were left to the program."""
+        study, loaded = self._session.study, self._loaded
+        if study is None or loaded is None:
+            return None
+        found = {name: modality.location for name, modality in study.modalities.items() if loaded.layers.get(name) is None}
+
+        def whole(spec: DataSpec) -> DataSpec:
+            layers = {name: layer for name, layer in {**found, **spec.layers}.items() if layer is not None}
+            return spec.model_copy(update={"sha256": (), "layers": layers})
+
+        return study if whole(loaded) == whole(data) else None
+
 
 def unforeseen(error: Exception) -> DataError:
     """Return an error nobody foresaw in words; its own text is in the details."""

@@ -17,6 +17,7 @@ from cellweave.app.actions import CommandPalette, ShortcutsDialog
 from cellweave.app.flows.dialogs import TextDialog
 from cellweave.app.state import paths
 from cellweave.app.state.session import Session
+from cellweave.app.views.declared import VIEW_NAMES
 
 if TYPE_CHECKING:
     from cellweave.app.window import MainWindow
@@ -58,14 +59,6 @@ class Shell(QObject):
     def show_welcome(self) -> None:
         """Show the first page."""
         self._window.show_view("welcome")
-
-    def show_losses(self) -> None:
-        """Show the curves."""
-        self._window.show_view("losses")
-
-    def show_embedding(self) -> None:
-        """Show the embedding."""
-        self._window.show_view("embedding")
 
     def show_palette(self) -> None:
         """Open the command palette."""
@@ -156,9 +149,11 @@ class Shell(QObject):
     # ------------------------------------------------------------------ window
 
     def __getattr__(self, name: str) -> Callable[[], None]:
-        """Answer ``toggle_DOCK`` and ``step_NAME``, which are all alike."""
+        """Answer ``toggle_DOCK``, ``show_VIEW`` and ``step_NAME``, which are all alike."""
         if name.startswith("toggle_"):
             return lambda *_: self._window.arrangement.toggle_dock(name.removeprefix("toggle_"))
+        if name.removeprefix("show_") in VIEW_NAMES:
+            return lambda *_: self._window.centre.pick(name.removeprefix("show_"))
         steps = ("step_data", "step_covariates", "step_model", "step_losses", "step_training")
         if name in steps:
             return lambda *_: self._window.go_to_step(steps.index(name))

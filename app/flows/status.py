@@ -9,6 +9,7 @@ from qtpy.QtCore import QObject
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.progress import RunProgress
 from cellweave.app.state.session import Session
+from cellweave.app.views.declared import VIEWS
 from cellweave.core.runs.events import RunState
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class Status(QObject):
             "embedding": window.watching.cells is not None,
             "resumable": summary is not None and summary.resumable,
             "trash": session.trash.filled,
-            "selection": len(window.inspector.selected()) > 0,
+            "selection": len(window.centre.selection) > 0,
+            **{f"view:{info.name}": not window.centre.why_not(info.name) for info in VIEWS},
         }
 
     def update_actions(self) -> None:
@@ -127,5 +129,5 @@ class Status(QObject):
         window = self._window
         if window.training.active or window.runs.following is not None:
             window.training.cancel()
-        elif not (window.exporting.cancel() or window.analysing.cancel()):
+        elif not (window.exporting.cancel() or window.analysing.cancel() or window.centre.context.cancel()):
             window.opening.cancel_loading()

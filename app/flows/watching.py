@@ -11,7 +11,6 @@ import numpy as np
 from qtpy.QtCore import QObject
 
 from cellweave.app.flows import dialogs
-from cellweave.app.flows.opening import data_key
 from cellweave.app.state.progress import RunProgress, reach
 from cellweave.app.state.results import (
     Cells,
@@ -81,6 +80,7 @@ class Watching(QObject):
         losses.set_message(self.progress.sentence())
         embedding.clear()
         embedding.set_message(self._waiting_words(spec))
+        self._window.centre.set_run(None, f"'{label}' trains; this view fills when its results are there.")
         self._window.show_view("losses")
 
     def _waiting_words(self, spec: RunSpec) -> str:
@@ -118,8 +118,7 @@ class Watching(QObject):
         training = self._window.training
         if training.current is not None and training.current.folder == self.shown:
             return training.study
-        same = self.spec is not None and self._window.opening.loaded == data_key(self.spec.data)
-        return self._session.study if same else None
+        return self._window.opening.study_of(self.spec.data) if self.spec is not None else None
 
     # ------------------------------------------------------------------ the live embedding
 
@@ -288,8 +287,7 @@ class Watching(QObject):
         folder, spec, cells = self.shown, self.spec, self.cells
         if folder is None or spec is None or cells is None:
             return
-        same = self._window.opening.loaded == data_key(spec.data)
-        study = self._session.study if same else None
+        study = self._window.opening.study_of(spec.data)
 
         def done(values: np.ndarray) -> None:
             self._window.status.say_idle()
@@ -322,3 +320,4 @@ class Watching(QObject):
         self._window.losses.clear()
         self._window.embedding.clear()
         self._window.embedding.set_message("")
+        self._window.centre.set_run(None)

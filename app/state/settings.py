@@ -41,6 +41,8 @@ class Settings(BaseModel):
         The spec being edited, as TOML, so that nothing is lost in a crash.
     active_run
         Folder of the run that was training, so that it is offered again after a crash.
+    last_view
+        The view that the person chose last.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -59,6 +61,7 @@ class Settings(BaseModel):
     colours: dict[str, dict[str, str]] = Field(default_factory=dict)
     last_spec: str = ""
     active_run: str = ""
+    last_view: str = ""
 
     def remember(self, kind: Literal["data", "runs"], path: str) -> None:
         """Put a path at the top of a list of recent ones."""

@@ -260,6 +260,12 @@ class EmbeddingView(QWidget):
             panel.set_columns(self._columns, name)
         self._refresh()
 
+    def offer_column(self, name: str, column: ColumnData) -> None:
+        """Offer a further column, or another of the same name, and colour the first panel by it."""
+        shown = self.shown_columns()
+        self.set_columns({**{kept: data for kept, data in self._columns.items() if kept != name}, name: column})
+        self.show_columns([name, *shown[1:]])
+
     def set_message(self, text: str) -> None:
         """Say what an empty view waits for; an empty text brings the usual one back."""
         self._message = text or WELCOME

@@ -1,0 +1,102 @@
+"""Every view of the window, declared as data: tabs, the Model button, actions, keys and reasons are built from this list.
+
+A new view is one line in :data:`VIEWS` and one class (see :class:`cellweave.app.views.runview.RunView`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from cellweave.core.spec import RunSpec
+
+Place = Literal["tab", "model"]
+
+
+@dataclass(frozen=True)
+class ViewInfo:
+    """One view.
+
+    Attributes
+    ----------
+    name
+        Stable identifier; its action is ``view.NAME``.
+    title
+        On the tab, in the menus and in the palette.
+    icon
+        Name of a line icon.
+    home
+        ``"module:Class"``, imported when the view is first shown.
+    tip
+        One sentence on what it shows.
+    kinds
+        Kinds of result (:data:`cellweave.core.models.declare.ResultKind`) of which the family of the shown run must give one; none: any run.
+    families
+        Kinds of model of which the shown run must be one; none: any. For what follows from the model itself rather than from a result.
+    files
+        Paths inside the run folder of which one must be there, wildcards allowed; none: no file is needed.
+    place
+        ``"tab"``, or ``"model"`` for the views of single models, which share the tab with the Model button.
+    why_not
+        What is said where the shown run lacks that; one sentence, or two.
+    key
+        Default keys, or empty.
+    """
+
+    name: str
+    title: str
+    icon: str
+    home: str
+    tip: str
+    kinds: tuple[str, ...] = ()
+    families: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    place: Place = "tab"
+    why_not: str = ""
+    key: str = ""
+
+    def offered(self, spec: RunSpec | None, folder: Path | None) -> bool:
+        """Return whether a run has what the view shows; without a run every view is offered, and says what it will show."""
+        if spec is None:
+            return True
+        given: Collection[str] = {result.kind for result in spec.family.results}
+        if (self.kinds and not given & set(self.kinds)) or (self.families and spec.model.kind not in self.families):
+            return False
+        return not self.files or (folder is not None and any(_there(folder, pattern) for pattern in self.files))
+
+    def load(self) -> Any:
+        """Import the class."""
+        module, _, name = self.home.partition(":")
+        return getattr(import_module(module), name)
+
+
+def _there(folder: Path, pattern: str) -> bool:
+    return (folder / pattern).exists() if "*" not in pattern else next(folder.glob(pattern), None) is not None
+
+
+V = ViewInfo
+VIEWS: tuple[ViewInfo, ...] = (
+    V("losses", "Losses", "curves", "cellweave.app.views.lossview:LossView", "Every loss term, train and validation.", key="Alt+2"),
+    V("embedding", "Embedding", "scatter", "cellweave.app.views.embedding:EmbeddingView", "The cells, coloured by any column.", key="Alt+3"),
+)  # fmt: skip
+VIEW_NAMES = tuple(info.name for info in VIEWS)
+
+
+def view_info(name: str) -> ViewInfo:
+    """Return a view by its name.
+
+    Raises
+    ------
+    KeyError
+        Where there is none.
+    """
+    return next(info for info in VIEWS if info.name == name) if name in VIEW_NAMES else _unknown(name)
+
+
+def _unknown(name: str) -> ViewInfo:
+    message = f"there is no view '{name}'"
+    raise KeyError(message)
