@@ -159,8 +159,12 @@ class Family:
     modalities
         ``"one"``: trained on one modality chosen in the spec; ``"many"``: on all modalities of the study.
     sampler
-        ``"shuffled"``: minibatches over all cells; ``"pattern"``: each minibatch from one pattern of
-        measured modalities.
+        ``"shuffled"``: minibatches over all cells; ``"pattern"``: each minibatch from one batch and one pattern of measured
+        modalities, small batches oversampled (an option ``n_max`` of the family bounds the length of an epoch), and minibatches
+        that never mix patterns where cells are looked at.
+    blocks
+        Whether the features of a modality are read in blocks (``data.blocks``: peaks by chromosome); its features then come in
+        the order of the blocks, and ``ModalityInfo.blocks`` holds their sizes.
     metrics
         Function from the spec to what the model tells once an epoch beside its loss terms.
     summaries
@@ -195,9 +199,14 @@ class Family:
     check: Callable[[Any], list[str]] = lambda spec: []
     modalities: Literal["one", "many"] = "one"
     sampler: Literal["shuffled", "pattern"] = "shuffled"
+    blocks: bool = False
     metrics: Callable[[Any], Sequence[Metric]] = lambda spec: ()
     summaries: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
+    fan_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    falls_back: Mapping[str, str] = field(default_factory=dict)
+    parts_together: bool = False
+    check_study: Callable[[Any, Any], list[str]] = lambda spec, study: []
     unused_reason: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
 
