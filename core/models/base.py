@@ -72,12 +72,15 @@ class ModalityInfo:
         Sizes of the consecutive blocks of features (chromosomes of peaks); one block otherwise.
     feature_mask
         Which features were measured in which mask group of the study, ``(n_groups, n_features)`` bool, or None where all were in all.
+    block_names
+        Name of each block (``chr1`` ...); the modality's own where there is one.
     """
 
     name: str
     n_features: int
     blocks: tuple[int, ...]
     feature_mask: np.ndarray | None = None
+    block_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

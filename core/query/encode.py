@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from cellweave.core.errors import DataError
+from cellweave.core.models.base import BuildContext
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.covariates import LIST_ROLES
 from cellweave.core.study.align import move_columns
+from cellweave.core.study.blocks import Blocks
 from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.data import (
     CONTINUOUS,
@@ -21,8 +24,10 @@ from cellweave.core.training.data import (
     Encoding,
     TrainingData,
     finite_numbers,
+    mask_group_of,
     size_factors,
     split,
+    split_groups,
     usable_cells,
 )
 
@@ -47,11 +52,11 @@ def load_new(spec: RunSpec, paths: Sequence[str | Path]) -> Study:
     """
     from cellweave.core.study import load_study
 
-    changes = {"paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "sha256": (), "features": {}, "layers": {}, "switched_off": ()}
+    changes = {"paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "sha256": (), "features": {}, "layers": {}, "masks": {}, "switched_off": ()}
     return load_study(spec.data.model_copy(update={**changes, "drop_empty_features": False}))
 
 
-def align_to(study: Study, features: Mapping[str, Sequence[str]]) -> tuple[Study, list[str]]:
+def align_to(study: Study, features: Mapping[str, Sequence[str]], *, partial: bool = False) -> tuple[Study, list[str]]:
     """Return a study with exactly the features of a model, in its order, matched by name.
 
     Parameters
@@ -60,11 +65,14 @@ def align_to(study: Study, features: Mapping[str, Sequence[str]]) -> tuple[Study
         Any study.
     features
         Feature names of the model by modality.
+    partial
+        Whether the model copes with modalities that are missing (one of many modalities): then one of them is enough.
 
     Returns
     -------
     study
-        With the model's modalities only; a feature that the data lack has no counts.
+        With the model's modalities only; a feature that the data lack has no counts and is masked, a modality that they lack
+        was measured in no cell.
     notes
         One sentence for each modality with missing or further features.
 
@@ -74,15 +82,22 @@ def align_to(study: Study, features: Mapping[str, Sequence[str]]) -> tuple[Study
         Where a modality is missing, names repeat, or fewer than half of the features are there.
     """
     modalities, notes = {}, []
+    n_groups = int(study.mask_group.max()) + 1 if len(study.mask_group) else 1
     for name, names in features.items():
-        if name not in study.modalities:
+        index = pd.Index(names, dtype=object)
+        if name in study.modalities:
+            modalities[name], said = _aligned(study.modalities[name], index, n_groups, masked=partial)
+            notes += said
+        elif partial and set(features) & set(study.modalities):
+            nothing = sparse.csr_matrix((study.n_cells, len(index)), dtype=np.float32)
+            modalities[name] = Modality(name, nothing, pd.DataFrame(index=index), np.zeros(study.n_cells, dtype=bool))
+            notes.append(f"These data have no {name}; the model reads what there is.")
+        else:
             raise DataError(f"The model reads {name}, which these data do not have.", f"They have {', '.join(study.modalities)}.")
-        modalities[name], said = _aligned(study.modalities[name], pd.Index(names, dtype=object))
-        notes += said
     return replace(study, modalities=modalities), notes
 
 
-def _aligned(modality: Modality, names: pd.Index) -> tuple[Modality, list[str]]:
+def _aligned(modality: Modality, names: pd.Index, n_groups: int, *, masked: bool) -> tuple[Modality, list[str]]:
     own = modality.var.index
     if own.equals(names):
         return modality, []
@@ -102,19 +117,28 @@ def _aligned(modality: Modality, names: pd.Index) -> tuple[Modality, list[str]]:
     if n_found < len(names):
         lacking = names[~names.isin(own)]
         notes.append(
-            f"{len(lacking):,} of the {len(names):,} features of {modality.name} are missing in these data and count as 0 ('{lacking[0]}' ...)."
+            f"{len(lacking):,} of the {len(names):,} features of {modality.name} are missing in these data and "
+            f"{'count as not measured' if masked else 'count as 0'} ('{lacking[0]}' ...)."
         )
     if n_extra:
         notes.append(f"{n_extra:,} further features of {modality.name} are left out, because the model does not know them.")
     mask = None
-    if modality.feature_mask is not None:
-        mask = np.zeros((modality.feature_mask.shape[0], len(names)), dtype=bool)
-        mask[:, columns[columns >= 0]] = modality.feature_mask[:, columns >= 0]
+    if modality.feature_mask is not None or (masked and n_found < len(names)):
+        mask = np.zeros((n_groups, len(names)), dtype=bool)
+        mask[:, columns[columns >= 0]] = True if modality.feature_mask is None else modality.feature_mask[:, columns >= 0]
     counts = move_columns(modality.counts, columns, len(names))
     return replace(modality, counts=counts, var=modality.var.reindex(names), feature_mask=mask), notes
 
 
-def encode(spec: RunSpec, encoding: Encoding, study: Study, features: Mapping[str, Sequence[str]], *, trained_on: bool) -> TrainingData:
+def encode(
+    spec: RunSpec,
+    encoding: Encoding,
+    study: Study,
+    features: Mapping[str, Sequence[str]],
+    *,
+    trained_on: bool,
+    blocks: Mapping[str, Blocks] | None = None,
+) -> TrainingData:
     """Turn the columns of a study into the codes and numbers a model was trained with.
 
     Parameters
@@ -129,6 +153,8 @@ def encode(spec: RunSpec, encoding: Encoding, study: Study, features: Mapping[st
         Feature names of the model by modality.
     trained_on
         Whether these are the training data: then the parts are those of the training, and cells that were left out of it are unusable.
+    blocks
+        Blocks of the model's features by modality, where it reads them in blocks.
 
     Returns
     -------
@@ -158,12 +184,15 @@ def encode(spec: RunSpec, encoding: Encoding, study: Study, features: Mapping[st
     nobody = np.zeros(0, dtype=np.int64)
     if trained_on:
         usable, reason = usable_cells(spec, study, modalities, categorical)
-        train, validation = split(np.flatnonzero(usable), spec)
+        train, validation = split(np.flatnonzero(usable), spec, split_groups(spec, modalities, categorical))
     else:
         usable = np.logical_or.reduce([modality.measured for modality in modalities])
         reason = dict.fromkeys(np.flatnonzero(~usable).tolist(), "not measured")
         train, validation = nobody, nobody
-    return TrainingData(modalities, categorical, continuous, size_factors(spec, study.obs), encoding, usable, reason, train, validation)
+    return TrainingData(
+        modalities, categorical, continuous, size_factors(spec, study.obs), encoding, usable, reason, train, validation,
+        mask_group_of(study, modalities), spec.family.sampler == "pattern", dict(blocks or {}),
+    )  # fmt: skip
 
 
 def _column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
@@ -187,6 +216,11 @@ def _codes(spec: RunSpec, encoding: Encoding, obs: pd.DataFrame, role: str, colu
             _refuse_unknown(column, found, name, role, encoding.levels[name])
         codes.append(found)
     return np.stack(codes, axis=1) if role in LIST_ROLES else codes[0]
+
+
+def blocks_of(context: BuildContext) -> dict[str, Blocks]:
+    """Return the blocks of a trained model's features by modality."""
+    return {info.name: Blocks(info.blocks, info.block_names) for info in context.modalities if len(info.blocks) > 1}
 
 
 def level_codes(column: pd.Series, levels: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,7 @@ import torch
 
 from cellweave.core.errors import DataError, RunFolderError
 from cellweave.core.files import sha256_of
-from cellweave.core.query.encode import align_to, encode, load_new
+from cellweave.core.query.encode import align_to, blocks_of, encode, load_new
 from cellweave.core.query.trained_run import TrainedRun
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
@@ -52,8 +52,8 @@ def open_run(
     run, trained, where = open_model(folder, device)
     if study is None:
         study = _same_data(run.spec, check_data=check_data, scratch=scratch)
-    aligned, notes = align_to(study, trained.features)
-    data = encode(run.spec, trained.encoding, aligned, trained.features, trained_on=True)
+    aligned, notes = align_to(study, trained.features, partial=run.spec.family.modalities == "many")
+    data = encode(run.spec, trained.encoding, aligned, trained.features, trained_on=True, blocks=blocks_of(trained.context))
     return TrainedRun(run.path, run.spec, trained, aligned, data, Loader(data, where, resident=False), tuple(notes))
 
 
@@ -75,8 +75,8 @@ def open_on_files(folder: str | Path, paths: Sequence[str | Path], *, device: st
         Where features, columns or levels of the cells do not fit the model.
     """
     run, trained, where = open_model(folder, device)
-    study, notes = align_to(load_new(run.spec, paths), trained.features)
-    data = encode(run.spec, trained.encoding, study, trained.features, trained_on=False)
+    study, notes = align_to(load_new(run.spec, paths), trained.features, partial=run.spec.family.modalities == "many")
+    data = encode(run.spec, trained.encoding, study, trained.features, trained_on=False, blocks=blocks_of(trained.context))
     return TrainedRun(run.path, run.spec, trained, study, data, Loader(data, where, resident=False), tuple(notes))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.models.vae_network import Posterior, VaeNetwork, draw
-from cellweave.core.query.encode import align_to, encode
+from cellweave.core.query.encode import align_to, blocks_of, encode
 from cellweave.core.spec import RunSpec
 from cellweave.core.study.study import Study
 from cellweave.core.training.data import TrainingData
@@ -167,8 +167,9 @@ class TrainedRun:
         DataError
             Where features, columns or levels do not fit.
         """
-        aligned, notes = align_to(study, self.trained.features)
-        data = encode(self.spec, self.trained.encoding, aligned, self.trained.features, trained_on=False)
+        aligned, notes = align_to(study, self.trained.features, partial=self.spec.family.modalities == "many")
+        blocks = blocks_of(self.trained.context)
+        data = encode(self.spec, self.trained.encoding, aligned, self.trained.features, trained_on=False, blocks=blocks)
         return replace(self, study=aligned, data=data, loader=Loader(data, self.device, resident=False), notes=tuple(notes), cached=None)
 
     # ------------------------------------------------------------------ choosing
@@ -274,6 +275,8 @@ class TrainedRun:
     def minibatches(self, rows: np.ndarray, size: int = BATCH, *, with_counts: bool = True) -> Iterator[tuple[slice, Minibatch]]:
         """Iterate over rows in order, telling progress; a decoder alone needs no counts.
 
+        For families whose minibatches may not mix patterns of measured modalities use :meth:`minibatches_by_pattern`.
+
         Yields
         ------
         where
@@ -292,6 +295,29 @@ class TrainedRun:
             stop = min(start + size, len(rows))
             yield slice(start, stop), self.loader.minibatch(rows[start:stop], with_counts=with_counts)
             self.progress(stop / len(rows))
+
+    def minibatches_by_pattern(self, rows: np.ndarray, size: int = BATCH, *, with_counts: bool = True) -> Iterator[tuple[np.ndarray, Minibatch]]:
+        """Iterate over rows in minibatches that never mix patterns of measured modalities where the family asks for it, telling progress.
+
+        Yields
+        ------
+        where
+            Positions in ``rows``, ascending; each occurs once.
+        batch
+            The minibatch.
+
+        Raises
+        ------
+        Cancelled
+            Where the person asked for it.
+        """
+        done = 0
+        for where in self.loader.parts(rows, size):
+            if self.cancelled():
+                raise Cancelled
+            yield where, self.loader.minibatch(rows[where], with_counts=with_counts)
+            done += len(where)
+            self.progress(done / len(rows))
 
     def posterior(self, batch: Minibatch) -> Posterior:
         """Return the posterior of the cells: from the encoder, or as it was stored with minified data.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
+
+BLOCK_MODES = ("automatic", "by chromosome", "one block")
 
 
 class FeatureSelection(Frozen):
@@ -56,6 +59,33 @@ class DataSpec(Frozen):
         "Features of several files",
         "Keep the features that every file has, or all of them. Models that do not know masks (scVI, LDVAE) take what a file lacks for zeros.",
     )
+    masks: dict[str, str] = option(
+        dict,
+        "Masks",
+        "By modality, where it is said which features were measured: 'layers/NAME' or 'obsm/NAME' (0 or 1 by cell), 'var/NAME' or 'uns/NAME' (by "
+        "feature; NAME_BATCH for one a batch), or a CSV file with feature names as titles and a row a batch or cell. A modality that is not named "
+        "has the masks that uns['mask_BATCH'] holds.",
+        advanced=True,
+    )
+    nan_is_missing: bool = option(
+        False,
+        "NaN means not measured",
+        "Take NaN among the counts for values that were not measured, instead of refusing the file.",
+        advanced=True,
+    )
+    blocks: dict[str, str] = option(
+        dict,
+        "Blocks of features",
+        "How a modality is divided for models that read it in blocks: 'automatic' (peaks by chromosome, others whole), 'by chromosome', 'one block', "
+        "'column NAME' for the levels of a column of var, or sizes of consecutive blocks such as '2897, 2007'.",
+        advanced=True,
+    )
+    same_cells: Literal["automatic", "joined", "apart"] = option(
+        "automatic",
+        "Cells of several files",
+        "Cells of the same name in files with different modalities are one cell each: always, never, or where most names agree.",
+        advanced=True,
+    )
     batch_from_file: bool = option(
         True, "File is a column", "With several files, add the column 'file' that says which file a cell came from.",
         advanced=True,
@@ -94,3 +124,22 @@ class DataSpec(Frozen):
     def _one_is_a_list(cls, value: object) -> object:
         """Allow a single string where a list is meant: ``--set data.paths=file.h5ad``."""
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _sizes_are_words(cls, value: object) -> object:
+        """Allow sizes as numbers: ``atac = [2897, 2007]``."""
+        if not isinstance(value, Mapping):
+            return value
+        return {key: ", ".join(map(str, how)) if isinstance(how, list | tuple) else how for key, how in value.items()}
+
+    @field_validator("blocks")
+    @classmethod
+    def _known_divisions(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, how in value.items():
+            sizes = [part.strip() for part in how.split(",") if part.strip()]
+            if how in BLOCK_MODES or (how.startswith("column ") and how[7:].strip()) or (sizes and all(part.isdigit() and int(part) > 0 for part in sizes)):
+                continue
+            message = f"'{how}' does not divide {name}: write 'automatic', 'by chromosome', 'one block', 'column NAME' or sizes such as '2897, 2007'"
+            raise ValueError(message)
+        return value

@@ -167,7 +167,7 @@ class RunSpec(Frozen):
 
 
 # Tables whose keys are names of the user's data (columns, modalities, loss terms), which may hold dots themselves.
-OPEN_TABLES = ("losses.weights", "data.layers", "data.features", "data.fill_missing", "data.combine")
+OPEN_TABLES = ("losses.weights", "data.layers", "data.masks", "data.blocks", "data.features", "data.fill_missing", "data.combine")
 
 
 def _split(path: str, value: Any) -> list[str]:

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cellweave.core.errors import DataError
 from cellweave.core.spec.data import DataSpec
-from cellweave.core.study import select
+from cellweave.core.study import masks, select
 from cellweave.core.study.align import (
     NothingSharedError,
     align_features,
@@ -31,7 +31,8 @@ from cellweave.core.study.annotation import (
     stack_tables,
 )
 from cellweave.core.study.counts import CountsReport, order_of_places
-from cellweave.core.study.readers.base import ModalitySource, Source, Watch, explained
+from cellweave.core.study.named_masks import mask_from_files, named_mask
+from cellweave.core.study.readers.base import ModalitySource, Place, Source, Watch, explained
 from cellweave.core.study.readers.detect import absolute, open_source
 from cellweave.core.study.readers.midas import expand
 from cellweave.core.study.study import Modality, SourceFile, Study
@@ -45,15 +46,16 @@ class _Part:
     var: pd.DataFrame
     measured: np.ndarray
     location: str
-    features_measured: np.ndarray | None
+    mask: masks.CellMask | None
 
 
 @dataclass(frozen=True)
 class _Refused:
-    """Why a modality holds no counts, and whether it could be used where values need not be whole numbers."""
+    """Why a modality holds no counts, and whether it could be used where values need not be whole numbers, or may be missing."""
 
     why: str
     usable: bool
+    only_missing: bool = False
 
 
 @dataclass
@@ -115,6 +117,7 @@ def load_study(
     watch.at(0.92, "applying the choices")
     fill_missing(study.obs, data.fill_missing)
     combine_columns(study.obs, data.combine)
+    masks.apply_masks(study)
     select.drop_unmeasured(study, "not measured in any modality that is used")
     select.switch_off(study, data.switched_off)
     select.drop_unmeasured(study, "switched off")
@@ -123,6 +126,8 @@ def load_study(
     for name, how in data.features.items():
         watch.at(0.95, f"choosing features of {name}")
         select.select_features(study, name, how)
+    masks.apply_masks(study)
+    select.drop_unmeasured(study, "none of the features that are used was measured")
     if data.drop_empty_cells:
         select.drop_empty_cells(study)
     if study.n_cells == 0:
@@ -178,10 +183,12 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
             add_modality_columns(obs, own, rows, modality.name)
         if (rows < 0).any():
             source.notes.append(f"{int((rows < 0).sum()):,} cells of {modality.name} are not among the cells of '{source.path.name}' and were left out.")
+    hidden = _mask_layer(modality, data, watch)
     location, counts, reports = _take_counts(modality, data, watch)
     if counts is None or location is None:
         cells = obs.index.to_numpy(dtype=object) if rows is None else obs.index.to_numpy(dtype=object)[rows]
-        return _Refused("; ".join(_named(report, modality, cells).finding() for report in reports), any(report.is_usable for report in reports))
+        why = "; ".join(_named(report, modality, cells).finding() for report in reports)
+        return _Refused(why, any(report.is_usable for report in reports), any(_only_missing(report, data) for report in reports))
     place = modality.places[location]
     var = plain_table(place.read_var())
     if place.columns is not None:
@@ -195,12 +202,44 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
             source.notes.append(f"{number:,} feature names of {modality.name} in '{source.path.name}' repeat others.")
     if location != "X":
         source.notes.append(f"The counts of {modality.name} in '{source.path.name}' are taken from {location}.")
+    counts, missing = masks.without_missing(counts, modality.name)
+    names = var.index.to_numpy(dtype=object)
+    said = masks.both(missing, None if hidden is None else masks.from_matrix(*hidden[1:]).on_features(hidden[0], names, modality.name))
     measured = np.ones(len(obs), dtype=bool)
     if rows is not None:
         counts = move_rows(counts, rows, len(obs))
+        said = None if said is None else said.on_cells(rows, len(obs))
         measured = np.zeros(len(obs), dtype=bool)
         measured[rows[rows >= 0]] = True
-    return _Part(counts, var, measured, location, modality.features_measured)
+    said = masks.both(said, named_mask(modality, source, obs, names, data.masks.get(modality.name), rows))
+    return _Part(counts, var, measured, location, said)
+
+
+def _mask_layer(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple[np.ndarray, sparse.csr_matrix, str] | None:
+    """Take the layer that holds the mask out of the places of counts; return its feature names, its values and the modality."""
+    location = data.masks.get(modality.name, "")
+    if not location.startswith("layers/"):
+        return None
+    if location not in modality.places:
+        raise DataError(f"{modality.name} has no mask at '{location}'.", f"Set data.masks.{modality.name} to one of {', '.join(modality.places)}.")
+    place = modality.places.pop(location)
+    _, values = place.read(watch.part(0.0, 0.0), keep=True)
+    assert values is not None
+    features = place.read_var().index.to_numpy(dtype=object)
+    return features if place.columns is None else features[place.columns], values, modality.name
+
+
+def _only_missing(report: CountsReport, data: DataSpec) -> bool:
+    """Return whether NaN is all that keeps values from being counts."""
+    return report.n_not_finite > 0 and report.n_negative == 0 and (report.n_non_integer == 0 or data.accept_non_integer)
+
+
+def _with_missing(place: Place, report: CountsReport, data: DataSpec, watch: Watch) -> sparse.csr_matrix | None:
+    """Return the counts of a place whose NaN stand for values that were not measured; None where that is not wanted or not so."""
+    if not (data.nan_is_missing and _only_missing(report, data)):
+        return None
+    _, counts = place.read(watch, keep=True)
+    return None if counts is None or np.isinf(counts.data).any() else counts
 
 
 def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple[str | None, sparse.csr_matrix | None, list[CountsReport]]:
@@ -213,7 +252,7 @@ def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tupl
             )
         report, counts = modality.places[wanted].read(watch, keep=data.accept_non_integer)
         usable = report.is_raw or (data.accept_non_integer and report.is_usable)
-        return wanted, counts if usable else None, [report]
+        return wanted, counts if usable else _with_missing(modality.places[wanted], report, data, watch), [report]
     places = order_of_places(list(modality.places))
     reports: list[CountsReport] = []
     spare: tuple[str, sparse.csr_matrix | None, float] | None = None
@@ -222,6 +261,9 @@ def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tupl
         reports.append(report)
         if report.is_raw and report.maximum > 1:
             return location, counts, reports
+        found = _with_missing(modality.places[location], report, data, watch)
+        if found is not None:
+            return location, found, reports
         if report.is_raw and (spare is None or report.maximum > spare[2]):
             spare = location, counts, report.maximum  # nothing but 0 and 1: taken where no other place has larger counts
     if spare is not None:
@@ -247,7 +289,9 @@ def _named(report: CountsReport, modality: ModalitySource, cells: np.ndarray) ->
 
 def _no_counts(path: Path, without: dict[str, _Refused]) -> DataError:
     name, found = next(iter(without.items()))
-    if found.usable:
+    if found.only_missing:
+        mend = "If NaN means that a value was not measured, set data.nan_is_missing = true; otherwise open a file with raw counts."
+    elif found.usable:
         mend = "Open a file with raw counts, or set data.accept_non_integer = true to train on values that are not whole numbers."
     else:
         mend = "Open a file with raw counts."
@@ -258,6 +302,7 @@ def _check_names(data: DataSpec, files: list[_File]) -> None:
     """Refuse a choice for a modality that no file has, with the nearest name."""
     known = list(dict.fromkeys(name for file in files for name in file.parts))
     asked = {f"data.layers.{name}": name for name in data.layers} | {f"data.features.{name}": name for name in data.features}
+    asked |= {f"data.masks.{name}": name for name in data.masks} | {f"data.blocks.{name}": name for name in data.blocks}
     if data.modality is not None:
         asked["data.modality"] = data.modality
     for field_name, name in asked.items():
@@ -274,13 +319,14 @@ def _join(files: list[_File], data: DataSpec) -> Study:
     obs = stack_tables([file.obs for file in files], notes)
     if len(files) > 1:
         _name_cells(obs, files, data, notes)
-    modalities = {}
+    modalities: dict[str, Modality] = {}
+    found: dict[str, masks.CellMask | None] = {}
     left_out = {name: f"it holds no raw counts: {found.why}" for file in files for name, found in file.without_counts.items()}
     names = list(dict.fromkeys(name for file in files for name in file.parts))
     for name in names:
         left_out.pop(name, None)  # another file has counts of it
         try:
-            modalities[name] = _join_modality(name, files, lengths, data, notes)
+            modalities[name], found[name] = _join_modality(name, files, lengths, data, notes)
         except NothingSharedError as error:
             if len(names) == 1 or name == data.modality or name in data.features or name in data.layers:
                 raise
@@ -288,9 +334,15 @@ def _join(files: list[_File], data: DataSpec) -> Study:
             notes.append(f"The modality {name} was left out, because {left_out[name]}. {error.mend}")
     if not modalities:
         raise DataError("The files share no feature of any modality.", NothingSharedError.MEND)
+    for name, modality in modalities.items():
+        found[name] = masks.both(found[name], mask_from_files(data, obs, modality))
+    mask_group, tables = masks.number_groups(found, len(obs))
+    for name, modality in modalities.items():
+        modality.feature_mask = tables[name]
     return Study(
         obs=obs,
         modalities=modalities,
+        mask_group=mask_group,
         sources=tuple(file.source for file in files),
         file_of_cell=np.repeat(np.arange(len(files)), lengths),
         row_in_file=np.concatenate([np.arange(length) for length in lengths]),
@@ -325,7 +377,7 @@ def _stem(path: Path) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _join_modality(name: str, files: list[_File], lengths: list[int], data: DataSpec, notes: list[str]) -> Modality:
+def _join_modality(name: str, files: list[_File], lengths: list[int], data: DataSpec, notes: list[str]) -> tuple[Modality, masks.CellMask | None]:
     having = [number for number, file in enumerate(files) if name in file.parts]
     parts = [files[number].parts[name] for number in having]
     locations = list(dict.fromkeys(part.location for part in parts))
@@ -333,29 +385,29 @@ def _join_modality(name: str, files: list[_File], lengths: list[int], data: Data
         notes.append(f"The counts of {name} are in different places of the files: {', '.join(locations)}.")
     if len(files) == 1:
         part = parts[0]
-        mask = None if part.features_measured is None or part.features_measured.all() else part.features_measured[None, :]
-        return Modality(name, part.counts, part.var, part.measured, mask, part.location)
+        return Modality(name, part.counts, part.var, part.measured, None, part.location), part.mask
     aligned = align_features([part.var.index.to_numpy(dtype=object) for part in parts], data.join, name)
     n_features = len(aligned.names)
     blocks, measured = [], []
-    mask = np.zeros((len(files), n_features), dtype=bool)
+    own_masks: list[masks.CellMask | None] = []
+    columns: list[np.ndarray | None] = []
     for number, length in enumerate(lengths):
         if number in having:
             at = having.index(number)
-            part, columns = parts[at], aligned.columns[at]
-            blocks.append(move_columns(part.counts, columns, n_features))
+            part = parts[at]
+            columns.append(aligned.columns[at])
+            own_masks.append(part.mask)
+            blocks.append(move_columns(part.counts, aligned.columns[at], n_features))
             measured.append(part.measured)
-            known = np.ones(len(columns), bool) if part.features_measured is None else part.features_measured
-            mask[number, columns[(columns >= 0) & known]] = True
         else:
+            columns.append(None)
+            own_masks.append(None)
             blocks.append(sparse.csr_matrix((length, n_features), dtype=np.float32))
             measured.append(np.zeros(length, dtype=bool))
-    every = bool(mask[having].all())
     if data.join == "intersection" and any(len(part.var) > n_features for part in parts):
         notes.append(f"{n_features:,} features of {name} are in all files that have it; the others were left out.")
-    return Modality(
-        name, stack_rows(blocks), _join_var(parts, aligned.names), np.concatenate(measured), None if every else mask, locations[0]
-    )
+    joined = Modality(name, stack_rows(blocks), _join_var(parts, aligned.names), np.concatenate(measured), None, locations[0])
+    return joined, masks.stacked(own_masks, columns, lengths, n_features)
 
 
 def _join_var(parts: list[_Part], names: np.ndarray) -> pd.DataFrame:

@@ -62,7 +62,7 @@ def keep_cells(study: Study, keep: np.ndarray, reason: str | np.ndarray) -> None
     table = pd.DataFrame(rows)
     study.left_out = table if study.left_out.empty else pd.concat([study.left_out, table], ignore_index=True)
     study.obs = pd.DataFrame({name: plain_column(values) for name, values in study.obs[keep].items()}, index=study.obs.index[keep])
-    study.file_of_cell, study.row_in_file = study.file_of_cell[keep], study.row_in_file[keep]
+    study.file_of_cell, study.row_in_file, study.mask_group = study.file_of_cell[keep], study.row_in_file[keep], study.mask_group[keep]
     for modality in study.modalities.values():
         modality.counts = _sorted(modality.counts[np.flatnonzero(keep)])
         modality.measured = modality.measured[keep]
@@ -172,6 +172,8 @@ def _listed(modality: Modality, how: FeatureSelection, notes: list[str]) -> np.n
 # The smoother behind seurat_v3 (loess of scikit-misc, local quadratic on 30 % of the points) fails below 16 points, and
 # with fewer than 4 it takes the whole process down.
 FEWEST_VARYING = 20
+# Beyond so many masks (one a cell, say) their groups are too small to rank within.
+MOST_RANKED_GROUPS = 100
 
 
 def _enough_to_rank(counts: sparse.csr_matrix, batch: pd.Series | None, name: str, how: FeatureSelection) -> None:
@@ -211,9 +213,11 @@ def _variable(study: Study, modality: Modality, how: FeatureSelection) -> np.nda
         require_column(study.obs, how.batch_column, f"data.features.{modality.name}.batch_column")
         levels = study.obs[how.batch_column].iloc[rows].astype(object)
         batch_key, obs["batch"] = "batch", pd.Categorical([str(level) if level == level else "missing" for level in levels])
-    elif modality.feature_mask is not None:
-        study.notes.append(f"Files have different features of {modality.name}, so their variability is ranked within each file.")
-        batch_key, obs["batch"] = "batch", pd.Categorical(study.file_of_cell[rows].astype(str))
+    elif modality.feature_mask is not None and len(np.unique(study.mask_group[rows])) <= MOST_RANKED_GROUPS:
+        by_file = np.array_equal(study.mask_group, study.file_of_cell)
+        who, where = ("Files", "file") if by_file else ("Cells", "group of cells with the same mask")
+        study.notes.append(f"{who} have different features of {modality.name}, so their variability is ranked within each {where}.")
+        batch_key, obs["batch"] = "batch", pd.Categorical(study.mask_group[rows].astype(str))
     _enough_to_rank(counts, obs["batch"] if batch_key else None, modality.name, how)
     names = pd.Index([str(number) for number in range(modality.n_features)])
     adata = anndata.AnnData(X=counts, obs=obs, var=pd.DataFrame(index=names))

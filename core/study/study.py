@@ -83,7 +83,7 @@ class Study:
     notes
         Sentences on what was done while reading (names made unique, modality guessed ...).
     mask_group
-        Row of the modalities' ``feature_mask`` that holds for each cell, ``(n_cells,)`` int; the file of the cell unless masks by batch were given.
+        Row of the modalities' ``feature_mask`` that holds for each cell, ``(n_cells,)`` int; the file of the cell where none is given.
     left_out_modalities
         Modalities of the input that are left out, each with the reason: no place of theirs holds raw counts, or the files
         share no feature of them.
@@ -101,7 +101,7 @@ class Study:
 
     def __post_init__(self) -> None:
         if not len(self.mask_group):
-            self.mask_group = self.file_of_cell
+            self.mask_group = np.array(self.file_of_cell, dtype=np.int64)
 
     @property
     def n_cells(self) -> int:

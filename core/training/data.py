@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +16,7 @@ from cellweave.core.errors import DataError, SpecError
 from cellweave.core.models.base import BuildContext, ModalityInfo
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.covariates import LIST_ROLES
+from cellweave.core.study.blocks import Blocks, in_blocks
 from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.schedule import split_sizes
 
@@ -84,6 +86,12 @@ class TrainingData:
         Why a cell is not trained on, by study row (only for those left out).
     train, validation
         Rows of the two parts, each in the order in which it was drawn.
+    mask_group
+        Row of the modalities' ``feature_mask`` that holds for each cell, int64 ``(n_cells,)``; None where no feature is masked.
+    by_pattern
+        Whether minibatches may not mix patterns of measured modalities.
+    blocks
+        Blocks of each modality's features, by name; one block where a modality is not named.
     """
 
     modalities: tuple[Modality, ...]
@@ -95,6 +103,27 @@ class TrainingData:
     reason: dict[int, str]
     train: np.ndarray
     validation: np.ndarray
+    mask_group: np.ndarray | None = None
+    by_pattern: bool = False
+    blocks: Mapping[str, Blocks] = field(default_factory=dict)
+
+    @cached_property
+    def patterns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Which modalities were measured together.
+
+        Returns
+        -------
+        code
+            Pattern of each cell, int64 ``(n_cells,)``.
+        table
+            Modalities of each pattern, bool ``(n_patterns, n_modalities)``.
+        """
+        return measured_patterns(self.modalities)
+
+    @cached_property
+    def streams(self) -> np.ndarray:
+        """Batch and pattern of each cell as one code, int64 ``(n_cells,)``: the groups that the pattern sampler draws from."""
+        return stream_codes(self.modalities, self.categorical.get("batch"))
 
     @property
     def n_cells(self) -> int:
@@ -121,8 +150,8 @@ class TrainingData:
         batch = self.categorical.get("batch", np.zeros(self.n_cells, dtype=np.int64))
         n_batch = int(self.n_levels().get("batch", 1))  # type: ignore[arg-type]
         rows = np.flatnonzero(self.usable)
-        stats = {m.name: library_statistics(m.counts, batch, n_batch, rows) for m in self.modalities}
-        infos = tuple(ModalityInfo(m.name, m.n_features, (m.n_features,), m.feature_mask) for m in self.modalities)
+        stats = {m.name: library_statistics(m.counts, batch, n_batch, rows[m.measured[rows]]) for m in self.modalities}
+        infos = tuple(self._info(m) for m in self.modalities)
         return BuildContext(
             spec=spec,
             modalities=infos,
@@ -133,6 +162,10 @@ class TrainingData:
             library_log_var={name: var for name, (_, var) in stats.items()},
             extras=self._summaries(spec),
         )
+
+    def _info(self, modality: Modality) -> ModalityInfo:
+        blocks = self.blocks.get(modality.name) or Blocks((modality.n_features,), (modality.name,))
+        return ModalityInfo(modality.name, modality.n_features, blocks.sizes, modality.feature_mask, blocks.names)
 
     def _summaries(self, spec: RunSpec) -> dict[str, np.ndarray]:
         """Return the data summaries that the family asks for."""
@@ -208,13 +241,44 @@ def prepare(spec: RunSpec, study: Study) -> TrainingData:
     """
     many = spec.family.modalities == "many"
     modalities = tuple(study.modalities.values()) if many else (study.main_modality(spec.data.modality),)
+    blocks: dict[str, Blocks] = {}
+    if spec.family.blocks:
+        modalities, blocks = in_blocks(modalities, spec.data.blocks)
     encoding, categorical = _encode(spec, study.obs)
     usable, reason = usable_cells(spec, study, modalities, categorical)
-    train, validation = split(np.flatnonzero(usable), spec)
+    train, validation = split(np.flatnonzero(usable), spec, split_groups(spec, modalities, categorical))
     continuous, encoding = _standardise(spec, study.obs, encoding, train)
     return TrainingData(
-        modalities, categorical, continuous, size_factors(spec, study.obs), encoding, usable, reason, train, validation
-    )
+        modalities, categorical, continuous, size_factors(spec, study.obs), encoding, usable, reason, train, validation,
+        mask_group_of(study, modalities), spec.family.sampler == "pattern", blocks,
+    )  # fmt: skip
+
+
+def mask_group_of(study: Study, modalities: Sequence[Modality]) -> np.ndarray | None:
+    """Return the mask group of each cell, or None where no modality has a mask."""
+    masked = any(modality.feature_mask is not None for modality in modalities)
+    return study.mask_group.astype(np.int64) if masked else None
+
+
+def measured_patterns(modalities: Sequence[Modality]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pattern of each cell, int64 ``(n_cells,)``, and the patterns, bool ``(n_patterns, n_modalities)``."""
+    table, code = np.unique(np.stack([modality.measured for modality in modalities], axis=1), axis=0, return_inverse=True)
+    return code.reshape(-1).astype(np.int64), table
+
+
+def stream_codes(modalities: Sequence[Modality], batch: np.ndarray | None) -> np.ndarray:
+    """Return batch and pattern of each cell as one code, int64 ``(n_cells,)``."""
+    code, table = measured_patterns(modalities)
+    if batch is not None:
+        code = batch.astype(np.int64) * len(table) + code
+    return np.unique(code, return_inverse=True)[1].reshape(-1).astype(np.int64)
+
+
+def split_groups(spec: RunSpec, modalities: Sequence[Modality], categorical: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Return the groups within which cells are held out: batch and pattern of a pattern family, patterns of one of many modalities, else none."""
+    if spec.family.sampler == "pattern":
+        return stream_codes(modalities, categorical.get("batch"))
+    return stream_codes(modalities, None) if spec.family.modalities == "many" else None
 
 
 def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.ndarray]]:
@@ -296,8 +360,17 @@ def usable_cells(
     return usable, reason
 
 
-def split(rows: np.ndarray, spec: RunSpec) -> tuple[np.ndarray, np.ndarray]:
+def split(rows: np.ndarray, spec: RunSpec, groups: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into training and validation (scvi-tools' rule: a seeded permutation, validation cells first).
+
+    Parameters
+    ----------
+    rows
+        Cells to split.
+    spec
+        Share, seed.
+    groups
+        Group of every cell of the study; each is split by itself, and one of a single cell is trained on. None for no groups.
 
     Returns
     -------
@@ -308,7 +381,14 @@ def split(rows: np.ndarray, spec: RunSpec) -> tuple[np.ndarray, np.ndarray]:
     if n_train < 2:
         raise SpecError(f"Of {len(rows)} cells only {n_train} would be trained on.", "Lower training.validation_share.")
     order = np.random.RandomState(spec.training.seed).permutation(len(rows))
-    return rows[order[n_validation : n_validation + n_train]], rows[order[:n_validation]]
+    if groups is None or (groups[rows] == groups[rows[0]]).all():
+        return rows[order[n_validation : n_validation + n_train]], rows[order[:n_validation]]
+    drawn = rows[order]
+    held_out = np.zeros(len(drawn), dtype=bool)
+    for code in np.unique(groups[drawn]):
+        own = np.flatnonzero(groups[drawn] == code)
+        held_out[own[: split_sizes(len(own), spec.training.validation_share)[1]]] = True
+    return drawn[~held_out], drawn[held_out]
 
 
 def _standardise(spec: RunSpec, obs: pd.DataFrame, encoding: Encoding, train: np.ndarray) -> tuple[np.ndarray | None, Encoding]:

@@ -32,7 +32,7 @@ from cellweave.core.training.objective import EpochSums, Objective, StepMeans
 from cellweave.core.training.position import Position, pack
 from cellweave.core.training.preview import Preview
 from cellweave.core.training.schedule import EarlyStopping, LearningRate, kl_factor
-from cellweave.core.training.sources import Loader, epoch_batches
+from cellweave.core.training.sources import N_MAX, Loader
 from cellweave.core.training.tools import make_optimizers, memory_in_use, own_draws, seed_everything
 
 STEP_EVENTS = 0.1  # seconds between two progress events
@@ -93,6 +93,8 @@ class Trainer:
         self.device = loader.device
         self.train_rows, self.validation_rows = loader.data.train, loader.data.validation
         self.at_least = 2 if model.uses_batch_norm() else 1
+        self.n_max = int(getattr(spec.model, "n_max", N_MAX))
+        self.epoch_cells = len(self.train_rows)
         self.objective = Objective(spec.terms(), spec.loss_weights(), len(self.train_rows), self.device)
         self.sums = EpochSums(spec.terms(), self.device)
         self.inner = StepMeans()
@@ -154,7 +156,8 @@ class Trainer:
         self.model.on_epoch_start(epoch, self.max_epochs)
         self._begin_epoch_draws(epoch)
         self._set_kl_factor()
-        batches = epoch_batches(self.train_rows, training.batch_size, training.seed, epoch, at_least=self.at_least)
+        batches = self.loader.epoch(self.train_rows, training.batch_size, training.seed, epoch, at_least=self.at_least, n_max=self.n_max)
+        self.epoch_cells = sum(len(rows) for rows in batches)
         started, cells = time.perf_counter(), 0
         paused = 0.0
         self.model.train()
@@ -353,7 +356,7 @@ class Trainer:
             return
         self._last_event = now
         rate = cells / max(seconds, 1e-9)
-        left_cells = len(self.train_rows) * (self.max_epochs - self.at.epoch) - cells
+        left_cells = self.epoch_cells * (self.max_epochs - self.at.epoch) - cells
         self.journal.emit(
             StepProgress(
                 epoch=self.at.epoch + 1,
@@ -402,7 +405,8 @@ class Trainer:
     def trial_step(self) -> None:
         """Do a step on copies, for timing; nothing of it stays."""
         size = min(self.spec.training.batch_size, len(self.train_rows))
-        batch = self.loader.minibatch(self.train_rows[:size])
+        rows = self.loader.parts(self.train_rows, size)
+        batch = self.loader.minibatch(self.train_rows[next(iter(rows))])
         model = copy.deepcopy(self.model).train()
         context = StepContext(training=True, weights=self.objective.weights)
         with own_draws(self.device):

@@ -65,6 +65,7 @@ def save_model(folder: Path, model: Model, context: BuildContext, data: Training
                 "name": info.name,
                 "n_features": info.n_features,
                 "blocks": list(info.blocks),
+                "block_names": list(info.block_names),
                 "feature_mask": None if info.feature_mask is None else np.asarray(info.feature_mask).astype(int).tolist(),
             }
             for info in context.modalities
@@ -96,7 +97,10 @@ def load_model(folder: Path, spec: RunSpec) -> TrainedModel:
     except (OSError, ValueError):
         raise RunFolderError(f"There is no trained model in '{folder.parent}'.", "Let the run finish, or stop it and keep the best weights.") from None
     infos = tuple(
-        ModalityInfo(m["name"], m["n_features"], tuple(m["blocks"]), None if m["feature_mask"] is None else np.array(m["feature_mask"], dtype=bool))
+        ModalityInfo(
+            m["name"], m["n_features"], tuple(m["blocks"]),
+            None if m["feature_mask"] is None else np.array(m["feature_mask"], dtype=bool), tuple(m.get("block_names", ())),
+        )
         for m in tree["modalities"]
     )
     context = BuildContext(

@@ -67,11 +67,17 @@ class Preview:
     @torch.no_grad()
     def write(self, model: Model, loader: Loader, epoch: int) -> Path:
         """Write ``latent-EPOCH.npy``, float32 ``(n_preview, n_latent)``, and return its path."""
-        parts = [model.latent(batch)["latent"].float().cpu() for _, batch in loader.in_order(self.rows, BATCH)]
+        latent: np.ndarray | None = None
+        for where in loader.parts(self.rows, BATCH):
+            values = model.latent(loader.minibatch(self.rows[where]))["latent"].float().cpu().numpy()
+            if latent is None:
+                latent = np.empty((len(self.rows), values.shape[1]), dtype=np.float32)
+            latent[where] = values
+        assert latent is not None
         if not self.folder.is_dir():
             self._begin()
         path = self.folder / f"latent-{epoch:06d}.npy"
-        save_array(path, torch.cat(parts).numpy())
+        save_array(path, latent)
         return path
 
 

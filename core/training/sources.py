@@ -7,7 +7,7 @@ design notes on performance); the third keeps the arrays on the device and gathe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,9 @@ from torch import Tensor
 from cellweave.core.models.base import Minibatch
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.training.data import TrainingData
+
+#: Cells that an epoch of the pattern sampler takes of one stream at most, where the family has no option ``n_max``.
+N_MAX = 10_000
 
 
 class CountSource(Protocol):
@@ -143,6 +146,7 @@ class Loader:
         self._categorical = {role: self._tensor(codes) for role, codes in data.categorical.items()}
         self._continuous = None if data.continuous is None else self._tensor(data.continuous)
         self._size_factor = None if data.size_factor is None else self._tensor(data.size_factor)
+        self._mask_group = None if data.mask_group is None else self._tensor(data.mask_group)
         self._measured = {m.name: None if m.measured.all() else self._tensor(m.measured) for m in data.modalities}
 
     def minibatch(self, indices: np.ndarray, *, with_counts: bool = True) -> Minibatch:
@@ -155,16 +159,39 @@ class Loader:
             continuous=None if self._continuous is None else self._continuous[rows],
             size_factor=None if self._size_factor is None else self._size_factor[rows],
             measured={name: None if known is None else known[rows] for name, known in self._measured.items()},
+            mask_group=None if self._mask_group is None else self._mask_group[rows],
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
 
     def in_order(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over ``rows`` in order."""
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
-            yield part, self.minibatch(part)
+        """Iterate over ``rows`` in order; where minibatches may not mix patterns, over one pattern after the other.
+
+        Yields
+        ------
+        part
+            Rows of the study; those of all parts together are ``rows``, each once.
+        batch
+            Their minibatch.
+        """
+        for where in self.parts(rows, batch_size):
+            yield rows[where], self.minibatch(rows[where])
+
+    def parts(self, rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+        """Return positions in ``rows`` of one minibatch after the other, ascending within each; see :meth:`in_order`."""
+        positions = np.arange(len(rows))
+        code = self.data.patterns[0][rows] if self.data.by_pattern else np.zeros(len(rows), dtype=np.int64)
+        for pattern in np.unique(code):
+            own = positions[code == pattern]
+            for start in range(0, len(own), batch_size):
+                yield own[start : start + batch_size]
+
+    def epoch(self, rows: np.ndarray, batch_size: int, seed: int, epoch: int, *, at_least: int, n_max: int) -> list[np.ndarray]:
+        """Return the minibatches of one training epoch, as the family's sampler makes them; see the functions below."""
+        if self.data.by_pattern:
+            return pattern_batches(rows, self.data.streams, batch_size, seed, epoch, n_max=n_max)
+        return epoch_batches(rows, batch_size, seed, epoch, at_least=at_least)
 
 
 def epoch_batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int, *, at_least: int) -> list[np.ndarray]:
@@ -183,3 +210,44 @@ def epoch_batches(rows: np.ndarray, batch_size: int, seed: int, epoch: int, *, a
     if cuts and len(order) - cuts[-1] < at_least:
         cuts.pop()
     return np.split(order, cuts)
+
+
+def pattern_batches(rows: np.ndarray, streams: np.ndarray, batch_size: int, seed: int, epoch: int, *, n_max: int = N_MAX) -> list[np.ndarray]:
+    """Return the minibatches of one epoch, each of one stream: a batch and a pattern of measured modalities.
+
+    As scmidas' MultiBatchSampler: ``n = min(largest stream, n_max)``, ``ceil(n / batch_size)`` rounds, each of which visits all streams once in
+    random order and takes ``batch_size`` cells of each in a shuffled order of its own. A stream that is used up is shuffled anew, so that small
+    ones are oversampled and every minibatch is full. Only seed and epoch determine the draws.
+
+    Parameters
+    ----------
+    rows
+        Training cells.
+    streams
+        Code of every cell of the study, ``(n_cells,)``.
+    batch_size
+        Cells of a minibatch.
+    seed, epoch
+        Determine every draw.
+    n_max
+        Largest number of cells that an epoch takes of one stream.
+
+    Returns
+    -------
+    list of ndarray
+        Rows of each minibatch.
+    """
+    rng = np.random.default_rng([seed, epoch, 5])
+    own = [rows[streams[rows] == code] for code in np.unique(streams[rows])]
+    rounds = pattern_rounds([len(cells) for cells in own], batch_size, n_max)
+    drawn = []
+    for cells in own:
+        times = -(-rounds * batch_size // len(cells))
+        drawn.append(np.concatenate([cells[rng.permutation(len(cells))] for _ in range(times)])[: rounds * batch_size])
+    order = [rng.permutation(len(own)) for _ in range(rounds)]
+    return [drawn[stream][number * batch_size : (number + 1) * batch_size] for number in range(rounds) for stream in order[number]]
+
+
+def pattern_rounds(sizes: Sequence[int], batch_size: int, n_max: int = N_MAX) -> int:
+    """Return the rounds of one epoch of :func:`pattern_batches` over streams of these sizes."""
+    return -(-min(max(sizes), n_max) // batch_size)

@@ -150,12 +150,52 @@ def _modalities_of_table(table: Any, path: Path, notes: list[str], name: str | N
         if name is not None:
             source.read_names = lambda: row_names(obs)
             source.read_obs = lambda: read_frame(obs, notes, uns)
+        source.read_mask, source.mask_names = _mask_reader(table, columns), lambda place, prefix: _mask_names(table, place, prefix)
         found.append(source)
     return found
 
 
 def _reader(frame: Any, notes: list[str], uns: Any) -> Callable[[], pd.DataFrame]:
     return lambda: read_frame(frame, notes, uns, what="var")
+
+
+def _mask_reader(table: Any, columns: np.ndarray | None) -> Callable[[str], Any]:
+    """Return what gives the mask at a place; of a table that modalities share, the part of their ``columns``."""
+
+    def read(place: str) -> Any:
+        where, _, name = place.partition("/")
+        if where == "var":
+            return read_frame(table["var"], [], child(table, "uns"), what="var")[name] if name in column_names(table["var"]) else None
+        node = child(table, place)
+        if node is None:
+            return None
+        if is_group(node) and "_index" in node.attrs:
+            return read_frame(node, [], what=where)
+        matrix = matrix_at(node, place)
+        if matrix is not None:
+            found = matrix.read(Watch(), keep=True)[1]
+            values = np.zeros(matrix.shape) if found is None else found.toarray()
+        elif is_group(node):
+            return None
+        else:
+            values = np.asarray(node[...])
+        return values[..., columns] if columns is not None and values.shape[-1:] == (n_rows(table["var"]),) else values
+
+    return lambda place: _own_part(read(place), columns)
+
+
+def _own_part(found: Any, columns: np.ndarray | None) -> Any:
+    """Return the part of a column of var that belongs to the modality."""
+    if columns is None or getattr(found, "ndim", 0) != 1 or not hasattr(found, "iloc"):
+        return found
+    return found.iloc[columns]
+
+
+def _mask_names(table: Any, place: str, prefix: str) -> list[str]:
+    if place == "var":
+        return [name for name in column_names(table["var"]) if name.startswith(prefix)]
+    group = child(table, place)
+    return [] if group is None or not is_group(group) else [str(name) for name in group.keys() if str(name).startswith(prefix)]  # noqa: SIM118
 
 
 def _matrices(table: Any) -> dict[str, tuple[StoredMatrix, Any]]:

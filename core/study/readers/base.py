@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -306,6 +306,11 @@ class ModalitySource:
         Gives its own annotation of cells, or None where it has none beyond the file's.
     features_measured
         ``(n_features,)`` bool where the file says which features were measured, else None.
+    read_mask
+        Gives what is at ``obsm/NAME``, ``var/NAME`` or ``uns/NAME``, an array or a table, or None where nothing is; None where
+        the format has no such places.
+    mask_names
+        Entries of uns, or columns of var, whose names begin with a word: ``mask_names("uns", "mask_")``.
     """
 
     name: str
@@ -314,6 +319,8 @@ class ModalitySource:
     read_names: Callable[[], np.ndarray] | None = None
     read_obs: Callable[[], pd.DataFrame] | None = None
     features_measured: np.ndarray | None = None
+    read_mask: Callable[[str], Any] | None = None
+    mask_names: Callable[[str, str], list[str]] | None = None
 
 
 @dataclass
