@@ -17,7 +17,7 @@ from cellweave.core.errors import SpecError
 if TYPE_CHECKING:
     from cellweave.core.models.declare import Family
 
-BUILT_IN = ("cellweave.core.models.vae", "cellweave.core.models.ldvae")
+BUILT_IN = ("cellweave.core.models.vae", "cellweave.core.models.ldvae", "cellweave.core.models.midas")
 GROUP = "cellweave.models"
 
 

@@ -1,0 +1,236 @@
+"""MIDAS: mosaic integration of modalities that were measured in some batches only (specs: MIDAS, sections 2-5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import field_validator
+
+from cellweave.core.models.declare import Family, LossTerm, Metric, Result, RoleUse
+from cellweave.core.spec.fields import option
+from cellweave.core.spec.options import ModelOptions
+
+if TYPE_CHECKING:
+    from cellweave.core.spec.run import RunSpec
+
+LATENT, NETWORK, MODALITIES, DISCRIMINATORS = "Latent space", "Network", "Modalities", "Discriminators"
+SIZES = ("shared_encoder", "shared_decoder", "batch_encoder", "batch_decoder", "discriminator")
+#: Hidden sizes of a block of features where a modality in blocks names none.
+BLOCK_ENCODER, BLOCK_DECODER = "128, 32", "32, 128"
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """Return layer sizes from text, ``"1024, 128"``."""
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def _sizes_text(value: object) -> str:
+    """Return layer sizes as text; refuse what is none."""
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isdigit() and 0 < int(part) <= 65536 for part in parts):
+        message = f"'{text}' names no layer sizes: write whole numbers with commas between them, such as '1024, 128'"
+        raise ValueError(message)
+    return ", ".join(parts)
+
+
+class MidasOptions(ModelOptions):
+    """Options of MIDAS; the defaults are those of scmidas 0.3.0."""
+
+    kind: Literal["midas"] = "midas"
+    n_latent: int = option(32, "Biological dimensions", "Size of c, the part of the latent space that carries the biology.", group=LATENT, ge=1, le=1024)
+    n_technical: int = option(
+        2, "Technical dimensions", "Size of u, the part that carries the batch, so that c need not.", group=LATENT, ge=1, le=256
+    )
+    batch_expert: bool = option(
+        True, "Tell the encoder of the batch", "Let the batch itself speak in the product of experts. Switched off, the batch is only guessed from u.",
+        group=LATENT, advanced=True,
+    )
+    batch_drop: float = option(
+        0.1, "Steps without the batch", "Share of the steps in which the encoder is not told of the batch.", group=LATENT, ge=0, le=1, advanced=True
+    )
+    dropout_rate: float = option(0.2, "Dropout", "Share of hidden units left out in each step, everywhere.", group=NETWORK, ge=0, lt=1)
+    shared_encoder: str = option("1024, 128", "Encoder layers", "Sizes of the layers that all modalities share.", group=NETWORK)
+    shared_decoder: str = option("128, 1024", "Decoder layers", "Sizes of the layers from the latent space to all modalities.", group=NETWORK)
+    batch_encoder: str = option("16, 16", "Batch encoder", "Sizes of the layers from the batch to the latent space.", group=NETWORK, advanced=True)
+    batch_decoder: str = option("16, 16", "Batch decoder", "Sizes of the layers from u to the batch.", group=NETWORK, advanced=True)
+    norm: Literal["ln", "bn", "none"] = option(
+        "ln", "Norm", "Layer norm, batch norm, or none, after every linear map.", group=NETWORK, advanced=True
+    )
+    activation: Literal["mish", "relu", "silu", "tanh", "sigmoid"] = option("mish", "Activation", "Function after every norm.", group=NETWORK, advanced=True)
+    distribution: dict[str, str] = option(
+        lambda: {"rna": "poisson", "adt": "poisson", "atac": "bernoulli"},
+        "Distribution", "By modality, what its values are drawn from. A modality of your own is declared by naming it here.", group=MODALITIES,
+    )  # fmt: skip
+    transform: dict[str, str] = option(
+        lambda: {"atac": "binarize"},
+        "Transformed data", "By modality, what is done to its values before anything else; the model then explains the transformed values. 'none' leaves them.",
+        group=MODALITIES, advanced=True,
+    )
+    encoder_transform: dict[str, str] = option(
+        lambda: {"rna": "log1p", "adt": "log1p"},
+        "Encoder sees", "By modality, what is done to its values on their way into the encoder only. 'none' leaves them.", group=MODALITIES, advanced=True,
+    )
+    block_encoder: dict[str, str] = option(
+        lambda: {"atac": BLOCK_ENCODER},
+        "Block encoder layers", "By modality that comes in blocks (chromosomes of peaks), the layer sizes of each block's encoder.", group=MODALITIES, advanced=True,
+    )
+    block_decoder: dict[str, str] = option(
+        lambda: {"atac": BLOCK_DECODER},
+        "Block decoder layers", "By modality that comes in blocks, the layer sizes of each block's decoder; begins with the encoder's last.",
+        group=MODALITIES, advanced=True,
+    )
+    discriminator: str = option("128, 64", "Discriminator layers", "Sizes of the layers of each discriminator.", group=DISCRIMINATORS, advanced=True)
+    discriminator_steps: int = option(
+        3, "Discriminator steps", "Steps that the discriminators learn for each step of the network.", unit="steps", group=DISCRIMINATORS, ge=1, le=50
+    )
+    discriminator_scale: float = option(
+        30.0, "Scale of their loss", "Multiplies the discriminators' own loss. Adam hardly minds; a clipped gradient does.",
+        group=DISCRIMINATORS, gt=0, advanced=True,
+    )
+    discriminator_rate: float = option(
+        1.0, "Their learning rate", "Learning rate of the discriminators as a multiple of the network's.", group=DISCRIMINATORS, gt=0, log=True, advanced=True
+    )
+
+    @field_validator(*SIZES, mode="before")
+    @classmethod
+    def _sizes(cls, value: object) -> str:
+        return _sizes_text(value)
+
+    @field_validator("block_encoder", "block_decoder", mode="before")
+    @classmethod
+    def _block_sizes(cls, value: object) -> object:
+        return {key: _sizes_text(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    def block_sizes(self, modality: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the layer sizes of a block's encoder and decoder."""
+        return sizes_of(self.block_encoder.get(modality, BLOCK_ENCODER)), sizes_of(self.block_decoder.get(modality, BLOCK_DECODER))
+
+
+def modality_label(name: str) -> str:
+    """Return how a modality is written: the three usual ones in capitals."""
+    return name.upper() if name in {"rna", "adt", "atac"} else name
+
+
+def reconstruction(modality: str) -> str:
+    """Return the name of a modality's reconstruction term."""
+    return f"reconstruction_{modality}"
+
+
+def modality_names(spec: RunSpec) -> tuple[str, ...]:
+    """Return the modalities whose loss terms a spec has.
+
+    A spec does not know its study. Once a run has begun it names the place of the counts of every modality, and of these the terms are; before, of all
+    whose distribution is declared.
+    """
+    model = spec.model
+    assert isinstance(model, MidasOptions)
+    if not (spec.data.sha256 and spec.data.layers):
+        return tuple(model.distribution)
+    known = {*spec.data.layers, *(name for name in model.distribution if reconstruction(name) in spec.losses.weights)}
+    return tuple(name for name in model.distribution if name in known)
+
+
+def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
+    """Loss terms (spec section 4); the weights are the products of scmidas' lambdas that multiply each term."""
+    found = [
+        LossTerm(
+            reconstruction(name), f"Reconstruction of {modality_label(name)}",
+            f"Negative log-likelihood of {modality_label(name)}, in the cells that have it. Raise it where this modality is lost beside the others; lower it where "
+            "it drowns them, as raw protein counts can.",
+            colour=place,
+        )
+        for place, name in enumerate(modality_names(spec))
+    ]  # fmt: skip
+    after = len(found)
+    if spec.covariates.batch is not None:
+        found.append(
+            LossTerm(
+                "reconstruction_batch", "Reconstruction of the batch",
+                "How badly the batch is guessed from u. High values make u take up all that tells the batches apart, so that c need not carry it.",
+                default=1000.0, maximum=10_000.0, colour=after,
+            )  # fmt: skip
+        )
+    found += [
+        LossTerm("kl_c", "KL of c", "Pull of c to the standard normal prior. Higher values give a smoother, less detailed latent space.", annealed=True, colour=after + 1),
+        LossTerm("kl_u", "KL of u", "Pull of u to the standard normal prior. Higher values leave less room for technical effects.", default=5.0, annealed=True, colour=after + 2),
+        LossTerm(
+            "alignment", "Alignment of modalities",
+            "Squared distance between what the modalities of one cell say of it. Raise it where modalities lie apart; very high values leave only what all of them know.",
+            default=50.0, maximum=1000.0, colour=after + 3, in_elbo=False, unit="squared distance per cell",
+        ),
+    ]  # fmt: skip
+    if spec.covariates.batch is not None:
+        found.append(
+            LossTerm(
+                "adversarial", "Discriminators",
+                "How badly the discriminators guess the batch from c, which the encoder tries to raise. Higher values mix the batches more, and in the end cell types too.",
+                default=30.0, sign=-1, maximum=1000.0, colour=after + 4, in_elbo=False,
+            )  # fmt: skip
+        )
+    return tuple(found)
+
+
+def metrics(spec: RunSpec) -> tuple[Metric, ...]:
+    """Accuracy of each discriminator, where there is a batch to be told."""
+    if spec.covariates.batch is None:
+        return ()
+    what = "Share of the training cells whose batch the discriminator tells from {}. Mixed batches leave it at chance, one over the number of batches that it tells apart; near 1 they lie apart."
+    found = [Metric("discriminator_joint", "Discriminator, all modalities", what.format("c of all modalities"), unit="share of cells")]
+    found += [
+        Metric(f"discriminator_{name}", f"Discriminator, {modality_label(name)}", what.format(f"c of {modality_label(name)} alone"), unit="share of cells")
+        for name in modality_names(spec)
+    ]
+    return tuple(found)
+
+
+def check(spec: RunSpec) -> list[str]:
+    """Return what MIDAS cannot honour in this spec."""
+    model = spec.model
+    assert isinstance(model, MidasOptions)
+    found = []
+    if not model.distribution:
+        found.append("model.distribution names no modality")
+    for table in ("transform", "encoder_transform", "block_encoder", "block_decoder"):
+        for name in getattr(model, table):
+            if name not in model.distribution:
+                found.append(f"model.{table} names the modality '{name}', which model.distribution does not")
+    for name in model.distribution:
+        first, second = model.block_sizes(name)
+        if first[-1] != second[0]:
+            found.append(f"the blocks of {name} leave the encoder with {first[-1]} units, so model.block_decoder.{name} must begin with {first[-1]}, not {second[0]}")
+    if spec.training.precision != "32":
+        found.append("training.precision is 'bf16', but the steps of the discriminators are made in 32 bits only")
+    return found
+
+
+FAMILY = Family(
+    kind="midas",
+    title="MIDAS",
+    help="Mosaic integration: batches with different modalities in one latent space, and every modality imputed in every cell.",
+    options=MidasOptions,
+    terms=terms,
+    metrics=metrics,
+    network="cellweave.core.models.midas_network:build",
+    summaries="cellweave.core.models.midas_network:summaries",
+    check=check,
+    modalities="many",
+    sampler="pattern",
+    training={
+        "max_epochs": 1500, "batch_size": 256, "learning_rate": 1e-4, "optimizer": "adamw", "adam_eps": 1e-8, "weight_decay": 0.01,
+        "kl_warmup_epochs": 0, "patience": 100,
+    },  # fmt: skip
+    roles=(
+        RoleUse("batch", "Told to the encoder as an expert of its own and kept out of c by the discriminators."),
+        RoleUse("labels", "Colours and scores only."),
+    ),
+    unused_reason={
+        "size_factor": "MIDAS decodes counts without a library size: depth is part of the latent space.",
+        "*": "MIDAS knows one technical column, the batch: combine columns into one (data.combine) to use several.",
+    },
+    results=(
+        Result("latent", "latent", "Biological latent space", "Posterior mean of c of every cell, from all modalities it has."),
+        Result("imputed", "imputation", "Imputed modalities", "Expected values of every modality in every cell, measured or not."),
+    ),
+    paper="He et al., Nature Biotechnology 42 (2024) 1594-1605",
+)  # fmt: skip

@@ -1,0 +1,356 @@
+"""The network of MIDAS (He et al. 2024; scmidas 0.3.0): product of experts, discriminators, and what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cellweave.core.errors import DataError
+from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
+from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
+from cellweave.core.models.vae_network import level_of
+from cellweave.core.nn.midas_layers import Mlp
+from cellweave.core.nn.midas_parts import BatchEncoder, Gaussian, ModalityDecoder, ModalityEncoder, product
+from cellweave.core.nn.midas_values import ModalityValues
+
+if TYPE_CHECKING:
+    from cellweave.core.spec import RunSpec
+    from cellweave.core.training.data import TrainingData
+
+JOINT = "joint"
+MEASURED_IN = "midas_measured_in"
+
+
+@dataclass
+class Seen:
+    """What the encoders make of a minibatch.
+
+    Attributes
+    ----------
+    names
+        Modalities that some cell has.
+    known
+        By modality, which cells have it, float ``(n_cells, 1)``; None where all have.
+    joint, single
+        Posteriors of the cells from all their modalities, and from each alone (``(n_modalities, n_cells, n_latent)``).
+    z, z_single
+        Draws of the two, or their means.
+    told
+        Whether the batch spoke.
+    """
+
+    names: tuple[str, ...]
+    known: dict[str, Tensor | None]
+    joint: Gaussian
+    single: Gaussian
+    z: Tensor
+    z_single: Tensor
+    told: bool
+
+
+class MidasNetwork(Model):
+    """Encoders, decoders, batch networks and discriminators of MIDAS.
+
+    In training a forward pass is made in :meth:`before_step`, where the discriminators learn on its draws, and taken up by the
+    :meth:`loss_terms` of the same minibatch, so that both see the same draws and the encoders work once.
+
+    Parameters
+    ----------
+    context
+        Sizes, levels, spec; ``extras`` says which batches have which modality.
+    """
+
+    family = FAMILY
+    own_code: Tensor
+
+    def __init__(self, context: BuildContext) -> None:
+        super().__init__()
+        options = context.spec.model
+        assert isinstance(options, MidasOptions)
+        self.spec, self.options, self.infos = context.spec, options, context.modalities
+        self.n_batches = level_of(context, "batch")
+        self.clip = context.spec.training.gradient_clip
+        how: dict[str, Any] = {"norm": options.norm, "activation": options.activation, "dropout": options.dropout_rate}
+        n_c, n_latent = options.n_latent, options.n_latent + options.n_technical
+        encoder, decoder = sizes_of(options.shared_encoder), sizes_of(options.shared_decoder)
+        self.values = {info.name: ModalityValues(options, info.name) for info in context.modalities}
+        self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
+        for info in context.modalities:
+            first, second = options.block_sizes(info.name)
+            self.encoders[info.name] = ModalityEncoder(info.blocks, first, encoder[0], how)
+            self.decoders[info.name] = ModalityDecoder(decoder[-1], info.blocks, second, how)
+        self.shared_encoder = Mlp([*encoder, 2 * n_latent], **how)
+        self.shared_decoder = Mlp([n_latent, *decoder], bare_end=False, **how)
+        self.batch_encoder = BatchEncoder(self.n_batches, sizes_of(options.batch_encoder), 2 * n_latent, how)
+        self.batch_decoder = Mlp([options.n_technical, *sizes_of(options.batch_decoder), self.n_batches], **how)
+        self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), n_c, how)
+        self._kept: tuple[Minibatch, Seen] | None = None
+        self._hits: dict[str, tuple[Tensor, Tensor]] = {}
+        for info in context.modalities:
+            mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
+            self.register_buffer(f"mask_{info.name}", mask, persistent=False)
+
+    def _make_discriminators(self, measured_in: np.ndarray, n_c: int, how: Mapping[str, Any]) -> None:
+        """Make a discriminator for each modality and one for all together; each numbers the batches that have its modality."""
+        rows = np.concatenate([np.ones((1, self.n_batches), dtype=bool), measured_in])
+        # A code for every batch: its running number among those that have the modality, -1 for the others.
+        codes = np.where(rows, np.cumsum(rows, axis=1) - 1, -1)
+        self.register_buffer("own_code", torch.from_numpy(codes.astype(np.int64)), persistent=False)
+        sizes, keys = sizes_of(self.options.discriminator), [JOINT, *(info.name for info in self.infos)]
+        self.n_classes = {key: int(max(1, row.sum())) for key, row in zip(keys, rows, strict=True)}
+        self.discriminators = nn.ModuleDict({f"of_{key}": Mlp([n_c, *sizes, self.n_classes[key]], **how) for key in keys})
+        self._row = {key: place for place, key in enumerate(keys)}
+
+    # ------------------------------------------------------------------ inference
+
+    def codes_of(self, batch: Minibatch) -> Tensor:
+        """Return the batch of each cell, ``(n_cells,)``."""
+        codes = batch.categorical.get("batch")
+        return torch.zeros(batch.n_cells, dtype=torch.int64, device=batch.index.device) if codes is None else codes
+
+    def present(self, batch: Minibatch, given: Sequence[str] | None = None) -> dict[str, Tensor | None]:
+        """Return the modalities that some cell has, each with which cells have it as float ``(n_cells, 1)`` or None for all."""
+        found: dict[str, Tensor | None] = {}
+        for info in self.infos:
+            if info.name not in batch.counts or (given is not None and info.name not in given):
+                continue
+            measured = batch.measured.get(info.name)
+            if measured is None or bool(measured.all()):
+                found[info.name] = None
+            elif bool(measured.any()):
+                found[info.name] = measured[:, None].to(torch.get_default_dtype())
+        return found
+
+    def see(self, batch: Minibatch, *, draw: bool, told: bool, given: Sequence[str] | None = None, generator: torch.Generator | None = None) -> Seen:
+        """Run the encoders.
+
+        Parameters
+        ----------
+        batch
+            The minibatch.
+        draw
+            Whether to draw from the posteriors; else their means are taken.
+        told
+            Whether the batch's expert speaks.
+        given
+            Modalities that may be looked at; None for all.
+        generator
+            Source of the draws; None for torch's global one.
+        """
+        known = self.present(batch, given)
+        names = tuple(known)
+        hidden = [self.encoders[name](batch.counts[name], self.values[name].seen(batch.counts[name]), generator) for name in names]
+        n_latent = self.options.n_latent + self.options.n_technical
+        if not names:
+            outputs = next(self.parameters()).new_zeros(0, batch.n_cells, 2 * n_latent)
+        elif self.options.norm == "bn":  # the statistics are those of one modality at a time
+            outputs = torch.stack([self.shared_encoder(part, generator) for part in hidden])
+        else:
+            stacked = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
+            outputs = self.shared_encoder(stacked, generator).view(len(names), batch.n_cells, 2 * n_latent)
+        mean, log_var = outputs[..., :n_latent], outputs[..., n_latent:]
+        expert = None
+        if told:
+            of_batch = self.batch_encoder(self.codes_of(batch), generator)
+            expert = of_batch[:, :n_latent], of_batch[:, n_latent:]
+        weights = None
+        if any(part is not None for part in known.values()):
+            one = mean.new_ones(batch.n_cells, 1)
+            weights = torch.stack([one if part is None else part.to(mean.dtype) for part in known.values()])
+        joint, single = product(mean, log_var, weights, expert)
+        if draw:
+            both = Gaussian(torch.cat([joint.mean[None], single.mean]), torch.cat([joint.var[None], single.var])).draw(generator)
+            return Seen(names, known, joint, single, both[0], both[1:], told)
+        return Seen(names, known, joint, single, joint.mean, single.mean, told)
+
+    def decode(self, z: Tensor, names: Sequence[str], generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Return what the likelihood of each modality takes, ``(n_cells, n_features)``, from latents ``(n_cells, n_c + n_u)``."""
+        hidden = self.shared_decoder(z, generator)
+        return {name: self.decoders[name](hidden, generator) for name in names}
+
+    # ------------------------------------------------------------------ training
+
+    def _forward(self, batch: Minibatch, context: StepContext) -> Seen:
+        generator = context.generator
+        told = self.options.batch_expert
+        if context.training and told and self.options.batch_drop > 0:
+            told = float(torch.rand((), generator=generator)) >= self.options.batch_drop
+        return self.see(batch, draw=True, told=told, generator=generator)
+
+    def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
+        """Make the forward pass of the step and let the discriminators learn on its draws; see the class."""
+        if context.weights.get("adversarial", 0.0) == 0:
+            return {}
+        seen = self._forward(batch, context)
+        self._kept = batch, seen
+        optimizer = optimizers["discriminators"]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        inputs = self._discriminated(batch, seen, detached=True)
+        if not inputs:
+            return {}
+        for _ in range(self.options.discriminator_steps):
+            optimizer.zero_grad(set_to_none=True)
+            costs = [cross_entropy(self._logits(key, c, context), codes, reduction="sum", ignore_index=-1) for key, c, codes in inputs]
+            (sum(costs) * (self.options.discriminator_scale / batch.n_cells)).backward()  # type: ignore[union-attr]
+            if self.clip > 0:
+                nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False)
+            optimizer.step()
+        return {}
+
+    def _discriminated(self, batch: Minibatch, seen: Seen, *, detached: bool) -> list[tuple[str, Tensor, Tensor]]:
+        """Return key, c ``(n_cells, n_c)`` and batch codes (-1: not measured) for each discriminator that has anything to tell."""
+        codes, n_c = self.codes_of(batch), self.options.n_latent
+        latents = {JOINT: seen.z, **dict(zip(seen.names, seen.z_single, strict=True))}
+        found = []
+        for key, z in latents.items():
+            if self.n_classes[key] < 2:  # it could only ever be right
+                continue
+            own = self.own_code[self._row[key]][codes]
+            known = seen.known.get(key)
+            if known is not None:
+                own = torch.where(known[:, 0] > 0, own, torch.full_like(own, -1))
+            found.append((key, z[:, :n_c].detach() if detached else z[:, :n_c], own))
+        return found
+
+    def _logits(self, key: str, c: Tensor, context: StepContext, *, fixed: bool = False) -> Tensor:
+        return self.discriminators[f"of_{key}"](c, context.generator, fixed=fixed)
+
+    def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
+        """Return the terms of :func:`cellweave.core.models.midas.terms` of the modalities measured here, each ``(n_cells,)``."""
+        kept, self._kept = self._kept, None
+        seen = kept[1] if kept is not None and kept[0] is batch else self._forward(batch, context)
+        options, weights = self.options, context.weights
+        result = self._reconstructions(batch, seen, context.generator)
+        if "reconstruction_batch" in weights and seen.told:
+            logits = self.batch_decoder(seen.z[:, options.n_latent :], context.generator)
+            result["reconstruction_batch"] = cross_entropy(logits, self.codes_of(batch), reduction="none")
+        divergence = 0.5 * (seen.joint.mean**2 + seen.joint.var - 1 - seen.joint.var.log())
+        result["kl_c"], result["kl_u"] = divergence[:, : options.n_latent].sum(1), divergence[:, options.n_latent :].sum(1)
+        result["alignment"] = self._alignment(seen)
+        if weights.get("adversarial", 0.0) > 0:
+            result["adversarial"] = self._adversarial(batch, seen, context)
+        return result
+
+    def _reconstructions(self, batch: Minibatch, seen: Seen, generator: torch.Generator | None) -> dict[str, Tensor]:
+        result = {}
+        for name, eta in self.decode(seen.z, seen.names, generator).items():
+            mask = getattr(self, f"mask_{name}")
+            nll = self.values[name].nll(batch.counts[name], eta, mask, None if mask is None else batch.mask_group)
+            known = seen.known[name]
+            result[reconstruction(name)] = nll if known is None else nll * known[:, 0]
+        return result
+
+    @staticmethod
+    def _alignment(seen: Seen) -> Tensor:
+        """Return the squared distance of what each modality says from their mean, summed, ``(n_cells,)``."""
+        z = seen.z_single
+        if len(z) < 2:
+            return seen.z.new_zeros(len(seen.z))
+        if all(part is None for part in seen.known.values()):
+            return ((z - z.mean(0)) ** 2).sum((0, 2))
+        known = torch.stack([torch.ones_like(z[0, :, :1]) if part is None else part.to(z.dtype) for part in seen.known.values()])
+        mean = (z * known).sum(0) / known.sum(0).clamp(min=1)
+        return (((z - mean) * known) ** 2).sum((0, 2))
+
+    def _adversarial(self, batch: Minibatch, seen: Seen, context: StepContext) -> Tensor:
+        """Return the summed cross entropies of the discriminators ``(n_cells,)``; their weights get no gradient."""
+        total = seen.z.new_zeros(batch.n_cells)
+        for key, c, codes in self._discriminated(batch, seen, detached=False):
+            logits = self._logits(key, c, context, fixed=True)
+            total = total + cross_entropy(logits, codes, reduction="none", ignore_index=-1)
+            if context.training:
+                self._count_hits(key, logits.detach(), codes)
+        return total
+
+    def _count_hits(self, key: str, logits: Tensor, codes: Tensor) -> None:
+        known = codes >= 0
+        hits, n_cells = self._hits.get(key, (0, 0))
+        # Read at the end of the epoch only, so that no step waits for the device.
+        self._hits[key] = hits + ((logits.argmax(1) == codes) & known).sum(), n_cells + known.sum()
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the accuracy of each discriminator over the epoch, and begin anew."""
+        found = {f"discriminator_{key}": float(hits) / float(n_cells) for key, (hits, n_cells) in self._hits.items() if n_cells > 0}
+        self._hits = {}
+        return found
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the network's parameters, and the discriminators' for their own optimiser."""
+        own = {id(p) for p in self.discriminators.parameters()}
+        groups = [ParameterGroup("model", [p for p in self.parameters() if id(p) not in own and p.requires_grad])]
+        if "adversarial" in {term.name for term in self.family.terms(self.spec)}:
+            groups.append(ParameterGroup("discriminators", list(self.discriminators.parameters()), self.options.discriminator_rate, auxiliary=True))
+        return groups
+
+    # ------------------------------------------------------------------ what it gives
+
+    def latent(self, batch: Minibatch) -> dict[str, Tensor]:
+        """Return posterior means: ``latent`` (c of all modalities), ``u``, and ``c_MODALITY``, ``u_MODALITY`` of each alone; NaN where not measured."""
+        seen = self.see(batch, draw=False, told=self.options.batch_expert)
+        n_c = self.options.n_latent
+        result = {"latent": seen.joint.mean[:, :n_c], "u": seen.joint.mean[:, n_c:]}
+        for name, mean in zip(seen.names, seen.single.mean, strict=True):
+            known = seen.known[name]
+            own = mean if known is None else torch.where(known > 0, mean, torch.full_like(mean, float("nan")))
+            result[f"c_{name}"], result[f"u_{name}"] = own[:, :n_c], own[:, n_c:]
+        return result
+
+    def impute(self, batch: Minibatch, *, given: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return the expected value of every feature of every modality from ``given``, as :class:`Model` says; NaN where none of it was measured."""
+        seen = self.see(batch, draw=False, told=self.options.batch_expert, given=given)
+        return {name: value.where(self.any_known(seen, value), torch.full_like(value, float("nan"))) for name, value in self.means(seen.joint.mean).items()}
+
+    def any_known(self, seen: Seen, like: Tensor) -> Tensor:
+        """Return which cells have one of the modalities that were looked at, bool ``(n_cells, 1)``."""
+        if any(part is None for part in seen.known.values()):
+            return torch.ones(len(like), 1, dtype=torch.bool, device=like.device)
+        known = [part > 0 for part in seen.known.values() if part is not None]
+        return torch.stack(known).any(0) if known else torch.zeros(len(like), 1, dtype=torch.bool, device=like.device)
+
+    def means(self, z: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return expected values by modality, ``(n_cells, n_features)``, in the units of the data."""
+        wanted = names or [info.name for info in self.infos]
+        return {name: self.values[name].mean(eta) for name, eta in self.decode(z, wanted).items()}
+
+    def with_technical(self, z: Tensor, u: Tensor) -> Tensor:
+        """Return latents with another u, ``(n_technical,)``, for all cells."""
+        return torch.cat([z[:, : self.options.n_latent], u.to(z).expand(len(z), -1)], 1)
+
+
+def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
+    """Return which batches have which modality, bool ``(n_modalities, n_batches)``; refuse values that a distribution cannot draw.
+
+    Raises
+    ------
+    DataError
+        Where no distribution of a modality is declared, or it has values that the distribution does not know.
+    """
+    options = spec.model
+    assert isinstance(options, MidasOptions)
+    n_batches = int(data.n_levels().get("batch", 1))  # type: ignore[arg-type]
+    codes = data.categorical.get("batch", np.zeros(data.n_cells, dtype=np.int64))
+    found = np.zeros((len(data.modalities), n_batches), dtype=bool)
+    for row, modality in zip(found, data.modalities, strict=True):
+        if modality.name not in options.distribution:
+            known = ", ".join(options.distribution)
+            raise DataError(
+                f"MIDAS knows no distribution of the modality '{modality.name}': it knows {known}.",
+                f"Declare it, --set model.distribution.{modality.name}=poisson for counts, or rename it.",
+            )
+        ModalityValues(options, modality.name).check(modality.counts)
+        row[np.unique(codes[data.usable & modality.measured])] = True
+    return {MEASURED_IN: found}
+
+
+def build(context: BuildContext) -> MidasNetwork:
+    """Return the network of a run, on the CPU, initialised from torch's global generator."""
+    return MidasNetwork(context)
+
+
+__all__ = ["JOINT", "MidasNetwork", "ModalityInfo", "Seen", "build", "summaries"]
