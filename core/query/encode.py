@@ -52,7 +52,8 @@ def load_new(spec: RunSpec, paths: Sequence[str | Path]) -> Study:
     """
     from cellweave.core.study import load_study
 
-    changes = {"paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "sha256": (), "features": {}, "layers": {}, "masks": {}, "switched_off": ()}
+    files = tuple(str(Path(path).expanduser().resolve()) for path in paths)
+    changes = {"paths": files, "sha256": (), "features": {}, "layers": {}, "masks": {}, "switched_off": ()}
     return load_study(spec.data.model_copy(update={**changes, "drop_empty_features": False}))
 
 

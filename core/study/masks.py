@@ -209,7 +209,11 @@ def from_csv(path: Path, obs: pd.DataFrame, modality: str) -> tuple[np.ndarray, 
 
 
 def _zeros_and_ones(values: np.ndarray, where: str, modality: str) -> np.ndarray:
-    numbers = pd.to_numeric(pd.Series(np.ravel(values)).replace({"True": 1, "False": 0, True: 1, False: 0}), errors="coerce").to_numpy(np.float64)
+    flat = np.ravel(values)
+    if flat.dtype.kind not in "biuf":
+        words = {"true": "1", "false": "0"}
+        flat = np.array([words.get(str(value).strip().lower(), str(value)) for value in flat], dtype=object)
+    numbers = pd.to_numeric(pd.Series(flat), errors="coerce").to_numpy(np.float64)
     if not np.isin(numbers, (0.0, 1.0)).all():
         odd = np.ravel(values)[~np.isin(numbers, (0.0, 1.0))][0]
         raise DataError(f"The mask of {modality} in {where} holds '{odd}'.", "A mask holds 1 for measured and 0 for not measured.")

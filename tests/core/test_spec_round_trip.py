@@ -65,6 +65,9 @@ def one_warmup(training: dict) -> dict:
     return {**training, "kl_warmup_epochs": 0} if training.get("kl_warmup_steps") else training
 
 
+BLOCKS = st.sampled_from(["automatic", "by chromosome", "one block", "column chrom", "20, 10", "7"])
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> RunSpec:
     family = draw(st.sampled_from(list(families().values())))
@@ -74,7 +77,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
     tree = {
         "name": draw(TEXT),
         "note": draw(TEXT),
-        "data": draw(tables(DataSpec)),
+        "data": draw(tables(DataSpec, blocks=st.dictionaries(WORD, BLOCKS, max_size=2))),
         "covariates": roles,
         "model": draw(tables(family.options)),
         "training": draw(tables(TrainingSpec).map(one_warmup)),

@@ -283,7 +283,7 @@ def test_midas_folders(tmp_path):
     study = load(tmp_path / "study")
     rna, adt = study.modalities["rna"], study.modalities["adt"]
     assert study.obs["batch"].tolist() == ["batch_0"] * 4 + ["batch_1"] * 4
-    assert np.array_equal(rna.counts.toarray(), np.vstack([truth[0, "rna"], truth[1, "rna"]]))
+    assert np.array_equal(rna.counts.toarray(), np.vstack([truth[0, "rna"], truth[1, "rna"] * [1, 1, 0]]))  # the mask holds for counts too
     assert np.array_equal(adt.counts.toarray()[:4], truth[0, "adt"])  # the CSV has them in another order
     assert adt.measured.tolist() == [True] * 4 + [False] * 4
     assert rna.feature_mask.tolist() == [[True, True, True], [True, True, False]]
@@ -324,3 +324,31 @@ def test_a_seurat_file_is_named_as_such(tmp_path):
         file["cell.names"] = ["a"]
     with pytest.raises(DataError, match="is an h5Seurat file"):
         load(tmp_path / "a.h5seurat")
+
+
+def test_midas_folders_with_one_file_a_cell_and_masks_by_name(tmp_path):
+    folder = tmp_path / "study"
+    write_midas(folder)
+    batch = folder / "batch_10"
+    (batch / "vec" / "adt").mkdir(parents=True)
+    counts = np.random.default_rng(5).integers(1, 9, (11, 2))
+    for row, values in enumerate(counts):
+        (batch / "vec" / "adt" / f"{row}.csv").write_text(f",CD3,CD4\n0,{values[0]},{values[1]}\n")
+    (batch / "mask").mkdir()
+    (batch / "mask" / "adt.csv").write_text(",CD4,CD3\n0,1,0\n")
+    (folder / "label").mkdir()
+    pd.DataFrame({"label": [f"t{row}" for row in range(11)]}).to_csv(folder / "label" / "batch_10.csv")
+    study = load(folder)
+    assert list(study.obs["batch"].unique()) == ["batch_0", "batch_1", "batch_10"]
+    adt, rows = study.modalities["adt"], (study.obs["batch"] == "batch_10").to_numpy()
+    assert adt.counts.toarray()[rows].tolist() == (counts * [0, 1]).tolist()
+    assert adt.feature_mask[study.mask_group[rows]].tolist() == [[False, True]] * 11
+    assert study.obs["label"][rows].tolist() == [f"t{row}" for row in range(11)]
+    (batch / "mask" / "rna.csv").write_text(",1,2,3\n0,1,1,0\n")
+    with pytest.raises(DataError, match=r"The batch 'batch_10' has a mask of 'rna', but no counts of it\."):
+        load(folder)
+    (batch / "mask" / "rna.csv").unlink()
+    (batch / "mat").mkdir()
+    (batch / "mat" / "prot.csv").write_text("cell,a,b\n0,1,2\n")
+    with pytest.raises(DataError, match=r"has the modality 'prot', which feat_dims.toml does not name"):
+        load(folder)

@@ -157,7 +157,7 @@ def _open_folder(path: Path) -> Source:
     names = {item.name for item in path.iterdir()}
     if names & {"zarr.json", ".zgroup", ".zmetadata"}:
         return _open_zarr(path)
-    if (path / "mat").is_dir() and not (path / "mat").is_symlink():
+    if any((path / name).is_dir() and not (path / name).is_symlink() for name in ("mat", "vec")):
         from cellweave.core.study.readers.midas import open_batch
 
         return open_batch(path)

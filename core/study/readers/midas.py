@@ -1,7 +1,8 @@
 """MIDAS folders: ``feat/feat_dims.toml`` beside one folder a batch with ``mat/MODALITY.mtx`` or ``.csv``.
 
-Layout as in scmidas 0.3: rows of a matrix are the cells of the batch; ``mask/MODALITY.csv`` says which features the
-batch has; ``cell_names.csv`` names the cells; ``label/BATCH.csv`` beside the batches labels them.
+Layout as in scmidas 0.3: rows of a matrix are the cells of the batch; ``vec/MODALITY/0000.csv`` and so on hold one cell each where there is
+no matrix; ``mask/MODALITY.csv`` says which features the batch has; ``cell_names.csv`` names the cells; ``label/BATCH.csv`` beside the
+batches labels them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from cellweave.core.errors import DataError
-from cellweave.core.study.readers.base import ModalitySource, Place, Source, StoredMatrix
+from cellweave.core.study.counts import CountsReport, scan_matrix
+from cellweave.core.study.readers.base import ModalitySource, Place, Source, StoredMatrix, Watch, tidy
 from cellweave.core.study.readers.frames import describe_values
 from cellweave.core.study.readers.mtx import StoredMtx, matrix_size
 from cellweave.core.study.readers.text import StoredText, find_layout, row_names
@@ -41,7 +44,7 @@ def batch_folders(path: Path) -> list[Path]:
     found = [item for item in path.iterdir() if item.is_dir() and ((item / "mat").is_dir() or (item / "vec").is_dir())]
     if not found:
         raise DataError(f"The MIDAS folder '{path.name}' has no batches.", "Each batch is a folder with 'mat' in it.")
-    return sorted(found, key=lambda item: [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", item.name)])
+    return sorted(found, key=_natural)
 
 
 def expand(path: Path) -> list[Path]:
@@ -51,13 +54,22 @@ def expand(path: Path) -> list[Path]:
 
 def open_batch(path: Path) -> Source:
     """Return the source of one batch."""
-    files = sorted(item for item in (path / "mat").iterdir() if item.name.lower().endswith((".mtx", ".mtx.gz", ".csv", ".csv.gz")))
+    files = _matrices(path)
     if not files:
-        raise DataError(f"The batch '{path.name}' has no matrix in 'mat'.", "It holds MODALITY.mtx or MODALITY.csv.")
+        raise DataError(f"The batch '{path.name}' has no counts.", "It holds mat/MODALITY.mtx, mat/MODALITY.csv or vec/MODALITY/0000.csv.")
     dims = _dimensions(path.parent)
+    unknown = [name for name in files if dims and name not in dims]
+    if unknown:
+        raise DataError(
+            f"The batch '{path.name}' has the modality '{unknown[0]}', which feat_dims.toml does not name: it has {', '.join(dims)}.",
+            "Rename the matrix, or add it to feat_dims.toml.",
+        )
+    masked = sorted(item.name.split(".")[0] for item in (path / "mask").iterdir() if item.suffix == ".csv") if (path / "mask").is_dir() else []
+    idle = [name for name in masked if name not in files]
+    if idle:
+        raise DataError(f"The batch '{path.name}' has a mask of '{idle[0]}', but no counts of it.", f"Add mat/{idle[0]}.mtx, or remove the mask.")
     modalities, named = [], {}
-    for file in files:
-        name = file.name.split(".")[0]
+    for name, file in files.items():
         modality, own = _modality(path, file, name, dims.get(name))
         modalities.append(modality)
         if own is not None:
@@ -86,6 +98,72 @@ def open_batch(path: Path) -> Source:
     return Source(path, "midas", len(names), modalities, read_obs, column_headers=lambda: headers)
 
 
+def _matrices(batch: Path) -> dict[str, Path]:
+    """Return where the counts of each modality are: a matrix, or a folder with one file a cell."""
+    found = {}
+    for folder, kind in (("mat", (".mtx", ".mtx.gz", ".csv", ".csv.gz")), ("vec", ())):
+        for item in sorted((batch / folder).iterdir()) if (batch / folder).is_dir() else ():
+            if item.name.lower().endswith(kind) if kind else item.is_dir():
+                found.setdefault(item.name.split(".")[0], item)
+    return found
+
+
+class StoredVectors(StoredMatrix):
+    """One text file a cell, in natural order of their names: numbers in one row, with or without titles and a name before them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = sorted((item for item in folder.iterdir() if item.name.lower().endswith(".csv")), key=_natural)
+        if not self._files:
+            raise DataError(f"'vec/{folder.name}' of the batch '{folder.parent.parent.name}' holds no cells.", "It holds one CSV file a cell.")
+        self.titles, first = self._row(self._files[0])
+        super().__init__("X", (len(self._files), len(first)), "dense", "float32", None)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the cells' files."""
+        return [file.stem for file in self._files]
+
+    def _row(self, file: Path) -> tuple[list[str] | None, np.ndarray]:
+        with file.open(encoding="utf-8-sig", newline="") as opened:
+            rows = [row for row in csv.reader(opened) if row]
+        if len(rows) == 1:
+            fields, titles = rows[0], None
+        elif len(rows) == 2:
+            fields, titles = rows[1], rows[0]
+        else:
+            raise DataError(f"'{file.parent.name}/{file.name}' has {len(rows)} rows.", "A file in 'vec' holds one cell: a row of numbers below its titles.")
+        if titles is not None:
+            fields, titles = fields[1:], titles[len(titles) - len(fields) + 1 :]
+        try:
+            return titles, np.array(fields, dtype=np.float64)
+        except ValueError:
+            raise DataError(f"'{file.parent.name}/{file.name}' holds something else than numbers.", "A file in 'vec' holds one row of counts.") from None
+
+    def read(self, watch: Watch, *, keep: bool = False) -> tuple[CountsReport, sparse.csr_matrix | None]:
+        """Read one file after the other."""
+        rows = []
+        for number, file in enumerate(self._files):
+            if number % 200 == 0:
+                watch.at(number / len(self._files), f"reading {file.parent.name}")
+            values = self._row(file)[1]
+            if len(values) != self.shape[1]:
+                raise DataError(
+                    f"'{file.parent.name}/{file.name}' holds {len(values):,} values, other cells {self.shape[1]:,}.", "Every cell has all features."
+                )
+            rows.append(sparse.csr_matrix(values.astype(np.float32)[None, :]))
+        whole = tidy(sparse.vstack(rows, format="csr"))
+        report = scan_matrix(whole, "X")
+        return report, whole if keep or report.is_raw else None
+
+    def density(self) -> float:
+        """Return the density of the first cells."""
+        return float(np.mean([np.count_nonzero(self._row(file)[1]) / max(1, self.shape[1]) for file in self._files[:8]]))
+
+
+def _natural(item: Path) -> list[tuple[int, int, str]]:
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", item.name)]
+
+
 def _giving(names: np.ndarray) -> Callable[[], np.ndarray]:
     return lambda: names
 
@@ -101,11 +179,15 @@ def _dimensions(folder: Path) -> dict[str, list[int]]:
 def _modality(batch: Path, file: Path, name: str, dims: list[int] | None) -> tuple[ModalitySource, np.ndarray | None]:
     """Return the modality of a matrix, with the names of its cells where the file has them."""
     cells = None
-    if ".csv" in file.name.lower():
+    if file.is_dir():
+        vectors = StoredVectors(file)
+        matrix: StoredMatrix = vectors
+        features = np.array(vectors.titles, dtype=object) if vectors.titles else _feature_names(batch.parent, name, vectors.shape[1])
+    elif ".csv" in file.name.lower():
         layout = find_layout(file)
         rows = row_names(file, layout)
         cells = np.array(rows, dtype=object) if layout.n_names else None
-        matrix: StoredMatrix = StoredText(file, layout, len(rows), rows_are_features=False)
+        matrix = StoredText(file, layout, len(rows), rows_are_features=False)
         features = np.array(layout.columns, dtype=object)
     else:
         size, n_stored, kind = matrix_size(file)
@@ -126,7 +208,7 @@ def _modality(batch: Path, file: Path, name: str, dims: list[int] | None) -> tup
         return table
 
     source = ModalitySource(name, matrix.shape[0], {"X": Place(matrix, read_var)})
-    source.features_measured = _mask(batch, name, matrix.shape[1])
+    source.features_measured = _mask(batch, name, features)
     return source, cells
 
 
@@ -158,16 +240,29 @@ def _labels(batch: Path, n_cells: int) -> np.ndarray | None:
     return None
 
 
-def _mask(batch: Path, name: str, n_features: int) -> np.ndarray | None:
+def _mask(batch: Path, name: str, features: np.ndarray) -> np.ndarray | None:
+    """Return which features the batch has, matched by the titles of the mask; by place only where these are mere numbers."""
     path = batch / "mask" / f"{name}.csv"
     if not path.is_file():
         return None
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.reader(file))
-    mask = np.array([float(value) > 0 for value in rows[1][1:]]) if len(rows) > 1 else np.empty(0)
-    if len(mask) != n_features:
-        raise DataError(
-            f"'mask/{name}.csv' of the batch '{batch.name}' says of {len(mask):,} features which were measured, the matrix has {n_features:,}.",
-            "Correct the one that is wrong.",
-        )
+        rows = [row for row in csv.reader(file) if row]
+    where = f"'mask/{name}.csv' of the batch '{batch.name}'"
+    try:
+        mask = np.array([float(value) > 0 for value in rows[1][1:]]) if len(rows) > 1 else np.empty(0)
+    except ValueError:
+        raise DataError(f"{where} holds something else than numbers.", "A mask holds 1 for measured and 0 for not measured.") from None
+    titles = rows[0][1:] if rows else []
+    if len(titles) == len(mask) and len(set(titles)) == len(titles) and set(titles) == set(features.tolist()):
+        known = dict(zip(titles, mask.tolist(), strict=True))
+        return np.array([known[feature] for feature in features.tolist()])
+    if len(mask) != len(features):
+        raise DataError(f"{where} says of {len(mask):,} features which were measured, the matrix has {len(features):,}.", "Correct the one that is wrong.")
+    if not all(title.strip().isdigit() or not title.strip() for title in titles) and not _unnamed(features, name):
+        raise DataError(f"{where} has other features ('{titles[0]}' ...) than the matrix ('{features[0]}' ...).", "Name them alike.")
     return mask
+
+
+def _unnamed(features: np.ndarray, name: str) -> bool:
+    """Return whether the features have no names of their own, so that only their place tells which they are."""
+    return features[0] == f"{name}_1"
