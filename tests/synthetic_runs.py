@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from cellweave.core.export.differential_files import keep_comparison
 from cellweave.core.files import sha256_of
 from cellweave.core.runs.events import EpochDone, FinishReason, RunState, WeightChanged
 from cellweave.core.runs.folder import RunFolder
@@ -71,6 +72,9 @@ def make_run(
                 group.create_dataset("X", data=values.astype(np.float32))
                 group.create_dataset("features", data=features, dtype=h5py.string_dtype())
     (run.results / "scores.json").write_text(json.dumps(example_scores()))
+    example_loadings().to_csv(run.results / "loadings.csv", index_label="feature")
+    keep_comparison(run.path, example_comparison(), {"n_samples": 1000}, method="model")
+    (run.results / "integration.json").write_text(json.dumps(example_integration()))
     _train(run, epochs)
     assert n_cells == len(latent)
     return run
@@ -90,6 +94,28 @@ def _train(run: RunFolder, epochs: int) -> None:
     journal.state(RunState.DONE, "completed", FinishReason.COMPLETED)
 
 
+def example_loadings(n_genes: int = 60) -> pd.DataFrame:
+    """Loadings: gene ``3 k + j`` is strong in dimension ``k``, positive for even genes."""
+    values = np.random.default_rng(0).normal(scale=0.05, size=(n_genes, N_LATENT))
+    for gene in range(3 * N_LATENT):
+        values[gene, gene // 3] = (1.0 - 0.1 * (gene % 3)) * (1 if gene % 2 == 0 else -1)
+    return pd.DataFrame(values, index=[f"g{number}" for number in range(n_genes)], columns=[f"Z_{k}" for k in range(N_LATENT)])
+
+
+def example_comparison(n_genes: int = 60) -> pd.DataFrame:
+    """A comparison in mode change: the first ten genes are higher in A, the next ten in B, the others do not change."""
+    rng = np.random.default_rng(0)
+    change = np.concatenate([np.linspace(3, 1, 10), np.linspace(-3, -1, 10), rng.normal(scale=0.1, size=n_genes - 20)])
+    proba = np.where(np.abs(change) > 0.9, 0.999 - 0.01 * rng.random(n_genes), 0.2 * rng.random(n_genes))
+    table = pd.DataFrame(
+        {"proba_de": proba, "proba_not_de": 1 - proba, "bayes_factor": np.log(proba / (1 - proba)), "scale1": np.exp2(change) * 1e-3, "scale2": 1e-3,
+         "lfc_mean": change, "lfc_median": change, "is_de_fdr_0.05": proba > 0.9, "comparison": "A vs B", "group1": "A", "group2": "B"},
+        index=[f"g{number}" for number in range(n_genes)],
+    )  # fmt: skip
+    table.attrs = {"notes": ["A note."]}
+    return table
+
+
 def example_scores() -> dict:
     """Scores as the pipeline writes them."""
     rows = [
@@ -98,3 +124,19 @@ def example_scores() -> dict:
     ]  # fmt: skip
     keys = ("name", "group", "value", "baseline", "expected")
     return {"k": 30, "n_cells": 500, "columns": {"batch": "batch", "labels": "cell_type"}, "scores": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+
+def example_integration() -> dict:
+    """Integration metrics as the analysis writes them."""
+    latent = {
+        "ilisi": 0.62, "kbet": 0.55, "silhouette_batch": 0.9, "graph_connectivity": 0.95, "pcr": 0.88, "bras": 0.8, "clisi": 0.99,
+        "silhouette_label": 0.66, "isolated_labels": 0.61, "nmi": 0.82, "ari": 0.8, "batch_score": 0.78, "bio_score": 0.776, "scib_total": 0.7776,
+    }  # fmt: skip
+    baseline = {
+        "ilisi": 0.05, "kbet": 0.02, "silhouette_batch": 0.7, "graph_connectivity": 0.9, "pcr": 0.0, "bras": 0.5, "clisi": 1.0,
+        "silhouette_label": 0.6, "isolated_labels": 0.58, "nmi": 0.7, "ari": 0.6, "batch_score": 0.334, "bio_score": 0.696, "scib_total": 0.5512,
+    }  # fmt: skip
+    return {
+        "version": 1, "main": "latent", "columns": {"batch": "batch", "labels": "cell_type"}, "asked": [], "values": {"latent": latent, "baseline": baseline},
+        "notes": ["3 of 500 cells have no label and are left out."], "n_cells": 497, "n_known": 497, "n_all": 500, "seed": 0,
+    }  # fmt: skip

@@ -164,3 +164,42 @@ def small_h5ad(path: Path, *, n_cells: int = 240, n_genes: int = 40, seed: int =
 
 QUICK = {"analysis.baseline": False, "analysis.scores": False, "analysis.clusters": False, "analysis.umap": False, "training.preview_every": 0,
          "training.threads": 1, "training.early_stopping": False}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Trained runs by kind: LDVAE and scVI on the same small data, with the first two latent dimensions in place of a UMAP."""
+    import numpy as np
+
+    from cellweave.core.runs.execute import execute
+    from cellweave.core.spec import RunSpec
+
+    folder = tmp_path_factory.mktemp("trained")
+    sample = np.repeat([f"s{number}" for number in range(8)], 30)
+    data = small_h5ad(folder / "cells.h5ad", sample=sample, condition=np.where(np.arange(240) < 120, "ill", "well"))
+    found = {}
+    for kind in ("ldvae", "vae"):
+        spec = RunSpec().with_changes({"model.kind": kind})
+        spec = spec.with_changes(
+            {"name": f"small {kind}", "data.paths": (str(data),), "covariates.batch": "batch", "covariates.labels": "cell_type", "model.n_latent": 4,
+             "model.n_hidden": 16, "training.max_epochs": 8, "training.batch_size": 64, **QUICK}
+        )  # fmt: skip
+        found[kind] = folder / f"{kind}-01"
+        execute(spec, found[kind])
+        results = found[kind] / "results"
+        np.save(results / "umap.npy", np.load(results / "latent.npy")[:, :2])
+    return found
+
+
+@pytest.fixture
+def trained(trained_once: dict[str, Path], home: Path) -> dict[str, Path]:
+    """Copies of the trained runs in this test's own folder of runs."""
+    import shutil
+
+    return {kind: Path(shutil.copytree(path, home / "runs" / path.name)) for kind, path in trained_once.items()}
+
+
+def show_run(qtbot: object, window: object, folder: Path) -> None:
+    """Open a run in a window and wait until it is shown."""
+    window.runs.open(folder)  # type: ignore[attr-defined]
+    qtbot.waitUntil(lambda: window.watching.results is not None and window.watching.results.folder == folder, timeout=60_000)  # type: ignore[attr-defined]

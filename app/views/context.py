@@ -226,6 +226,11 @@ class ViewContext(QObject):
         """Colour the embedding by the log-normalised counts of a gene."""
         self._window.watching.colour_by_gene(gene)
 
+    def colour_by_column(self, name: str) -> None:
+        """Colour the first panel of the embedding by a column that is offered there."""
+        shown = self._window.embedding.shown_columns()
+        self._window.embedding.show_columns([name, *shown[1:]])
+
     # ------------------------------------------------------------------ taking away
 
     def save(self, title: str, suffix: str, kinds: str, write: Callable[[Path], None]) -> None:

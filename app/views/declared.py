@@ -82,6 +82,8 @@ V = ViewInfo
 VIEWS: tuple[ViewInfo, ...] = (
     V("losses", "Losses", "curves", "cellweave.app.views.lossview:LossView", "Every loss term, train and validation.", key="Alt+2"),
     V("embedding", "Embedding", "scatter", "cellweave.app.views.embedding:EmbeddingView", "The cells, coloured by any column.", key="Alt+3"),
+    V("loadings", "Loadings", "weights", "cellweave.app.views.loadings:LoadingsView", "Which genes each latent dimension of a linear decoder stands for.",
+      kinds=("loadings",), place="model", why_not="The shown run has no loadings: a linear decoder has them. Train LDVAE.", key="Alt+Shift+L"),
 )  # fmt: skip
 VIEW_NAMES = tuple(info.name for info in VIEWS)
 

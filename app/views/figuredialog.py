@@ -37,6 +37,8 @@ USED_BY = {
     "losses": (PAGE, CURVES, "title", "legend"),
     "embedding": (PAGE, POINTS, CONTENT),
     "scores": (PAGE, "title", "legend"),
+    "loadings": (PAGE, "title", "legend", "genes_each"),
+    "volcano": (PAGE, "title", "legend", "point_size", "opacity", "comparison", "label_genes"),
 }
 """Groups and single options that a figure heeds; the dialog shows no others."""
 

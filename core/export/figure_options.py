@@ -10,9 +10,9 @@ from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
 
-PAGE, CONTENT, POINTS, CURVES = "Page", "Content", "Points", "Curves"
-FIGURES = {"losses": "Losses", "embedding": "Embedding", "scores": "Scores"}
-FigureKind = Literal["losses", "embedding", "scores"]
+PAGE, CONTENT, POINTS, CURVES, GENES = "Page", "Content", "Points", "Curves", "Genes"
+FIGURES = {"losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot"}
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano"]
 
 
 class FigureOptions(Frozen):
@@ -65,6 +65,12 @@ class FigureOptions(Frozen):
     smoothing: float = option(0.0, "Smoothing", "0 shows every epoch as it was; higher values average over more of those before.", group=CURVES, ge=0, le=0.99)
     clip_outliers: bool = option(True, "Clip outliers", "Let the axis follow most epochs rather than the first few.", group=CURVES)
     terms: tuple[str, ...] = option(tuple, "Terms", "Loss terms to show; empty shows all.", group=CURVES)
+
+    genes_each: int = option(3, "Genes of each dimension", "How many of the strongest genes of each latent dimension are shown.", group=GENES, ge=1, le=50)
+    comparison: str = option("", "Comparison", "Name of a kept comparison; empty takes the newest.", group=GENES)
+    label_genes: int = option(12, "Genes named", "How many genes are named in the plot, the surest first; names that would cover others are left out.",
+        group=GENES, ge=0, le=200,
+    )
 
     @field_validator("columns", "terms", mode="before")
     @classmethod

@@ -10,10 +10,12 @@ from cellweave.core.errors import SpecError
 from cellweave.core.export.canvas import MM_PER_INCH, Canvas, check_format, save, styled
 from cellweave.core.export.embedding_figure import embedding_figure
 from cellweave.core.export.figure_options import FIGURES, FigureKind, FigureOptions
+from cellweave.core.export.loadings_figure import loadings_figure
 from cellweave.core.export.loss_figure import loss_figure
 from cellweave.core.export.provenance import provenance
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.export.score_figure import scores_figure
+from cellweave.core.export.volcano_figure import volcano_figure
 
 __all__ = ["FIGURES", "FigureKind", "FigureOptions", "embedding_figure", "loss_figure", "save_figure", "scores_figure"]
 PREVIEW_PIXELS = 1400  # the longer side of a preview, at most
@@ -35,7 +37,7 @@ def save_figure(
     run_folder
         Folder of the run.
     what
-        ``losses``, ``embedding`` or ``scores``.
+        A key of ``FIGURES``.
     out
         Ends in ``.png``, ``.svg`` or ``.pdf``.
     options
@@ -78,6 +80,10 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
         return loss_figure(run, options), {}
     if what == "scores":
         return scores_figure(run, options), {}
+    if what == "loadings":
+        return loadings_figure(run, options), {"genes_each": options.genes_each}
+    if what == "volcano":
+        return volcano_figure(run, options)
     layout = run.array("umap" if options.layout == "umap" else "baseline_umap")
     names: Sequence[str] = options.columns or run.default_columns()
     columns = [extra[name] if name in extra else run.column(name) for name in names]

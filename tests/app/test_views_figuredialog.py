@@ -125,7 +125,10 @@ def test_only_options_that_the_figure_heeds_are_shown(dialog, painter, qtbot, wh
     shown = {path for path in dialog.form.paths() if dialog.form.row(path).is_shown()}
     assert "dpi" in shown and "title" in shown
     assert ("smoothing" in shown) == (what == "losses")
-    assert ("columns" in shown) == ("point_size" in shown) == (what == "embedding")
+    assert ("columns" in shown) == (what == "embedding")
+    assert ("point_size" in shown) == (what in {"embedding", "volcano"})
+    assert ("genes_each" in shown) == (what == "loadings")
+    assert ("comparison" in shown) == (what == "volcano")
 
 
 def test_a_failed_drawing_is_told_with_its_mend(dialog, painter, qtbot):

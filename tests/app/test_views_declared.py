@@ -1,0 +1,97 @@
+"""Views are declared once; tabs, actions, reasons, tear-off and the linked selection follow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import Qt
+from window_support import show_run
+
+from cellweave.app.views.declared import VIEWS, view_info
+from cellweave.app.views.runview import RunView
+
+LEFT = Qt.MouseButton.LeftButton
+
+
+def test_every_view_is_declared_whole(window):
+    assert len({info.name for info in VIEWS}) == len(VIEWS)
+    for info in VIEWS:
+        assert info.tip.endswith("."), info.name
+        assert info.place == "tab" or info.why_not.endswith("."), info.name
+        assert f"view.{info.name}" in window.actions_by_id.infos
+
+
+@pytest.mark.parametrize("info", VIEWS, ids=lambda info: info.name)
+def test_every_view_opens_empty_and_says_what_it_will_show(qtbot, window, info):
+    window.actions_by_id[f"view.{info.name}"].trigger()
+    view = window.centre.view(info.name)
+    assert window.centre.current() == info.name
+    assert view.accessibleName()
+    if isinstance(view, RunView):
+        assert len(view.message()) > 30
+        assert view.message().endswith(".")
+
+
+def test_the_tabs_fit_into_a_small_window(qtbot, window):
+    bar = window.centre.tabs.tabBar()
+    last = bar.tabRect(bar.count() - 1)
+    assert last.right() <= bar.width(), "no tab is cut off at 1280 x 720"
+
+
+def test_a_model_view_takes_the_shared_tab_and_can_be_torn_off(qtbot, window, trained):
+    show_run(qtbot, window, trained["ldvae"])
+    window.show_view("loadings")
+    assert window.centre.current() == "loadings"
+    tabs = window.centre.tabs
+    assert tabs.tabText(tabs.indexOf(tabs.place_of("loadings"))) == "Loadings"
+    qtbot.mouseClick(window.centre.tear, LEFT)
+    view = window.centre.view("loadings")
+    assert view.window() is window.centre._torn["loadings"]
+    assert window.centre.current() == "model"
+    assert tabs.page.isVisible()
+    window.centre._torn["loadings"].close()
+    assert view.window() is window
+    assert window.centre.current() == "loadings"
+
+
+def test_what_a_run_cannot_give_is_greyed_with_the_reason(qtbot, window, trained):
+    show_run(qtbot, window, trained["vae"])
+    action = window.actions_by_id["view.loadings"]
+    assert not action.isEnabled()
+    assert not window.centre.tabs.page.links["loadings"].isEnabled()
+    assert "LDVAE" in window.actions_by_id.why_not(window.actions_by_id.infos["view.loadings"], window.status.conditions())
+    show_run(qtbot, window, trained["ldvae"])
+    assert action.isEnabled()
+    window.show_view("loadings")
+    show_run(qtbot, window, trained["vae"])
+    assert window.centre.view("loadings").message() == view_info("loadings").why_not
+
+
+def test_a_selection_is_the_same_cells_in_every_view(qtbot, window, trained):
+    show_run(qtbot, window, trained["ldvae"])
+    window.show_view("loadings")
+    view = window.centre.view("loadings")
+    marked = []
+    view.show_selection = lambda rows: marked.append(rows.tolist())
+    window.embedding.select([3, 5])
+    rows = window.watching.cells.rows[[3, 5]].tolist()
+    assert marked == [rows]
+    assert window.centre.selection.tolist() == rows
+    view.selectionChanged.emit(np.array([7, 2]))
+    assert window.embedding.selection().tolist() == [2, 7]
+    assert window.inspector.selected().tolist() == [2, 7]
+    assert marked == [rows], "the view that selected is not told again"
+    window.clear_selection()
+    assert window.embedding.selection().tolist() == []
+    assert marked[-1] == []
+
+
+def test_the_view_that_was_chosen_last_comes_back(qtbot, make_window, trained):
+    first = make_window()
+    show_run(qtbot, first, trained["ldvae"])
+    first.actions_by_id["view.loadings"].trigger()
+    first.close()
+    second = make_window()
+    assert second.centre.current() == "welcome"
+    show_run(qtbot, second, trained["ldvae"])
+    assert second.centre.current() == "loadings"
