@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellweave.core.errors import DataError
+from cellweave.core.spec.modalities import modality_kind, modality_kinds
 from cellweave.core.study.align import move_columns
 from cellweave.core.study.study import Modality
 
@@ -135,6 +136,8 @@ def block_labels(modality: Modality, how: str) -> list[str]:
                 f"Correct data.blocks.{name}, or {ONE_BLOCK.format(name=name)}.",
             )
         return [str(number + 1) for number, size in enumerate(sizes) for _ in range(size)]
+    if how == "automatic" and modality_kind(name).blocks == "one block" and name in modality_kinds():
+        return [name] * n_features
     contigs = _contigs(modality)
     without = [number for number, contig in enumerate(contigs) if contig is None]
     if how == "automatic" and len(without) == n_features:
@@ -156,7 +159,7 @@ def _contigs(modality: Modality) -> list[str | None]:
     names = [contig_of(str(name)) for name in modality.var.index]
     lower = {str(column).lower(): column for column in modality.var.columns}
     column = next((lower[name] for name in COLUMNS if name in lower), None)
-    if column is None or (modality.name == "rna" and not any(names)):  # genes lie on chromosomes too, but are no peaks
+    if column is None:
         return names
     values = modality.var[column]
     return [own if pd.isna(value) or not str(value) else str(value) for value, own in zip(values.astype(object), names, strict=True)]

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellweave.core.spec.covariates import LIST_ROLES
+from cellweave.core.spec.roles import effective_roles, role_conflicts
 from cellweave.core.spec.run import RunSpec
 from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.columns import (
@@ -36,7 +37,7 @@ NUMBER_ROLES = ("continuous", "size_factor")
 def check_covariates(spec: RunSpec, study: Study) -> list[Check]:
     """Return what was found in the columns that have a role."""
     obs = study.obs
-    found: list[Check] = list(_required(spec))
+    found: list[Check] = [*_required(spec), *_conflicts(spec)]
     usable: list[tuple[str, str]] = []
     for role, columns in spec.covariates.assigned().items():
         for column in columns:
@@ -67,6 +68,19 @@ def _required(spec: RunSpec) -> Iterator[Check]:
         if use.required and use.role not in assigned:
             text = f"{spec.family.title} needs a column as {_words(use.role)}. {use.help}"
             yield Check(f"{use.role}-missing", Level.FAIL, f"No {_words(use.role)}", text, where=f"covariates.{use.role}")
+
+
+def _conflicts(spec: RunSpec) -> Iterator[Check]:
+    """Roles that contradict one another in this family."""
+    for conflict in role_conflicts(spec.covariates, spec.family):
+        fixes = [Fix(f"Take {_words(conflict.role)} away from '{column}'", _without(spec, conflict.role, column)) for column in conflict.columns[:1]]
+        title = f"{_words(conflict.role).capitalize()} contradicts another role"
+        yield Check("roles-conflict", Level.FAIL, title, conflict.text, _valid(spec, *fixes), f"covariates.{conflict.role}")
+    parts = tuple(dict.fromkeys(part for targets in spec.family.fan_out.values() for part in targets))
+    roles = effective_roles(spec.covariates, spec.family).columns
+    if spec.family.parts_together and parts and not any(part in roles for part in parts):
+        text = "No column is the batch or the library, so that all cells share one background, one set of dispersions and one prior of library sizes."
+        yield Check("one-group", Level.WARN, "One group of cells", text, where="covariates.batch")
 
 
 def _words(role: str) -> str:
@@ -151,6 +165,9 @@ def _missing(spec: RunSpec, role: str, header: ColumnHeader) -> Check:
     if role == "labels" and getattr(spec.model, "dispersion", "") != "gene-label":
         text = f"{header.n_missing:,} cells have no label in '{header.name}'. They are trained on all the same and left out of the scores."
         return Check("labels-missing", Level.OK, title, text, where=where)
+    if role in {"dataset", "technical"}:
+        text = f"{header.n_missing:,} cells have no value in '{header.name}'. They are trained on all the same; the diagnostics say nothing of them."
+        return Check("diagnostics-missing", Level.WARN, title, text, where=where)
     text = f"{header.n_missing:,} cells have no value in '{header.name}'. Each cell must belong to a level."
     fill = Fix("Give them the level 'missing'", {f"data.fill_missing.{header.name}": "missing"})
     return Check("missing-values", Level.FAIL, title, text, _valid(spec, fill, Fix(f"Do not use '{header.name}'", _without(spec, role, header.name))), where)
@@ -297,17 +314,30 @@ def _no_batch(spec: RunSpec, obs: pd.DataFrame) -> Iterator[Check]:
 
 
 def _libraries(spec: RunSpec, obs: pd.DataFrame, usable: set[str]) -> Iterator[Check]:
+    """Each library lies in one data set; a batch that fills the parts of a model stands for the library where none is given."""
     library, dataset = spec.covariates.library, spec.covariates.dataset
+    role = "library"
+    if library is None and "batch" in spec.family.fan_out:
+        library, role = spec.covariates.batch, "batch"
     if library is None or dataset is None or library == dataset or not {library, dataset} <= usable:
         return
     spread = several_parents(obs, library, dataset)
+    where = f"covariates.{role}"
     if spread:
         name = f"{dataset}_{library}"
-        join = Fix("Tell libraries of different data sets apart", {f"data.combine.{name}": (dataset, library), "covariates.library": name})
-        text = f"{len(spread)} libraries of '{library}' lie in more than one level of '{dataset}' ('{spread[0]}'). Each library belongs to one data set."
-        yield Check("library-datasets", Level.FAIL, "Libraries in two data sets", text, _valid(spec, join), "covariates.library")
+        join = Fix("Tell libraries of different data sets apart", {f"data.combine.{name}": (dataset, library), where: name})
+        parents = obs.groupby(library, observed=True)[dataset].unique()
+        parents.index = parents.index.map(str)
+        offenders = [f"'{level}' lies in {', '.join(str(one) for one in parents[level] if not pd.isna(one))}" for level in spread[:4]]
+        more = f"; and {len(spread) - 4} more" if len(spread) > 4 else ""
+        text = (
+            f"Each library belongs to one data set, but {len(spread)} {'library' if len(spread) == 1 else 'libraries'} of '{library}' "
+            f"{'lies' if len(spread) == 1 else 'lie'} in several levels of '{dataset}': "
+            f"{'; '.join(offenders)}{more}."
+        )
+        yield Check("library-datasets", Level.FAIL, "Libraries in two data sets", text, _valid(spec, join), where)
     else:
-        yield Check("library-datasets", Level.OK, "Libraries", "Each library lies in one data set.", where="covariates.library")
+        yield Check("library-datasets", Level.OK, "Libraries", "Each library lies in one data set.", where=where)
 
 
 def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
@@ -316,7 +346,7 @@ def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
         return []
     made = set(spec.data.combine) | ({"file", "source_file"} if spec.data.batch_from_file and len(headers) > 1 else set())
     known = list(dict.fromkeys([column.name for header in headers for column in header.obs_columns] + sorted(made)))
-    found = []
+    found = list(_conflicts(spec))
     for role, columns in spec.covariates.assigned().items():
         for column in columns:
             if column not in known:

@@ -29,6 +29,7 @@ def check_data(spec: RunSpec, study: Study) -> list[Check]:
     """Return what was found in the data."""
     used = used_modalities(spec, study)
     found = list(_modality(spec, list(study.modalities)))
+    found += [Check("model-data", Level.FAIL, "Model and data", f"{problem}.", where="model") for problem in spec.family.check_study(spec, study)]
     for modality in used:
         found += _raw_counts(spec, study, modality)
         found += _empty(spec, study, modality)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata
 import h5py
 import numpy as np
@@ -217,6 +219,9 @@ def test_peaks_without_a_chromosome_are_refused_with_the_mend():
             block_labels(some, how)
     assert block_labels(some, "one block") == ["atac"] * 3
     assert block_labels(peaks(["MYC", "CD4"]), "automatic") == ["atac"] * 2
+    genes = replace(peaks(["MYC", "CD4"], chrom=["chr2", "chr1"]), name="rna")  # genes lie on chromosomes too, but are read whole
+    assert block_labels(genes, "automatic") == ["rna"] * 2
+    assert block_labels(genes, "by chromosome") == ["chr2", "chr1"]
     assert block_labels(peaks(["MYC", "CD4"], chrom=["chr2", "chr1"]), "automatic") == ["chr2", "chr1"]
     assert block_labels(peaks(["a", "b"], program=["p", "q"]), "column program") == ["p", "q"]
     with pytest.raises(DataError, match="no column 'programs'"):
