@@ -17,7 +17,14 @@ from cellweave.core.errors import SpecError
 if TYPE_CHECKING:
     from cellweave.core.models.declare import Family
 
-BUILT_IN = ("cellweave.core.models.vae", "cellweave.core.models.ldvae", "cellweave.core.models.midas")
+BUILT_IN = (
+    "cellweave.core.models.vae",
+    "cellweave.core.models.ldvae",
+    "cellweave.core.models.ambient",
+    "cellweave.core.models.multimodal",
+    "cellweave.core.models.midas",
+    "cellweave.core.models.vaeit",
+)
 GROUP = "cellweave.models"
 
 

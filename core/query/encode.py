@@ -25,6 +25,7 @@ from cellweave.core.training.data import (
     TrainingData,
     finite_numbers,
     mask_group_of,
+    may_be_missing,
     size_factors,
     split,
     split_groups,
@@ -204,8 +205,8 @@ def _column(obs: pd.DataFrame, name: str, role: str) -> pd.Series:
 
 
 def _codes(spec: RunSpec, encoding: Encoding, obs: pd.DataFrame, role: str, columns: Sequence[str]) -> np.ndarray:
-    """Return the codes of a role; cells without a known label have -1, which only labels may have."""
-    needed = role != "labels" or getattr(spec.model, "dispersion", "") == "gene-label"
+    """Return the codes of a role; cells without a known level have -1, where the model needs none."""
+    needed = not may_be_missing(spec, role)
     codes = []
     for name in columns:
         if not needed and name not in obs.columns:

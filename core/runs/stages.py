@@ -179,6 +179,8 @@ class Stages:
         for modality in data.modalities:
             if self.spec.data.layers.get(modality.name) is None:
                 changes[f"data.layers.{modality.name}"] = modality.location
+        if getattr(self.spec.model, "modalities", None) == ():
+            changes["model.modalities"] = tuple(sorted(modality.name for modality in data.modalities))
         self.spec = self.spec.with_changes(changes)
         self._write_spec()
 

@@ -16,6 +16,7 @@ from cellweave.core.errors import DataError, SpecError
 from cellweave.core.models.base import BuildContext, ModalityInfo
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.covariates import LIST_ROLES
+from cellweave.core.spec.roles import effective_roles
 from cellweave.core.study.blocks import Blocks, in_blocks
 from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.schedule import split_sizes
@@ -240,7 +241,9 @@ def prepare(spec: RunSpec, study: Study) -> TrainingData:
         Where a column is missing or unusable, or too few cells are left.
     """
     many = spec.family.modalities == "many"
-    modalities = tuple(study.modalities.values()) if many else (study.main_modality(spec.data.modality),)
+    wanted = getattr(spec.model, "modalities", ())
+    several = tuple(modality for name, modality in study.modalities.items() if not wanted or name in wanted)
+    modalities = several if many else (study.main_modality(spec.data.modality),)
     blocks: dict[str, Blocks] = {}
     if spec.family.blocks:
         modalities, blocks = in_blocks(modalities, spec.data.blocks)
@@ -282,7 +285,7 @@ def split_groups(spec: RunSpec, modalities: Sequence[Modality], categorical: Map
 
 
 def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.ndarray]]:
-    columns = {role: cols for role, cols in spec.covariates.assigned().items() if spec.family.uses(role)}
+    columns = dict(effective_roles(spec.covariates, spec.family).columns)
     levels: dict[str, tuple[str, ...]] = {}
     categorical: dict[str, np.ndarray] = {}
     for role, names in columns.items():
@@ -295,7 +298,7 @@ def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.nd
         codes = []
         for name in names:
             code, level = encode_column(obs[name])
-            if (code == MISSING).any() and (role != "labels" or _needs_every_label(spec)):
+            if (code == MISSING).any() and not may_be_missing(spec, role):
                 n = int((code == MISSING).sum())
                 raise DataError(
                     f"The column '{name}' ({role}) has no value in {n:,} cells.",
@@ -307,9 +310,11 @@ def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.nd
     return Encoding(columns, levels), categorical
 
 
-def _needs_every_label(spec: RunSpec) -> bool:
-    """Return whether the model has a part for each label, so that a cell without one has none."""
-    return getattr(spec.model, "dispersion", "") == "gene-label"
+def may_be_missing(spec: RunSpec, role: str) -> bool:
+    """Return whether cells need no value in a role: labels, unless the model has a part for each, and what only the diagnostics read."""
+    if role == "labels":
+        return getattr(spec.model, "dispersion", "") != "gene-label"
+    return role in {"dataset", "technical"}
 
 
 def encode_column(column: pd.Series) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -346,7 +351,7 @@ def usable_cells(
     names = " or ".join(m.name.upper() for m in modalities)
     reason = dict.fromkeys(np.flatnonzero(~measured).tolist(), f"{names} not measured")
     usable = measured.copy()
-    batch = categorical.get("batch")
+    batch = categorical.get("batch", categorical.get("library"))
     if batch is not None:
         sizes = np.bincount(batch[measured], minlength=int(batch.max()) + 1)
         small = measured & (sizes[batch] < spec.data.min_cells_per_batch)

@@ -1,0 +1,61 @@
+"""Options that hold one value for all modalities, or one by modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic.fields import FieldInfo
+
+from cellweave.core.errors import SpecError
+
+
+def per_modality(info: FieldInfo) -> tuple[Any, FieldInfo]:
+    """Return annotation and declaration of a field that takes a value, or a table of values by modality.
+
+    Parameters
+    ----------
+    info
+        The field with one value; its limits hold for each value of the table too.
+    """
+    limited = Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation
+    made = FieldInfo(
+        default=info.default, title=info.title, json_schema_extra=info.json_schema_extra,
+        description=f"{info.description} One value, or one for each modality.",
+    )  # fmt: skip
+    return limited | dict[str, limited], made  # type: ignore[valid-type, operator]
+
+
+def value_of(value: Any, modality: str) -> Any:
+    """Return the value of one modality."""
+    return value[modality] if isinstance(value, Mapping) else value
+
+
+def table_problems(options: Any, fields: Sequence[str], modalities: Sequence[str]) -> list[str]:
+    """Return a sentence for each table that leaves out a modality, or names one that is not there."""
+    found = []
+    for name in fields:
+        value = getattr(options, name)
+        if not isinstance(value, Mapping):
+            continue
+        missing = [modality for modality in modalities if modality not in value]
+        strange = [modality for modality in value if modality not in modalities]
+        if missing or strange:
+            what = " and ".join(
+                part for part in (f"says nothing of {', '.join(missing)}" if missing else "", f"names {', '.join(strange)}" if strange else "") if part
+            )
+            found.append(f"model.{name} {what}, and the modalities are {', '.join(modalities)}: give one value, or one for each of them")
+    return found
+
+
+def require_tables(options: Any, fields: Sequence[str], modalities: Sequence[str]) -> None:
+    """Refuse tables that do not fit the modalities.
+
+    Raises
+    ------
+    SpecError
+        One sentence for each.
+    """
+    problems = table_problems(options, fields, modalities)
+    if problems:
+        raise SpecError(f"{'; '.join(problems)}.")
