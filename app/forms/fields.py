@@ -143,6 +143,8 @@ def _kind(annotation: Any) -> tuple[Kind | None, tuple[Any, ...]]:
         return "choice", arguments
     if origin is tuple and arguments == (str, Ellipsis):
         return "list", ()
+    if origin is tuple and arguments[1:] == (Ellipsis,) and typing.get_origin(arguments[0]) is Literal:
+        return "list", typing.get_args(arguments[0])
     if origin is dict and arguments == (str, str):
         return "mapping", ()
     return None, ()

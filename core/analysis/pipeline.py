@@ -20,6 +20,8 @@ import pandas as pd
 from scipy import sparse
 
 from cellweave.core.analysis.arrays import load_array, save_array, save_csr
+from cellweave.core.analysis.integration import BASELINE
+from cellweave.core.analysis.integration_results import FEWEST, JSON_NAME, latent_files, load, metric_rows, store
 from cellweave.core.analysis.jobs import ProcessDied, Runner
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.files import sha256_of, write_atomic, write_json_atomic
@@ -53,7 +55,7 @@ def analyse(
         The run's spec.
     results
         Folder with ``latent.npy`` (NaN rows for cells without a latent); the results are written there: ``umap.npy``,
-        ``clusters.csv``, ``baseline_pca.npy``, ``baseline_umap.npy`` and ``scores.json``.
+        ``clusters.csv``, ``baseline_pca.npy``, ``baseline_umap.npy``, ``scores.json``, ``integration.json`` and ``integration.csv``.
     obs
         The cells of the study, in the order of the latent.
     counts
@@ -116,14 +118,20 @@ class _Pipeline:
         if analysis.clusters:
             self._stage("clusters", "Clusters", self._graph_key() | {"resolution": analysis.resolution}, "clusters.csv", self._clusters)
         has_baseline = False
-        if self.counts is not None and (analysis.baseline or analysis.baseline_umap):
+        n_latent = int(np.isfinite(load_array(self.latent, mapped=True)).all(axis=1).sum())
+        measured = self._measured_columns() if analysis.scores and analysis.integration and n_latent >= FEWEST else {}
+        if self.counts is not None and (analysis.baseline or analysis.baseline_umap or measured):
             key = {"counts": _sum_of_counts(self.counts), "seed": self.spec.training.seed}
             has_baseline = self._stage("baseline", "Baseline", key, "baseline_pca.npy", self._baseline)
         if analysis.scores and scored_columns(self.spec):
             self._scores(has_baseline and analysis.baseline)
+        if measured:
+            self._integration(measured, with_baseline=has_baseline)
         if has_baseline and analysis.baseline_umap:
             key = {"baseline": sha256_of(self.results / "baseline_pca.npy"), **self._layout_options()}
             self._stage("baseline_umap", "UMAP of the baseline", key, "baseline_umap.npy", self._baseline_umap)
+        if analysis.neighbourhood:
+            self._neighbourhood(has_baseline)
         shutil.rmtree(self.work, ignore_errors=True)
 
     # ------------------------------------------------------------------ stages
@@ -177,6 +185,59 @@ class _Pipeline:
             # Also where the scores were there already: whoever continues a run has begun a new list of metrics.
             for row in json.loads((self.results / "scores.json").read_text(encoding="utf-8"))["scores"]:
                 self.emit(Metric(**row))
+
+    def _measured_columns(self) -> dict[str, str]:
+        """Return the columns that the integration metrics look at, by role."""
+        analysis, columns = self.spec.analysis, scored_columns(self.spec)
+        chosen = {"batch": analysis.integration_batch or columns.get("batch"), "labels": analysis.integration_labels or columns.get("labels")}
+        for column in chosen.values():
+            if column and column not in self.obs:
+                self.emit(Warned(text=f"There is no column '{column}' for the integration metrics.", mend="Choose another in the analysis settings."))
+        return {role: column for role, column in chosen.items() if column and column in self.obs}
+
+    def _integration(self, columns: dict[str, str], *, with_baseline: bool) -> None:
+        analysis, seed = self.spec.analysis, self.spec.training.seed
+        embeddings = latent_files(self.results, self.spec.family)
+        if with_baseline:
+            embeddings[BASELINE] = self.results / "baseline_pca.npy"
+        coded = {role: _codes(self.obs[column]) for role, column in columns.items()}
+        key = {
+            "embeddings": {name: self.latent_sum if path == self.latent else sha256_of(path) for name, path in embeddings.items()},
+            "columns": {role: [columns[role], zlib.crc32(codes.tobytes())] for role, (codes, _) in coded.items()},
+            "metrics": analysis.integration_metrics, "cells": analysis.integration_cells, "seed": seed,
+        }  # fmt: skip
+
+        def compute(out: Path) -> None:
+            arguments: dict[str, Any] = {}
+            for role, (codes, _) in coded.items():
+                save_array(self.work / f"{role}.npy", codes)
+                arguments[role] = self.work / f"{role}.npy"
+            found = self._do(
+                "integration", "Integration metrics", embeddings={name: str(path) for name, path in embeddings.items()},
+                names=list(analysis.integration_metrics), limit=analysis.integration_cells, seed=seed, **arguments,
+            )  # fmt: skip
+            store(out.parent, found, columns, analysis.integration_metrics)
+
+        if self._stage("integration", "Integration metrics", key, JSON_NAME, compute):
+            tree = load(self.results)
+            for row in metric_rows(tree) if tree else ():
+                self.emit(Metric(**row))
+
+    def _neighbourhood(self, has_baseline: bool) -> None:
+        covariates, analysis = self.spec.covariates, self.spec.analysis
+        key = {
+            "latent": self.latent_sum,
+            "baseline": sha256_of(self.results / "baseline_pca.npy") if has_baseline else None,
+            "k": analysis.neighbourhood_neighbors,
+            "markers": _sum_of_file(analysis.marker_file),
+            "columns": [covariates.library or covariates.batch, covariates.dataset, list(covariates.technical), covariates.labels],
+            "seed": self.spec.training.seed,
+        }
+        # The process reads the study itself: it needs the symbols and all the columns, and works on the run folder alone, as it does later.
+        self._stage(
+            "neighbourhood", "Neighbourhood diagnostics", key, "neighbourhood.json",
+            lambda out: self._do("neighbourhood", "Neighbourhood diagnostics", run=self.results.parent) and None,
+        )  # fmt: skip
 
     # ------------------------------------------------------------------ what several stages stand on
 
@@ -273,6 +334,12 @@ class _Pipeline:
 
 def _digest(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
+
+
+def _sum_of_file(name: str | None) -> str | None:
+    """Return the check sum of a file that the spec names; where it is not there, its name: the stage itself says what is wrong."""
+    path = Path(name).expanduser() if name else None
+    return name if path is None or not path.is_file() else sha256_of(path)
 
 
 def _sum_of_counts(counts: sparse.csr_matrix) -> list[Any]:

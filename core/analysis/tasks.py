@@ -193,6 +193,20 @@ def _column(value: Mapping[str, Any]) -> Column:
     return Column(np.asarray(load_array(Path(value["codes"])), dtype=np.int64), tuple(str(level) for level in value["levels"]))
 
 
+def integration(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Measure batch mixing and biology kept; see :func:`cellweave.core.analysis.integration_results.integration_task`."""
+    from cellweave.core.analysis.integration_results import integration_task
+
+    return integration_task(arguments, progress)
+
+
+def measure_run(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Measure a finished run and store the result; see :func:`cellweave.core.analysis.integration_results.measure_run_task`."""
+    from cellweave.core.analysis.integration_results import measure_run_task
+
+    return measure_run_task(arguments, progress)
+
+
 def figure(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     """Draw a figure of a run: ``run``, ``what``, ``options``, ``preview`` -> ``out`` (png, svg or pdf by its suffix).
 
@@ -221,6 +235,19 @@ def figure(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     return {"path": str(arguments["out"]), "width": size[0], "height": size[1]}
 
 
+def neighbourhood(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Compute the neighbourhood diagnostics of ``run``: ``library``, ``dataset``, ``technical``, ``labels``, ``stratify``, ``k``, ``markers`` -> its results."""
+    from cellweave.core.analysis.neighbourhood_run import NeighbourhoodOptions, diagnose_run
+
+    lists = {name: None if arguments.get(name) is None else tuple(arguments[name]) for name in ("technical", "labels")}
+    options = NeighbourhoodOptions(
+        library=arguments.get("library"), dataset=arguments.get("dataset"), k=arguments.get("k"), markers=arguments.get("markers"),
+        stratify=tuple(arguments.get("stratify") or ()), **lists,
+    )  # fmt: skip
+    found = diagnose_run(arguments["run"], options, progress=progress)
+    return {"composite": found["composite"], "n_cells": found["n_cells"]}
+
+
 TASKS: dict[str, Task] = {
     "warm": warm,
     "neighbours": neighbours,
@@ -230,5 +257,8 @@ TASKS: dict[str, Task] = {
     "leiden": leiden,
     "pca": pca,
     "scores": scores,
+    "integration": integration,
+    "measure_run": measure_run,
     "figure": figure,
+    "neighbourhood": neighbourhood,
 }

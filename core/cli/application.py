@@ -19,6 +19,8 @@ from cellweave.core.cli import (
     export,
     first_look,
     information,
+    metrics,
+    neighbourhood,
     query,
     training,
 )
@@ -54,7 +56,7 @@ def build() -> typer.Typer:
     ) -> None:
         """Integrate single-cell data with deep generative models."""
 
-    for module in (data, training, query, export, control, information, first_look):
+    for module in (data, training, query, metrics, export, control, information, neighbourhood, first_look):
         module.register(app)
     return app
 

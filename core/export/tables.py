@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from cellweave.core.analysis.integration_results import load as load_integration
+from cellweave.core.analysis.integration_results import table_of as table_of_metrics
 from cellweave.core.errors import CellweaveError, RunFolderError, SpecError
 from cellweave.core.export.run_data import RunData
 from cellweave.core.files import write_atomic
@@ -19,6 +21,7 @@ TABLES = {
     "umap": "UMAP coordinates",
     "clusters": "Leiden clusters",
     "scores": "Scores",
+    "metrics": "Integration metrics",
     "cells": "Cells with everything known of them",
 }
 
@@ -65,7 +68,7 @@ def save_table(run_folder: str | Path, kind: str, out: str | Path) -> Path:
 def table_of(run: RunData, kind: str) -> pd.DataFrame:
     """Return a table of a run; see :func:`save_table`."""
     makers: dict[str, Callable[[RunData], pd.DataFrame]] = {
-        "losses": _losses, "latent": _latent, "umap": _umap, "clusters": _clusters, "scores": _scores, "cells": _cells,
+        "losses": _losses, "latent": _latent, "umap": _umap, "clusters": _clusters, "scores": _scores, "metrics": _metrics, "cells": _cells,
     }  # fmt: skip
     return makers[kind](run)
 
@@ -105,6 +108,13 @@ def _scores(run: RunData) -> pd.DataFrame:
     if run.scores is None:
         raise RunFolderError(f"The run '{run.name}' has no scores.", "Scores need a batch or label column and analysis.scores = true.")
     return pd.DataFrame(run.scores["scores"])
+
+
+def _metrics(run: RunData) -> pd.DataFrame:
+    found = load_integration(run.folder.results)
+    if found is None:
+        raise RunFolderError(f"The run '{run.name}' has no integration metrics.", f"Compute them: cellweave metrics {run.folder.path}.")
+    return table_of_metrics(found)
 
 
 def _cells(run: RunData) -> pd.DataFrame:

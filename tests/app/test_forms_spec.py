@@ -52,6 +52,8 @@ def _edit(qtbot, editor, field):
         text = number_text(value)
     else:
         value, text = {"text": ("a name", "a name"), "list": (("one", "two words"), "one, two words"), "mapping": ({"a": "b"}, "a = b")}[field.kind]
+        if field.kind == "list" and field.choices:
+            value, text = field.choices[1:3], ", ".join(field.choices[1:3])
         line = editor.inner if isinstance(editor, SuggestingEditor) else editor
     line.selectAll()
     qtbot.keyClicks(line, text)

@@ -75,7 +75,7 @@ def test_every_result_is_written_in_study_order(case):
     table = pd.crosstab(clusters["leiden"].dropna(), pd.Series(case.kind)[clusters["leiden"].notna()])
     assert (table.gt(0).sum(axis=1) == 1).all(), "three well separated types: no cluster holds two of them"
     assert np.load(case.results / "baseline_pca.npy").shape == (240, 30)
-    assert {event.name for event in of(events, ResultReady)} == {"umap", "clusters", "baseline", "scores"}
+    assert {event.name for event in of(events, ResultReady)} == {"umap", "clusters", "baseline", "scores", "integration"}
     assert not of(events, Warned)
     assert not (case.results / ".analysis").exists()
 

@@ -18,7 +18,7 @@ def run(tmp_path):
 
 
 def test_every_table_has_its_rows_and_names(tmp_path, run):
-    rows = {"losses": 30, "scores": 6}
+    rows = {"losses": 30, "scores": 6, "metrics": 14}
     for kind in TABLES:
         table = pd.read_csv(save_table(run.path, kind, tmp_path / f"{kind}.csv"), dtype={"batch": str})
         assert len(table) == rows.get(kind, 20), kind
@@ -43,9 +43,10 @@ def test_what_is_missing_is_said(tmp_path, run):
     (run.results / "clusters.csv").unlink()
     (run.results / "umap.npy").unlink()
     (run.results / "scores.json").unlink()
+    (run.results / "integration.json").unlink()
     (run.results / "latent.npy").unlink()
     run.losses_file.unlink()
-    for kind in ("clusters", "umap", "scores", "losses", "latent"):
+    for kind in ("clusters", "umap", "scores", "metrics", "losses", "latent"):
         with pytest.raises(RunFolderError, match="has no"):
             save_table(run.path, kind, tmp_path / "x.csv")
     with pytest.raises(SpecError, match="There is no table 'nothing'"):
