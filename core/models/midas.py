@@ -58,6 +58,10 @@ class MidasOptions(ModelOptions):
         "ln", "Norm", "Layer norm, batch norm, or none, after every linear map.", group=NETWORK, advanced=True
     )
     activation: Literal["mish", "relu", "silu", "tanh", "sigmoid"] = option("mish", "Activation", "Function after every norm.", group=NETWORK, advanced=True)
+    n_max: int = option(
+        10_000, "Cells of a batch in an epoch", "An epoch takes as many rounds as the largest batch needs, but of at most this many of its cells.",
+        unit="cells", group=MODALITIES, ge=1, advanced=True,
+    )
     distribution: dict[str, str] = option(
         lambda: {"rna": "poisson", "adt": "poisson", "atac": "bernoulli"},
         "Distribution", "By modality, what its values are drawn from. A modality of your own is declared by naming it here.", group=MODALITIES,
@@ -216,6 +220,7 @@ FAMILY = Family(
     check=check,
     modalities="many",
     sampler="pattern",
+    blocks=True,
     training={
         "max_epochs": 1500, "batch_size": 256, "learning_rate": 1e-4, "optimizer": "adamw", "adam_eps": 1e-8, "weight_decay": 0.01,
         "kl_warmup_epochs": 0, "patience": 100,

@@ -15,6 +15,7 @@ from cellweave.core.errors import DataError
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
 from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
 from cellweave.core.models.vae_network import level_of
+from cellweave.core.nn.midas_discriminators import Discriminators
 from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, Gaussian, ModalityDecoder, ModalityEncoder, product
 from cellweave.core.nn.midas_values import ModalityValues
@@ -39,8 +40,8 @@ class Seen:
         By modality, which cells have it, float ``(n_cells, 1)``; None where all have.
     joint, single
         Posteriors of the cells from all their modalities, and from each alone (``(n_modalities, n_cells, n_latent)``).
-    z, z_single
-        Draws of the two, or their means.
+    both
+        Draws of the two, or their means, ``(1 + n_modalities, n_cells, n_latent)``.
     told
         Whether the batch spoke.
     """
@@ -49,9 +50,18 @@ class Seen:
     known: dict[str, Tensor | None]
     joint: Gaussian
     single: Gaussian
-    z: Tensor
-    z_single: Tensor
+    both: Tensor
     told: bool
+
+    @property
+    def z(self) -> Tensor:
+        """Draw of the joint posterior, ``(n_cells, n_latent)``."""
+        return self.both[0]
+
+    @property
+    def z_single(self) -> Tensor:
+        """Draws of each modality's posterior, ``(n_modalities, n_cells, n_latent)``."""
+        return self.both[1:]
 
 
 class MidasNetwork(Model):
@@ -91,7 +101,7 @@ class MidasNetwork(Model):
         self.batch_decoder = Mlp([options.n_technical, *sizes_of(options.batch_decoder), self.n_batches], **how)
         self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), n_c, how)
         self._kept: tuple[Minibatch, Seen] | None = None
-        self._hits: dict[str, tuple[Tensor, Tensor]] = {}
+        self._hits: dict[str, list[Tensor]] = {}
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
             self.register_buffer(f"mask_{info.name}", mask, persistent=False)
@@ -104,7 +114,7 @@ class MidasNetwork(Model):
         self.register_buffer("own_code", torch.from_numpy(codes.astype(np.int64)), persistent=False)
         sizes, keys = sizes_of(self.options.discriminator), [JOINT, *(info.name for info in self.infos)]
         self.n_classes = {key: int(max(1, row.sum())) for key, row in zip(keys, rows, strict=True)}
-        self.discriminators = nn.ModuleDict({f"of_{key}": Mlp([n_c, *sizes, self.n_classes[key]], **how) for key in keys})
+        self.discriminators = Discriminators(n_c, sizes, self.n_classes, how)
         self._row = {key: place for place, key in enumerate(keys)}
 
     # ------------------------------------------------------------------ inference
@@ -164,10 +174,8 @@ class MidasNetwork(Model):
             one = mean.new_ones(batch.n_cells, 1)
             weights = torch.stack([one if part is None else part.to(mean.dtype) for part in known.values()])
         joint, single = product(mean, log_var, weights, expert)
-        if draw:
-            both = Gaussian(torch.cat([joint.mean[None], single.mean]), torch.cat([joint.var[None], single.var])).draw(generator)
-            return Seen(names, known, joint, single, both[0], both[1:], told)
-        return Seen(names, known, joint, single, joint.mean, single.mean, told)
+        both = Gaussian(torch.cat([joint.mean[None], single.mean]), torch.cat([joint.var[None], single.var]))
+        return Seen(names, known, joint, single, both.draw(generator) if draw else both.mean, told)
 
     def decode(self, z: Tensor, names: Sequence[str], generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return what the likelihood of each modality takes, ``(n_cells, n_features)``, from latents ``(n_cells, n_c + n_u)``."""
@@ -191,35 +199,31 @@ class MidasNetwork(Model):
         self._kept = batch, seen
         optimizer = optimizers["discriminators"]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        inputs = self._discriminated(batch, seen, detached=True)
-        if not inputs:
+        keys, c, codes = self._discriminated(batch, seen)
+        if not keys:
             return {}
         for _ in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
-            costs = [cross_entropy(self._logits(key, c, context), codes, reduction="sum", ignore_index=-1) for key, c, codes in inputs]
-            (sum(costs) * (self.options.discriminator_scale / batch.n_cells)).backward()  # type: ignore[union-attr]
+            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / batch.n_cells, context.generator)
             if self.clip > 0:
                 nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False)
             optimizer.step()
         return {}
 
-    def _discriminated(self, batch: Minibatch, seen: Seen, *, detached: bool) -> list[tuple[str, Tensor, Tensor]]:
-        """Return key, c ``(n_cells, n_c)`` and batch codes (-1: not measured) for each discriminator that has anything to tell."""
-        codes, n_c = self.codes_of(batch), self.options.n_latent
-        latents = {JOINT: seen.z, **dict(zip(seen.names, seen.z_single, strict=True))}
-        found = []
-        for key, z in latents.items():
-            if self.n_classes[key] < 2:  # it could only ever be right
-                continue
-            own = self.own_code[self._row[key]][codes]
+    def _discriminated(self, batch: Minibatch, seen: Seen) -> tuple[list[str], Tensor, Tensor]:
+        """Return the discriminators that have anything to tell, what each is shown ``(n_keys, n_cells, n_c)``, and its batch codes (-1: not measured)."""
+        of_batch, latents = self.codes_of(batch), {JOINT: seen.z, **dict(zip(seen.names, seen.z_single, strict=True))}
+        keys = [key for key in latents if self.n_classes[key] > 1]  # with one class it could only ever be right
+        if not keys:
+            return [], seen.z[:0], of_batch
+        codes = self.own_code[[self._row[key] for key in keys]][:, of_batch]
+        for place, key in enumerate(keys):
             known = seen.known.get(key)
             if known is not None:
-                own = torch.where(known[:, 0] > 0, own, torch.full_like(own, -1))
-            found.append((key, z[:, :n_c].detach() if detached else z[:, :n_c], own))
-        return found
-
-    def _logits(self, key: str, c: Tensor, context: StepContext, *, fixed: bool = False) -> Tensor:
-        return self.discriminators[f"of_{key}"](c, context.generator, fixed=fixed)
+                codes[place].masked_fill_(known[:, 0] == 0, -1)
+        if len(keys) == len(seen.both):
+            return keys, seen.both[..., : self.options.n_latent], codes
+        return keys, torch.stack([latents[key] for key in keys])[..., : self.options.n_latent], codes
 
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
         """Return the terms of :func:`cellweave.core.models.midas.terms` of the modalities measured here, each ``(n_cells,)``."""
@@ -260,23 +264,21 @@ class MidasNetwork(Model):
 
     def _adversarial(self, batch: Minibatch, seen: Seen, context: StepContext) -> Tensor:
         """Return the summed cross entropies of the discriminators ``(n_cells,)``; their weights get no gradient."""
-        total = seen.z.new_zeros(batch.n_cells)
-        for key, c, codes in self._discriminated(batch, seen, detached=False):
-            logits = self._logits(key, c, context, fixed=True)
-            total = total + cross_entropy(logits, codes, reduction="none", ignore_index=-1)
-            if context.training:
-                self._count_hits(key, logits.detach(), codes)
-        return total
-
-    def _count_hits(self, key: str, logits: Tensor, codes: Tensor) -> None:
-        known = codes >= 0
-        hits, n_cells = self._hits.get(key, (0, 0))
-        # Read at the end of the epoch only, so that no step waits for the device.
-        self._hits[key] = hits + ((logits.argmax(1) == codes) & known).sum(), n_cells + known.sum()
+        keys, c, codes = self._discriminated(batch, seen)
+        if not keys:
+            return seen.z.new_zeros(batch.n_cells)
+        costs, logits = self.discriminators.costs(keys, c, codes, context.generator, fixed=True)
+        if context.training:
+            # Read at the end of the epoch only, so that no step waits for the device.
+            right, known = (logits.detach().argmax(2) == codes).sum(1), (codes >= 0).sum(1)
+            for place, key in enumerate(keys):
+                self._hits.setdefault(key, []).append(torch.stack([right[place], known[place]]))
+        return costs.sum(0)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the accuracy of each discriminator over the epoch, and begin anew."""
-        found = {f"discriminator_{key}": float(hits) / float(n_cells) for key, (hits, n_cells) in self._hits.items() if n_cells > 0}
+        sums = {key: torch.stack(parts).sum(0).tolist() for key, parts in self._hits.items()}
+        found = {f"discriminator_{key}": right / known for key, (right, known) in sums.items() if known}
         self._hits = {}
         return found
 

@@ -71,14 +71,15 @@ def _drop_row(out, slope, first, seed, threshold, keep_scale):
         slope[j] *= kept
 
 
-def _norm_mish(x, weight, bias, weight_row, eps, drops, first_row, seed, threshold, keep_scale, out, slope, mean, scale):
+def _norm_mish(x, weight, bias, repeat, eps, drops, first_row, seed, threshold, keep_scale, out, slope, mean, scale):
     """Fill in ``dropout(mish(layer_norm(x)))``, its derivative by the normed value, and each row's mean and reciprocal deviation.
 
-    ``weight_row`` gives the row of weight and bias that holds for a row of ``x`` (its place modulo their number).
+    The rows of weight and bias hold in turn, each for ``repeat`` rows of ``x``.
     """
-    width, groups = x.shape[1], weight.shape[0]
+    width, groups, eps, keep_scale = x.shape[1], weight.shape[0], F(eps), F(keep_scale)
+    seed, threshold = U(seed), U(threshold)
     for n in range(x.shape[0]):
-        group = (first_row + n) % groups if weight_row else 0
+        group = (first_row + n) // repeat % groups
         m, s = _moments(x[n], eps)
         mean[n], scale[n] = m, s
         _mish_row(x[n], weight[group], bias[group], m, s, out[n], slope[n])
@@ -105,11 +106,11 @@ def _norm_row(g, x, slope, weight, mean, scale, by_x, by_weight, by_bias):
         by_x[j] = scale * (by_x[j] - first - (x[j] - mean) * scale * second)
 
 
-def _norm_mish_back(g, x, slope, weight, weight_row, first_row, mean, scale, by_x, by_weight, by_bias):
+def _norm_mish_back(g, x, slope, weight, repeat, first_row, mean, scale, by_x, by_weight, by_bias):
     """Fill in the derivative by ``x`` and add to those by weight and bias."""
     groups = weight.shape[0]
     for n in range(x.shape[0]):
-        group = (first_row + n) % groups if weight_row else 0
+        group = (first_row + n) // repeat % groups
         _norm_row(g[n], x[n], slope[n], weight[group], mean[n], scale[n], by_x[n], by_weight[group], by_bias[group])
     return True
 
@@ -231,15 +232,16 @@ def _count_nll(eta, is_poisson, starts, columns, values, has_mask, mask, mask_ro
     return True
 
 
-UNSIGNED = types.uint32
+NUMBER = types.int64
 norm_mish = _compile(
     _norm_mish,
     types.boolean(
-        MATRIX, MATRIX, MATRIX, FLAG, types.float32, FLAG, types.int64, UNSIGNED, UNSIGNED, types.float32, MATRIX, MATRIX, VECTOR, VECTOR
+        # Numbers as Python has them: other types would be looked up anew at every call.
+        MATRIX, MATRIX, MATRIX, NUMBER, types.float64, FLAG, NUMBER, NUMBER, NUMBER, types.float64, MATRIX, MATRIX, VECTOR, VECTOR
     ),
 )
 norm_mish_back = _compile(
-    _norm_mish_back, types.boolean(MATRIX, MATRIX, MATRIX, MATRIX, FLAG, types.int64, VECTOR, VECTOR, MATRIX, MATRIX, MATRIX)
+    _norm_mish_back, types.boolean(MATRIX, MATRIX, MATRIX, MATRIX, NUMBER, NUMBER, VECTOR, VECTOR, MATRIX, MATRIX, MATRIX)
 )
 sparse_backward = _compile(_sparse_backward, types.boolean(WHOLE, WHOLE, VECTOR, MATRIX, WHOLE, WHOLE, VECTOR, MATRIX))
 count_nll = _compile(

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from cellweave.core.nn import compiled_call
 from cellweave.core.nn.counts import CountBatch
+from cellweave.core.nn.layers import full_precision
 
 LAYER_NORM_EPS = 1e-5
 #: Share of stored entries below which a first layer reads the entries instead of a dense matrix (measured on one core).
@@ -78,89 +79,134 @@ class NormAct(nn.Module):
         weight, bias = self.weight, self.bias
         if fixed and weight is not None and bias is not None:
             weight, bias = weight.detach(), bias.detach()
-        rate = self.dropout if self.training else 0.0
-        if self.norm == "ln" and self.activation == "mish":
-            module = kernels(x)
-            if module is not None:
-                seed = int(torch.randint(SEEDS, (), generator=generator)) if rate > 0 else 0
-                return _NormMish.apply(x, weight, bias, rate, seed, module)  # type: ignore[no-untyped-call]
-        if self.norm == "ln":
-            assert weight is not None and bias is not None
-            x = torch.layer_norm(x, (self.size,), eps=LAYER_NORM_EPS)
-            x = x * weight[0] + bias[0] if self.blocks == 1 else x * weight + bias
-        elif self.norm == "bn":
-            assert weight is not None and bias is not None
+        x = full_precision(x)
+        if self.norm == "bn":
             x = self.batch_norm(x.reshape(len(x), -1)).view(x.shape)
-            x = x * weight[0] + bias[0] if self.blocks == 1 else x * weight + bias
-        x = ACTIVATIONS[self.activation](x)
-        if rate == 0:
-            return x
-        kept = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
-        return x * kept / (1 - rate)
+        rate = self.dropout if self.training else 0.0
+        return norm_act(x, weight, bias, 1, norm=self.norm == "ln", activation=self.activation, rate=rate, generator=generator)
 
 
-def _flat(x: Tensor) -> Any:
-    return x.contiguous().view(-1, x.shape[-1]).numpy()
+def norm_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    repeat: int,
+    *,
+    norm: bool,
+    activation: str,
+    rate: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Return layer norm (where ``norm``), scale and shift, activation and dropout of the rows of ``x``.
+
+    Parameters
+    ----------
+    x
+        float32 or float64, ``(..., size)``.
+    weight, bias
+        ``(n_groups, size)``; their rows hold in turn, each for ``repeat`` consecutive rows of ``x``. None for neither scale nor shift.
+    repeat
+        See ``weight``.
+    norm, activation
+        Whether rows are normed; name in :data:`ACTIVATIONS`.
+    rate
+        Share left out.
+    generator
+        Source of the draws; None for torch's global one.
+    """
+    if norm and activation == "mish":
+        module = kernels(x)
+        if module is not None:
+            seed = int(torch.randint(SEEDS, (), generator=generator)) if rate > 0 else 0
+            return _NormMish.apply(x, weight, bias, repeat, rate, seed, module)  # type: ignore[no-untyped-call]
+    if norm:
+        x = torch.layer_norm(x, (x.shape[-1],), eps=LAYER_NORM_EPS)
+    if weight is not None and bias is not None:
+        shape = (*x.shape[:-1], x.shape[-1])
+        grouped = x.reshape(-1, len(weight), repeat, shape[-1]) if len(weight) > 1 else x
+        if len(weight) > 1:
+            x = (grouped * weight[:, None] + bias[:, None]).view(shape)
+        else:
+            x = x * weight[0] + bias[0]
+    x = ACTIVATIONS[activation](x)
+    if rate == 0:
+        return x
+    kept = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device) >= rate
+    return x * kept / (1 - rate)
+
+
+def norm_mish(x: Tensor, weight: Tensor, bias: Tensor, repeat: int, rate: float, seed: int, module: ModuleType) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``dropout(mish(layer_norm(x)))``, its slope by the normed value, and mean and reciprocal deviation of the rows ``(2, n_rows)``.
+
+    Nothing is traced; arguments as in :func:`norm_act`, with ``seed`` deciding what is left out and ``module`` the compiled loops.
+    """
+    x = x.contiguous()
+    width = x.shape[-1]
+    n_rows = x.numel() // max(width, 1)
+    out, slope, moments = torch.empty_like(x), torch.empty_like(x), x.new_empty(2, n_rows)
+    rows, outs, slopes = (part.detach().numpy().reshape(n_rows, width) for part in (x, out, slope))
+    mean, scale = moments.numpy()
+    w, b = weight.detach().numpy(), bias.detach().numpy()
+    threshold, keep = int(rate * 4294967296.0), 1 / (1 - rate)
+
+    def part(a: int, z: int) -> None:
+        module.norm_mish(rows[a:z], w, b, repeat, LAYER_NORM_EPS, rate > 0, a, seed, threshold, keep, outs[a:z], slopes[a:z], mean[a:z], scale[a:z])
+
+    in_parts(n_rows, part)
+    return out, slope, moments
+
+
+def norm_mish_back(
+    g: Tensor, x: Tensor, slope: Tensor, moments: Tensor, weight: Tensor, repeat: int, module: ModuleType
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the derivatives by ``x``, weight and bias of :func:`norm_mish` from that by its result, ``g``."""
+    by_x, w = torch.empty_like(x), weight.detach().numpy()
+    shape = (moments.shape[1], x.shape[-1])
+    given, rows, slopes, out = (part.numpy().reshape(shape) for part in (g.contiguous(), x.detach(), slope, by_x))
+    mean, scale = moments.numpy()
+    sums: list[tuple[int, np.ndarray]] = []
+
+    def part(a: int, z: int) -> None:
+        own = np.zeros((2, *w.shape), w.dtype)
+        module.norm_mish_back(given[a:z], rows[a:z], slopes[a:z], w, repeat, a, mean[a:z], scale[a:z], out[a:z], own[0], own[1])
+        sums.append((a, own))
+
+    in_parts(shape[0], part)
+    # In the order of the rows, so that the sum does not depend on which thread was first.
+    total = sums[0][1] if len(sums) == 1 else sum(own for _, own in sorted(sums, key=lambda item: item[0]))
+    by_weight, by_bias = torch.from_numpy(total)
+    return by_x, by_weight, by_bias
 
 
 class _NormMish(torch.autograd.Function):
     """Layer norm, Mish and dropout of each row, with the slope kept for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, rate: float, seed: int, module: ModuleType) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, repeat: int, rate: float, seed: int, module: ModuleType) -> Tensor:  # type: ignore[override]
         """Return the same shape as ``x``."""
-        x = x.contiguous()
-        out, slope = torch.empty_like(x), torch.empty_like(x)
-        n_rows = x.numel() // x.shape[-1]
-        mean, scale = x.new_empty(n_rows), x.new_empty(n_rows)
-        w, b = weight.detach().numpy(), bias.detach().numpy()
-        flat = [_flat(x.detach()), _flat(out), _flat(slope), mean.numpy(), scale.numpy()]
-        threshold, keep = np.uint32(min(int(rate * 2**32), 2**32 - 1)), np.float32(1 / (1 - rate))
-
-        def part(a: int, z: int) -> None:
-            module.norm_mish(
-                flat[0][a:z], w, b, len(w) > 1, np.float32(LAYER_NORM_EPS), rate > 0, a, np.uint32(seed), threshold, keep,
-                flat[1][a:z], flat[2][a:z], flat[3][a:z], flat[4][a:z],
-            )  # fmt: skip
-
-        in_parts(n_rows, part)
-        ctx.save_for_backward(x, slope, mean, scale, weight)
-        ctx.module, ctx.for_weights = module, ctx.needs_input_grad[1]
+        out, slope, moments = norm_mish(x, weight, bias, repeat, rate, seed, module)
+        ctx.save_for_backward(x.contiguous(), slope, moments, weight)
+        ctx.module, ctx.repeat, ctx.for_weights = module, repeat, ctx.needs_input_grad[1]
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         """Return the derivatives by ``x``, weight and bias."""
-        x, slope, mean, scale, weight = ctx.saved_tensors
-        by_x = torch.empty_like(x)
-        flat, w = [_flat(g), _flat(x.detach()), _flat(slope), _flat(by_x)], weight.detach().numpy()
-        sums: list[tuple[np.ndarray, np.ndarray]] = []
-
-        def part(a: int, z: int) -> None:
-            own = np.zeros_like(w), np.zeros_like(w)
-            ctx.module.norm_mish_back(
-                flat[0][a:z], flat[1][a:z], flat[2][a:z], w, len(w) > 1, a, mean.numpy()[a:z], scale.numpy()[a:z], flat[3][a:z], *own
-            )
-            sums.append((a, *own))  # type: ignore[arg-type]
-
-        in_parts(len(mean), part)
-        if not ctx.for_weights:
-            return by_x, None, None, None, None, None
-        # In the order of the rows, so that the sum does not depend on which thread was first.
-        ordered = sorted(sums, key=lambda item: item[0])  # type: ignore[arg-type,return-value]
-        by_weight, by_bias = (sum(item[place] for item in ordered) for place in (1, 2))  # type: ignore[misc]
-        return by_x, torch.from_numpy(by_weight), torch.from_numpy(by_bias), None, None, None
+        x, slope, moments, weight = ctx.saved_tensors
+        by_x, by_weight, by_bias = norm_mish_back(g, x, slope, moments, weight, ctx.repeat, ctx.module)
+        weights = (by_weight, by_bias) if ctx.for_weights else (None, None)
+        return by_x, *weights, None, None, None, None
 
 
 def in_parts(n_rows: int, part: Callable[[int, int], None]) -> None:
     """Call ``part(start, stop)`` for all rows, shared by as many threads as torch has."""
     threads = min(torch.get_num_threads(), max(1, n_rows // 64))
-    bounds = [n_rows * place // threads for place in range(threads + 1)]
     if threads == 1:
         part(0, n_rows)
-    else:
-        list(compiled_call._pool(threads).map(lambda pair: part(*pair), pairwise(bounds)))
+        return
+    bounds = [n_rows * place // threads for place in range(threads + 1)]
+    list(compiled_call._pool(threads).map(lambda pair: part(*pair), pairwise(bounds)))
 
 
 class CountLinear(nn.Module):
