@@ -129,7 +129,8 @@ def _aligned(modality: Modality, names: pd.Index, n_groups: int, *, masked: bool
         mask = np.zeros((n_groups, len(names)), dtype=bool)
         mask[:, columns[columns >= 0]] = True if modality.feature_mask is None else modality.feature_mask[:, columns >= 0]
     counts = move_columns(modality.counts, columns, len(names))
-    return replace(modality, counts=counts, var=modality.var.reindex(names), feature_mask=mask), notes
+    held_out = None if modality.held_out is None else modality.held_out.moved(columns, len(names))
+    return replace(modality, counts=counts, var=modality.var.reindex(names), feature_mask=mask, held_out=held_out), notes
 
 
 def encode(

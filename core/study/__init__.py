@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from cellweave.core.study.columns import ColumnInfo, confounded, crosstab, describe_columns, suggest_roles
     from cellweave.core.study.counts import CountsReport, find_counts, scan_matrix
     from cellweave.core.study.header import ColumnHeader, FileHeader, MatrixHeader, ModalityHeader, read_header
+    from cellweave.core.study.held_out import HeldOut, held_out_truth
     from cellweave.core.study.load import load_study
+    from cellweave.core.study.mosaic import Island, Mosaic
     from cellweave.core.study.study import Modality, SourceFile, Study
 
 _HOME = {
@@ -24,7 +26,9 @@ _HOME = {
     "CountsReport": "counts", "find_counts": "counts", "scan_matrix": "counts",
     "ColumnHeader": "header", "FileHeader": "header", "MatrixHeader": "header", "ModalityHeader": "header",
     "read_header": "header",
+    "HeldOut": "held_out", "held_out_truth": "held_out",
     "load_study": "load",
+    "Island": "mosaic", "Mosaic": "mosaic",
     "Modality": "study", "SourceFile": "study", "Study": "study",
 }  # fmt: skip
 
@@ -35,16 +39,20 @@ __all__ = [
     "CountsReport",
     "FileHeader",
     "Fix",
+    "HeldOut",
+    "Island",
     "Level",
     "MatrixHeader",
     "Modality",
     "ModalityHeader",
+    "Mosaic",
     "SourceFile",
     "Study",
     "confounded",
     "crosstab",
     "describe_columns",
     "find_counts",
+    "held_out_truth",
     "load_study",
     "read_header",
     "scan_matrix",

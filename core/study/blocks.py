@@ -112,7 +112,9 @@ def in_order(modality: Modality, order: np.ndarray) -> Modality:
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
     mask = None if modality.feature_mask is None else modality.feature_mask[:, order]
-    return replace(modality, counts=move_columns(modality.counts, place, len(order)), var=modality.var.iloc[order], feature_mask=mask)
+    held_out = None if modality.held_out is None else modality.held_out.moved(place, len(order))
+    counts = move_columns(modality.counts, place, len(order))
+    return replace(modality, counts=counts, var=modality.var.iloc[order], feature_mask=mask, held_out=held_out)
 
 
 def block_labels(modality: Modality, how: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,38 +35,8 @@ from cellweave.core.study.named_masks import mask_from_files, named_mask
 from cellweave.core.study.readers.base import ModalitySource, Place, Source, Watch, explained
 from cellweave.core.study.readers.detect import absolute, open_source
 from cellweave.core.study.readers.midas import expand
+from cellweave.core.study.same_cells import File, Part, Refused, join_same_cells
 from cellweave.core.study.study import Modality, SourceFile, Study
-
-
-@dataclass
-class _Part:
-    """One modality of one file, its rows in the order of the file's cells."""
-
-    counts: sparse.csr_matrix
-    var: pd.DataFrame
-    measured: np.ndarray
-    location: str
-    mask: masks.CellMask | None
-
-
-@dataclass(frozen=True)
-class _Refused:
-    """Why a modality holds no counts, and whether it could be used where values need not be whole numbers, or may be missing."""
-
-    why: str
-    usable: bool
-    only_missing: bool = False
-
-
-@dataclass
-class _File:
-    """One file in memory."""
-
-    source: SourceFile
-    obs: pd.DataFrame
-    parts: dict[str, _Part]
-    without_counts: dict[str, _Refused]
-    notes: list[str] = field(default_factory=list)
 
 
 def load_study(
@@ -113,7 +83,7 @@ def load_study(
         raise DataError(f"'{repeated.name}' is named twice.", "Name each file once.")
     files = [_read_file(path, data, watch.part(0.9 * n / len(paths), 0.9 / len(paths))) for n, path in enumerate(paths)]
     _check_names(data, files)
-    study = _join(files, data)
+    study = _join(join_same_cells(files, data.same_cells), data)
     watch.at(0.92, "applying the choices")
     fill_missing(study.obs, data.fill_missing)
     combine_columns(study.obs, data.combine)
@@ -136,7 +106,7 @@ def load_study(
     return study
 
 
-def _read_file(path: Path, data: DataSpec, watch: Watch) -> _File:
+def _read_file(path: Path, data: DataSpec, watch: Watch) -> File:
     with explained(path), open_source(path) as source:
         obs = plain_table(source.read_obs())
         if len(obs) == 0:
@@ -144,14 +114,14 @@ def _read_file(path: Path, data: DataSpec, watch: Watch) -> _File:
         several = len(source.modalities) > 1
         if not obs.index.is_unique and not any(modality.read_names for modality in source.modalities):
             _repeated_cells(obs, data, source.notes, path)
-        parts: dict[str, _Part] = {}
-        without: dict[str, _Refused] = {}
+        parts: dict[str, Part] = {}
+        without: dict[str, Refused] = {}
         sizes = np.array([max(1, sum(p.matrix.shape[0] * p.n_features for p in m.places.values())) for m in source.modalities], float)
         starts = np.concatenate([[0.0], np.cumsum(sizes / sizes.sum())])
         for number, modality in enumerate(source.modalities):
             part_watch = watch.part(float(starts[number]), float(starts[number + 1] - starts[number]))
             found = _read_modality(modality, source, obs, data, part_watch)
-            if isinstance(found, _Refused):
+            if isinstance(found, Refused):
                 without[modality.name] = found
             else:
                 parts[modality.name] = found
@@ -161,7 +131,7 @@ def _read_file(path: Path, data: DataSpec, watch: Watch) -> _File:
             if name == data.modality or name in data.layers:
                 raise _no_counts(path, {name: without[name]})
             source.notes.append(f"The modality {name} of '{path.name}' was left out, because it holds no raw counts: {without[name].why}.")
-        return _File(SourceFile(path, source.format, len(obs)), obs, parts, without, list(dict.fromkeys(source.notes)))
+        return File((SourceFile(path, source.format, len(obs)),), obs, parts, without, list(dict.fromkeys(source.notes)))
 
 
 def _repeated_cells(obs: pd.DataFrame, data: DataSpec, notes: list[str], path: Path) -> None:
@@ -173,7 +143,7 @@ def _repeated_cells(obs: pd.DataFrame, data: DataSpec, notes: list[str], path: P
         notes.append(f"{number:,} cell names in '{path.name}' repeat others.")
 
 
-def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, data: DataSpec, watch: Watch) -> _Part | _Refused:
+def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, data: DataSpec, watch: Watch) -> Part | Refused:
     """Return the modality, or why it holds no counts."""
     rows = None
     if modality.read_names is not None:
@@ -188,7 +158,7 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
     if counts is None or location is None:
         cells = obs.index.to_numpy(dtype=object) if rows is None else obs.index.to_numpy(dtype=object)[rows]
         why = "; ".join(_named(report, modality, cells).finding() for report in reports)
-        return _Refused(why, any(report.is_usable for report in reports), any(_only_missing(report, data) for report in reports))
+        return Refused(why, any(report.is_usable for report in reports), any(_only_missing(report, data) for report in reports))
     place = modality.places[location]
     var = plain_table(place.read_var())
     if place.columns is not None:
@@ -212,7 +182,7 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
         measured = np.zeros(len(obs), dtype=bool)
         measured[rows[rows >= 0]] = True
     said = masks.both(said, named_mask(modality, source, obs, names, data.masks.get(modality.name), rows))
-    return _Part(counts, var, measured, location, said)
+    return Part(counts, var, measured, location, said)
 
 
 def _mask_layer(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple[np.ndarray, sparse.csr_matrix, str] | None:
@@ -287,7 +257,7 @@ def _named(report: CountsReport, modality: ModalitySource, cells: np.ndarray) ->
     return replace(report, first=first)
 
 
-def _no_counts(path: Path, without: dict[str, _Refused]) -> DataError:
+def _no_counts(path: Path, without: dict[str, Refused]) -> DataError:
     name, found = next(iter(without.items()))
     if found.only_missing:
         mend = "If NaN means that a value was not measured, set data.nan_is_missing = true; otherwise open a file with raw counts."
@@ -298,7 +268,7 @@ def _no_counts(path: Path, without: dict[str, _Refused]) -> DataError:
     return DataError(f"'{path.name}' holds no raw counts of {name}: {found.why}.", mend)
 
 
-def _check_names(data: DataSpec, files: list[_File]) -> None:
+def _check_names(data: DataSpec, files: list[File]) -> None:
     """Refuse a choice for a modality that no file has, with the nearest name."""
     known = list(dict.fromkeys(name for file in files for name in file.parts))
     asked = {f"data.layers.{name}": name for name in data.layers} | {f"data.features.{name}": name for name in data.features}
@@ -312,7 +282,7 @@ def _check_names(data: DataSpec, files: list[_File]) -> None:
             raise DataError(f"{field_name} names the modality '{name}', which the data do not have.", hint)
 
 
-def _join(files: list[_File], data: DataSpec) -> Study:
+def _join(files: list[File], data: DataSpec) -> Study:
     """Put the cells of all files under one another, with features aligned by name."""
     notes = [note for file in files for note in file.notes]
     lengths = [len(file.obs) for file in files]
@@ -336,6 +306,7 @@ def _join(files: list[_File], data: DataSpec) -> Study:
         raise DataError("The files share no feature of any modality.", NothingSharedError.MEND)
     for name, modality in modalities.items():
         found[name] = masks.both(found[name], mask_from_files(data, obs, modality))
+    starts = [sum(len(file.sources) for file in files[:number]) for number in range(len(files))]
     mask_group, tables = masks.number_groups(found, len(obs))
     for name, modality in modalities.items():
         modality.feature_mask = tables[name]
@@ -343,15 +314,15 @@ def _join(files: list[_File], data: DataSpec) -> Study:
         obs=obs,
         modalities=modalities,
         mask_group=mask_group,
-        sources=tuple(file.source for file in files),
-        file_of_cell=np.repeat(np.arange(len(files)), lengths),
-        row_in_file=np.concatenate([np.arange(length) for length in lengths]),
+        sources=tuple(source for file in files for source in file.sources),
+        file_of_cell=np.concatenate([file.file_of_cell + start for file, start in zip(files, starts, strict=True)]),
+        row_in_file=np.concatenate([file.row_in_file for file in files]),
         notes=notes,
         left_out_modalities=left_out,
     )
 
 
-def _name_cells(obs: pd.DataFrame, files: list[_File], data: DataSpec, notes: list[str]) -> None:
+def _name_cells(obs: pd.DataFrame, files: list[File], data: DataSpec, notes: list[str]) -> None:
     """Make cell names unique over the files, and add the column that says which file a cell came from."""
     numbers = np.repeat(np.arange(len(files)), [len(file.obs) for file in files])
     names = obs.index.to_numpy(dtype=object)
@@ -363,12 +334,12 @@ def _name_cells(obs: pd.DataFrame, files: list[_File], data: DataSpec, notes: li
         if any(not first & other for other in others):
             notes.append(
                 "The same names occur in files with different modalities; their cells are kept apart. "
-                "To use them as one cell each, save the modalities as one h5mu."
+                "To use them as one cell each, set data.same_cells = 'joined', or save the modalities as one h5mu."
             )
         obs.index = pd.Index([f"{name}-{number + 1}" for name, number in zip(names, numbers, strict=True)], dtype=object)
     if data.batch_from_file:
         column = "file" if "file" not in obs.columns else "source_file"
-        labels = make_unique(np.array([_stem(file.source.path) for file in files], dtype=object))
+        labels = make_unique(np.array([_stem(file.sources[0].path) for file in files], dtype=object))
         obs[column] = pd.Series(pd.Categorical.from_codes(numbers, categories=pd.Index(labels)), index=obs.index)
 
 
@@ -377,7 +348,7 @@ def _stem(path: Path) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _join_modality(name: str, files: list[_File], lengths: list[int], data: DataSpec, notes: list[str]) -> tuple[Modality, masks.CellMask | None]:
+def _join_modality(name: str, files: list[File], lengths: list[int], data: DataSpec, notes: list[str]) -> tuple[Modality, masks.CellMask | None]:
     having = [number for number, file in enumerate(files) if name in file.parts]
     parts = [files[number].parts[name] for number in having]
     locations = list(dict.fromkeys(part.location for part in parts))
@@ -410,7 +381,7 @@ def _join_modality(name: str, files: list[_File], lengths: list[int], data: Data
     return joined, masks.stacked(own_masks, columns, lengths, n_features)
 
 
-def _join_var(parts: list[_Part], names: np.ndarray) -> pd.DataFrame:
+def _join_var(parts: list[Part], names: np.ndarray) -> pd.DataFrame:
     """Return one row a joint feature; what the first file says of it comes first."""
     index = pd.Index(names, dtype=object)
     columns: dict[str, pd.Series] = {}

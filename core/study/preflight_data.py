@@ -11,6 +11,7 @@ from cellweave.core.spec.run import RunSpec
 from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.counts import scan_matrix
 from cellweave.core.study.header import FileHeader
+from cellweave.core.study.preflight_mosaic import check_mosaic
 from cellweave.core.study.study import Modality, Study
 
 FEW_CELLS = 100
@@ -38,8 +39,7 @@ def check_data(spec: RunSpec, study: Study) -> list[Check]:
     found += _names(spec, study, used)
     found += _left_out(spec, study)
     found += _enough(spec, study, used)
-    if len(used) > 1:
-        found += _connected(spec, study, used)
+    found += check_mosaic(spec, study, used)
     return found
 
 
@@ -148,12 +148,15 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
     if spec.family.modalities == "one" and (spec.data.modality is None or spec.data.modality in study.modalities):
         modality = study.main_modality(spec.data.modality)
         if modality.feature_mask is not None:
-            absent = int((~modality.feature_mask.all(axis=0)).sum())
+            groups = np.unique(study.mask_group[modality.measured])
+            absent = int((~modality.feature_mask[groups].all(axis=0)).sum())
+            several = len(study.sources) > 1
+            where = "every file" if several else "every cell"
             text = (
-                f"{absent:,} features of {modality.name} are not in every file; {spec.family.title} takes them for zeros in the cells of a file "
-                "that lacks them, which looks like a batch effect."
+                f"{absent:,} features of {modality.name} were not measured in {where}; {spec.family.title} takes them for zeros where they were not, "
+                "which looks like a batch effect. Models of several modalities know masks."
             )
-            fix = (Fix("Keep shared features only", {"data.join": "intersection"}),)
+            fix = (Fix("Keep shared features only", {"data.join": "intersection"}),) if several and spec.data.join == "union" else ()
             yield Check("features-absent", Level.WARN, "Features missing in files", text, fix, "data.join")
     if len(study.left_out):
         numbers = study.left_out["reason"].value_counts()
@@ -177,30 +180,6 @@ def _enough(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check
     else:
         text = f"{number:,} of {study.n_cells:,} cells were measured in {names}."
         yield Check("cells", Level.OK, "Cells", text, where="data.paths")
-
-
-def _connected(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]:
-    """Blocks of cells with the same modalities must hang together through shared modalities."""
-    patterns = np.unique(np.stack([modality.measured for modality in used], axis=1), axis=0)
-    patterns = patterns[patterns.any(axis=1)]
-    group = {0}
-    grown = True
-    while grown:
-        reached = patterns[sorted(group)].any(axis=0)
-        new = {row for row in range(len(patterns)) if (patterns[row] & reached).any()} | group
-        grown, group = new != group, new
-    if len(group) == len(patterns):
-        text = f"{len(patterns)} patterns of measured modalities, all linked through modalities they share."
-        yield Check("connected", Level.OK, "Modalities hang together", text, where="data.paths")
-        return
-    apart = [row for row in range(len(patterns)) if row not in group]
-    first = ", ".join(m.name for m, there in zip(used, np.atleast_1d(patterns[sorted(group)].any(axis=0)), strict=True) if there)
-    other = ", ".join(m.name for m, there in zip(used, np.atleast_1d(patterns[apart].any(axis=0)), strict=True) if there)
-    text = (
-        f"Cells with {first} and cells with {other} share no modality, so that nothing links them in the latent space. "
-        "Add cells in which both were measured."
-    )
-    yield Check("connected", Level.FAIL, "Modalities are not linked", text, where="data.paths")
 
 
 def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:

@@ -13,6 +13,7 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 from cellweave.core.spec.data import FeatureSelection, SwitchedOff
 from cellweave.core.study.annotation import plain_column, require_column
+from cellweave.core.study.held_out import HeldOut
 from cellweave.core.study.study import Modality, Study
 
 
@@ -32,6 +33,8 @@ def keep_features(modality: Modality, keep: np.ndarray) -> None:
     modality.var = modality.var[keep].copy()
     if modality.feature_mask is not None:
         modality.feature_mask = modality.feature_mask[:, keep]
+    if modality.held_out is not None:
+        modality.held_out = modality.held_out.features(keep)
 
 
 def _sorted(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -66,6 +69,8 @@ def keep_cells(study: Study, keep: np.ndarray, reason: str | np.ndarray) -> None
     for modality in study.modalities.values():
         modality.counts = _sorted(modality.counts[np.flatnonzero(keep)])
         modality.measured = modality.measured[keep]
+        if modality.held_out is not None:
+            modality.held_out = modality.held_out.cells(keep)
 
 
 def not_measured(modality: Modality, cells: np.ndarray) -> None:
@@ -83,7 +88,7 @@ def not_measured(modality: Modality, cells: np.ndarray) -> None:
 
 
 def switch_off(study: Study, cells_of_grid: Iterable[SwitchedOff]) -> None:
-    """Treat modalities as not measured in the cells of some levels of a column; changes the study.
+    """Treat modalities as not measured in the cells of some levels of a column, and keep what was measured aside; changes the study.
 
     Raises
     ------
@@ -102,7 +107,11 @@ def switch_off(study: Study, cells_of_grid: Iterable[SwitchedOff]) -> None:
             raise DataError(
                 f"data.switched_off names the level '{one.level}' of '{one.column}', which no cell has.", "Choose one of its levels."
             )
-        not_measured(study.modalities[one.modality], cells)
+        modality = study.modalities[one.modality]
+        rows = np.flatnonzero(cells & modality.measured)
+        if len(rows):
+            modality.held_out = HeldOut(rows, _sorted(modality.counts[rows])).and_also(modality.held_out)
+        not_measured(modality, cells)
 
 
 def drop_unmeasured(study: Study, reason: str) -> None:

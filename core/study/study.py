@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+if TYPE_CHECKING:
+    from cellweave.core.study.held_out import HeldOut
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Modality:
         Which features were measured in which mask group (``Study.mask_group``), ``(n_groups, n_features)`` bool; None where all were in all.
     location
         Where the counts were found: ``X``, ``raw/X``, ``layers/NAME``.
+    held_out
+        Counts that were measured but switched off in the mosaic grid, or None; see :func:`cellweave.core.study.held_out.held_out_truth`.
     """
 
     name: str
@@ -55,6 +61,7 @@ class Modality:
     measured: np.ndarray
     feature_mask: np.ndarray | None = None
     location: str = "X"
+    held_out: HeldOut | None = None
 
     @property
     def n_features(self) -> int:

@@ -1,0 +1,109 @@
+"""Checks of studies with several modalities: connected or not, batches of mixed cells, blocks of features, what was held out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from cellweave.core.errors import DataError
+from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.spec.run import RunSpec
+from cellweave.core.study.blocks import block_labels
+from cellweave.core.study.checks import Check, Fix, Level
+from cellweave.core.study.mosaic import Mosaic, and_list, described
+from cellweave.core.study.study import Modality, Study
+
+FEW_OF_PATTERN = 10  # cells of one batch and pattern below which a stream of the sampler repeats a handful of cells
+SHOWN = 3
+
+
+def check_mosaic(spec: RunSpec, study: Study, used: Sequence[Modality]) -> Iterator[Check]:
+    """Return what was found of the modalities together; nothing for a model of one modality."""
+    if spec.family.modalities != "many":
+        return
+    column = spec.covariates.batch
+    mosaic = Mosaic.of(study, column if column is not None and column in study.obs.columns else None, [modality.name for modality in used])
+    if len(used) > 1:
+        yield _connected(spec, mosaic)
+        yield from _mixed(spec, mosaic)
+    yield from _held_out(used)
+    for modality in used:
+        if spec.family.blocks:
+            yield from _blocks(spec, modality)
+        yield from _masks(study, modality)
+
+
+def _connected(spec: RunSpec, mosaic: Mosaic) -> Check:
+    """Cells must hang together through modalities they share."""
+    islands = mosaic.islands_of_cells()
+    if len(islands) > 1:
+        text = (
+            f"{mosaic.sentence()} Nothing links them in the latent space. Add cells in which modalities of both were measured, or train on one island."
+        )
+        return Check("connected", Level.FAIL, "Modalities are not linked", text, _leave_one(spec, mosaic), "data.paths")
+    return Check("connected", Level.OK, "Modalities hang together", mosaic.sentence(), where="data.paths")
+
+
+def _leave_one(spec: RunSpec, mosaic: Mosaic) -> tuple[Fix, ...]:
+    """Offer to switch the smaller islands off, where each batch is of one island only."""
+    islands = mosaic.islands_of_cells()
+    if not mosaic.column or len({level for island in islands for level in island.levels}) < sum(len(island.levels) for island in islands):
+        return ()
+    off = [one.model_dump() for one in spec.data.switched_off] + [
+        {"column": mosaic.column, "level": level, "modality": name}
+        for island in islands[1:]
+        for level in island.levels
+        for name, n in zip(mosaic.modalities, mosaic.counts[mosaic.levels.index(level)], strict=True)
+        if n
+    ]
+    return (Fix(f"Train on {described(islands[0])} only", {"data.switched_off": off}),)
+
+
+def _mixed(spec: RunSpec, mosaic: Mosaic) -> Iterator[Check]:
+    found = mosaic.mixed() if mosaic.column else []
+    if not found:
+        return
+    parts = [
+        f"'{level}' ({', '.join(f'{n:,} cells with {and_list([modality_kind(name).label for name in names])}' for names, n in patterns)})"
+        for level, patterns in found[:SHOWN]
+    ]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    text = f"The cells of one batch differ in modalities: {', '.join(parts)}{more}. Each batch is trained in parts, one a set of modalities."
+    small = min(n for _, patterns in found for _, n in patterns)
+    level = Level.WARN if small < FEW_OF_PATTERN and spec.family.sampler == "pattern" else Level.OK
+    if level is Level.WARN:
+        text += f" The smallest part has {small} cells, which every epoch repeats many times."
+    yield Check("mixed-batches", level, "Batches with several patterns", text, where="data.paths")
+
+
+def _held_out(used: Sequence[Modality]) -> Iterator[Check]:
+    parts = [f"{modality_kind(m.name).label} of {len(m.held_out.rows):,} cells" for m in used if m.held_out is not None]
+    if parts:
+        text = f"{and_list(parts)} was measured but is switched off: it is kept aside as the truth that imputed values can be compared with."
+        yield Check("held-out", Level.OK, "Switched off", text, where="data.switched_off")
+
+
+def _blocks(spec: RunSpec, modality: Modality) -> Iterator[Check]:
+    where = f"data.blocks.{modality.name}"
+    try:
+        labels = block_labels(modality, spec.data.blocks.get(modality.name, "automatic"))
+    except DataError as error:
+        yield Check("blocks", Level.FAIL, f"Blocks of {modality.name}", str(error), (Fix("Read it as one block", {where: "one block"}),), where)
+        return
+    names = list(dict.fromkeys(labels))
+    if len(names) > 1:
+        text = f"The {modality.n_features:,} features of {modality.name} are read in {len(names)} blocks ({', '.join(names[:SHOWN])} ...)."
+        yield Check("blocks", Level.OK, f"Blocks of {modality.name}", text, where=where)
+
+
+def _masks(study: Study, modality: Modality) -> Iterator[Check]:
+    if modality.feature_mask is None:
+        return
+    groups, n = np.unique(study.mask_group[modality.measured], return_counts=True)
+    share = float((modality.feature_mask[groups].mean(axis=1) * n).sum() / max(1, n.sum()))
+    nobody = int((~modality.feature_mask[groups].any(axis=0)).sum())
+    text = f"{share:.0%} of the features of {modality.name} were measured in a cell on average, by {len(groups):,} masks; the others are imputed."
+    if nobody:
+        text += f" {nobody:,} features were measured in no cell at all, so that nothing can be learned of them."
+    yield Check("masks", Level.WARN if nobody else Level.OK, f"Masks of {modality.name}", text, where=f"data.masks.{modality.name}")
