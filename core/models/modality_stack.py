@@ -210,7 +210,7 @@ class ModalityStack(nn.Module):
 
     def _background(self, levels: Levels, summaries: Mapping[str, np.ndarray]) -> LevelTable:
         options, shape = self.options, (sum(levels.ambient), self.n_features)
-        if options.bg_init_gene_fraction is None:
+        if options.bg_init_gene_fraction == 0:
             start = torch.full(shape, math.log(options.background_prior_alpha / options.background_prior_beta))
         else:
             mean = _float(summaries["ambient_share"]) * self.expression_total * options.bg_init_gene_fraction

@@ -98,14 +98,13 @@ class RegularisedOptions(ModelOptions):
         group=DECODER,
     )
 
-    bg_init_gene_fraction: float | None = option(
+    bg_init_gene_fraction: float = option(
         0.2,
         "Background at the start",
-        "Share of each level's mean expression that the background begins at.",
+        "Share of each level's mean expression that the background begins at; 0 begins every feature at the mean of its prior.",
         group=AMBIENT,
-        gt=0,
+        ge=0,
         le=1,
-        auto="the mean of its prior, the same for every feature",
     )
     background_prior_alpha: float = option(
         1.0, "Shape of the background's prior", "Shape of its Gamma prior.", group=AMBIENT, gt=0, advanced=True
@@ -443,14 +442,21 @@ def decoder_columns(spec: RunSpec) -> tuple[str, ...]:
 
 def has_background(spec: RunSpec) -> bool:
     """Return whether some modality has an ambient background."""
-    modalities = getattr(spec.model, "additive_background_modalities", None)
-    return bool(modalities) if modalities is not None else bool(spec.model.use_additive_background)  # type: ignore[attr-defined]
+    return _is_on(spec, "use_additive_background", "additive_background_modalities")
 
 
 def has_scaling(spec: RunSpec) -> bool:
     """Return whether some modality has scaled features."""
-    modalities = getattr(spec.model, "feature_scaling_modalities", None)
-    return bool(modalities) if modalities is not None else bool(spec.model.use_feature_scaling)  # type: ignore[attr-defined]
+    return _is_on(spec, "use_feature_scaling", "feature_scaling_modalities")
+
+
+def _is_on(spec: RunSpec, switch: str, listed: str) -> bool:
+    """Return whether a switch is on, or some modality of the model is in a list."""
+    options: Any = spec.model
+    if hasattr(options, switch):
+        return bool(getattr(options, switch))
+    names = getattr(options, listed)
+    return any(not options.modalities or name in options.modalities for name in names)
 
 
 def shared_metrics(name: str, options: Any, suffix: str = "", label: str = "") -> list[Metric]:

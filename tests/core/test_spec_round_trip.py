@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import annotated_types
 import pytest
@@ -38,8 +38,11 @@ def values(annotation: Any, bounds: dict[str, Any]) -> st.SearchStrategy[Any]:
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Literal:
         return st.sampled_from(arguments)
+    if origin is Annotated:
+        return values(arguments[0], limits(FieldInfo.from_annotation(annotation)))
     if origin in (types.UnionType, typing.Union):
-        return st.none() | st.one_of(*(values(item, bounds) for item in arguments if item is not type(None)))
+        some = st.one_of(*(values(item, bounds) for item in arguments if item is not type(None)))
+        return st.none() | some if type(None) in arguments else some
     if origin is tuple:
         return st.lists(values(arguments[0], {}), max_size=3).map(tuple)
     if origin is dict:
