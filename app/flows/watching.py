@@ -72,7 +72,7 @@ class Watching(QObject):
         self.gone = None
         self._refresh = self._waiting = self._previous = None
         losses, embedding = self._window.losses, self._window.embedding
-        losses.set_terms(spec.terms())
+        losses.set_terms(spec.terms(), spec.family.metrics(spec))
         label = run_label(spec.name, folder)
         losses.set_run(label, ())
         self._window.centre.say_run(label)
@@ -210,7 +210,7 @@ class Watching(QObject):
         self.gone = None
         self.shown, self.spec, self.results, self.cells = results.folder, results.spec, results, results.cells
         self._refresh = self._waiting = None
-        window.losses.set_terms(results.spec.terms())
+        window.losses.set_terms(results.spec.terms(), results.spec.family.metrics(results.spec))
         window.losses.set_run(results.label, results.events)
         window.centre.say_run(results.label)
         self.progress = RunProgress(results.label)

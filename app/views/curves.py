@@ -121,7 +121,10 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self._hide_cursor()
         for plot in self._plots:
             self.ci.removeItem(plot.item)
-        groups = [(series,) for series in self._series] if self._style.separate else [self._series] if self._series else []
+        terms = tuple(series for series in self._series if not series.beside)
+        groups: list[tuple[Series, ...]] = [(series,) for series in terms] if self._style.separate else [terms] if terms else []
+        titles = dict.fromkeys(series.beside for series in self._series if series.beside)
+        groups += [tuple(series for series in self._series if series.beside == title) for title in titles]
         self._plots = [self._make_plot(group) for group in groups]
         self._columns = 0
         self._place()
@@ -153,7 +156,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
     def _decorate(self, plot: _Plot) -> None:
         theme = current()
         text, secondary = theme.color("text"), theme.color("secondary")
-        title = plot.series[0].label if len(plot.series) == 1 else "Losses"
+        title = plot.series[0].label if len(plot.series) == 1 else plot.series[0].beside[:1].upper() + plot.series[0].beside[1:] or "Losses"
         plot.item.setTitle(f"<b>{html.escape(title)}</b>", color=text.name(), justify="left")
         unit = plot.series[0].unit if len({series.unit for series in plot.series}) == 1 else "value"
         plot.item.setLabel("left", html.escape(unit), color=secondary.name())
@@ -228,7 +231,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         shown: list[np.ndarray] = []
         for run, history in reversed(list(enumerate((self._history, *self._overlays)))):
             for series in plot.series:
-                for split in self._style.splits:
+                for split in ("train",) if series.beside else self._style.splits:  # a metric is of neither split
                     points = curve(history, series.name, split, self._style)
                     if not len(points.x):
                         continue

@@ -25,6 +25,8 @@ from cellweave.core.runs.events import (
 TOTAL, ELBO = "total", "elbo"
 SUMS = (TOTAL, ELBO)
 SPLITS = ("train", "validation")
+METRIC = "metric:"
+"""Before the name of what a model tells beside its terms, so that a metric is never taken for a term of that name."""
 
 
 @dataclass
@@ -96,7 +98,8 @@ class LossHistory:
     def _append(self, event: EpochDone) -> None:
         self.epochs.append(event.epoch)
         self._rows.append(event)
-        for split, values in (("train", event.train), ("validation", event.validation or {})):
+        told = {f"{METRIC}{name}": value for name, value in event.metrics.items()}
+        for split, values in (("train", event.train | told), ("validation", event.validation or {})):
             for name, value in values.items():
                 x, y = self._series.setdefault((name, split), ([], []))
                 x.append(event.epoch)
@@ -118,9 +121,10 @@ class LossHistory:
         return self.phase != before and not self.epochs
 
     def series_names(self) -> list[str]:
-        """Return the names of every series there is, the sums last."""
+        """Return the names of every series there is, the sums after the terms; metrics come last and have no validation."""
         names = dict.fromkeys(name for name, _ in self._series)
-        return [*(name for name in names if name not in SUMS), *(name for name in SUMS if name in names)]
+        told = [name for name in names if name.startswith(METRIC)]
+        return [*(name for name in names if name not in SUMS and name not in told), *(name for name in SUMS if name in names), *told]
 
     def series(self, name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Return a series.
@@ -128,7 +132,7 @@ class LossHistory:
         Parameters
         ----------
         name
-            A term, ``"total"`` or ``"elbo"``.
+            A term, ``"total"``, ``"elbo"``, or ``"metric:NAME"``.
         split
             ``"train"`` or ``"validation"``.
 
@@ -147,15 +151,17 @@ class LossHistory:
 
     def to_csv(self) -> str:
         """Return the history as a table with a row an epoch and a column a series and split."""
-        columns = [(name, split) for name in self.series_names() for split in SPLITS]
+        columns = [(name, split) for name in self.series_names() if not name.startswith(METRIC) for split in SPLITS]
+        told = [name.removeprefix(METRIC) for name in self.series_names() if name.startswith(METRIC)]
         weights = sorted({name for row in self._rows for name in row.weights})
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["epoch", *(f"{split}_{name}" for name, split in columns), *(f"weight_{name}" for name in weights)])
+        writer.writerow(["epoch", *(f"{split}_{name}" for name, split in columns), *(f"weight_{name}" for name in weights), *told])
         for row in self._rows:
             values = {"train": row.train, "validation": row.validation or {}}
             cells = [repr(values[split][name]) if name in values[split] else "" for name, split in columns]
-            writer.writerow([row.epoch, *cells, *(repr(row.weights[name]) if name in row.weights else "" for name in weights)])
+            cells += [repr(row.weights[name]) if name in row.weights else "" for name in weights]
+            writer.writerow([row.epoch, *cells, *(repr(row.metrics[name]) if name in row.metrics else "" for name in told)])
         return out.getvalue()
 
 

@@ -28,9 +28,9 @@ from cellweave.app.forms.scroll import ColumnScroll
 from cellweave.app.theme import SPACE, current, icon, notifier, series_color
 from cellweave.app.views.cards import Message
 from cellweave.app.views.curves import LossCurves
-from cellweave.app.views.history import ELBO, SPLITS, TOTAL, LossHistory
+from cellweave.app.views.history import ELBO, METRIC, SPLITS, TOTAL, LossHistory
 from cellweave.app.views.series import CurveStyle, Series
-from cellweave.core.models.declare import LossTerm
+from cellweave.core.models.declare import LossTerm, Metric
 from cellweave.core.runs.events import Event
 
 REDRAW_MS, SLOWEST_MS = 100, 1000
@@ -62,6 +62,7 @@ class LossView(QWidget):
         self._history = LossHistory()
         self._overlays: dict[str, LossHistory] = {}
         self._terms: dict[str, LossTerm] = {}
+        self._metrics: dict[str, Metric] = {}
         self._hidden: set[str] = {ELBO}
         self._message = ""
         self._timer = QTimer(self)
@@ -76,9 +77,18 @@ class LossView(QWidget):
 
     # -- what it shows ---------------------------------------------------------------------------------------
 
-    def set_terms(self, terms: Sequence[LossTerm]) -> None:
-        """Set labels, units and hues, as the model declares them; without them the names stand for themselves."""
+    def set_terms(self, terms: Sequence[LossTerm], metrics: Sequence[Metric] = ()) -> None:
+        """Set labels, units and hues, as the model declares them; without them the names stand for themselves.
+
+        Parameters
+        ----------
+        terms
+            Of the objective.
+        metrics
+            What the model tells beside them once an epoch; those of one unit share a plot below the terms.
+        """
         self._terms = {term.name: term for term in terms}
+        self._metrics = {f"{METRIC}{metric.name}": metric for metric in metrics}
         self._later()
 
     def set_run(self, name: str, events: Iterable[Event] = ()) -> None:
@@ -135,12 +145,24 @@ class LossView(QWidget):
     def series(self) -> list[Series]:
         """Return every series the run and its overlays have, the total first."""
         names = dict.fromkeys(name for history in (self._history, *self._overlays.values()) for name in history.series_names())
-        order = [TOTAL, *(name for name in self._terms if name in names), *(name for name in names if name not in SUM_LABELS), ELBO]
+        told = [*(name for name in self._metrics if name in names), *(name for name in names if name.startswith(METRIC))]
+        order = [TOTAL, *(name for name in self._terms if name in names), *(name for name in names if name not in SUM_LABELS and name not in told), ELBO, *told]
         return [self._describe(name, index) for index, name in enumerate(dict.fromkeys(order)) if name in names]
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics that the run and its overlays tell, declared ones first."""
+        there = dict.fromkeys(name for history in (self._history, *self._overlays.values()) for name in history.series_names() if name.startswith(METRIC))
+        return [*(name for name in self._metrics if name in there), *(name for name in there if name not in self._metrics)]
 
     def _describe(self, name: str, index: int) -> Series:
         if name in SUM_LABELS:
             return Series(name, SUM_LABELS[name])
+        if name.startswith(METRIC):
+            metric, told = self._metrics.get(name), [known for known in self.metric_names() if known.startswith(METRIC)]
+            hue = series_color(told.index(name))
+            if metric is None:
+                return Series(name, name.removeprefix(METRIC).replace("_", " ").capitalize(), "", hue, beside="Metrics")
+            return Series(name, metric.label, metric.unit, hue, beside=metric.unit or "Metrics", help=metric.help)
         term = self._terms.get(name)
         if term is None:
             return Series(name, name.replace("_", " ").capitalize(), "value", series_color(index - 1))
@@ -255,7 +277,9 @@ class LossView(QWidget):
                 item.widget().hide()
                 item.widget().deleteLater()
         for series in self.series():
-            button = self._chip(SHORT.get(series.label, series.label), line_icon(series.hue(), Qt.PenStyle.SolidLine), f"Show {series.label}")
+            tip = f"Show {series.label}" + (f": {series.help}" if series.help else "")
+            button = self._chip(SHORT.get(series.label, series.label), line_icon(series.hue(), Qt.PenStyle.SolidLine), tip)
+            button.setAccessibleName(f"Show {series.label}")
             button.setChecked(series.name not in self._hidden)
             button.toggled.connect(lambda on, name=series.name: self._toggle(name, on=on))
             self._legend_row.addWidget(button)

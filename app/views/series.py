@@ -26,12 +26,18 @@ class Series:
         On the value axis.
     colour
         Hue of the term; None draws it in the colour of text, as the sums are.
+    beside
+        Title of the plot that it shares with others of that title, for what is no term of the objective; empty for a plot of its own.
+    help
+        One sentence on what it says.
     """
 
     name: str
     label: str
     unit: str = "nats per cell"
     colour: QColor | None = None
+    beside: str = ""
+    help: str = ""
 
     def hue(self) -> QColor:
         """Return the colour in the present theme."""

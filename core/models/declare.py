@@ -75,7 +75,7 @@ class Metric:
     Attributes
     ----------
     name
-        Identifier, a key of ``EpochDone.metrics`` and a column of ``metrics.csv``.
+        Identifier, a key of ``EpochDone.metrics`` and a column of ``epoch_metrics.csv``.
     label
         Text in the legend.
     help

@@ -127,6 +127,11 @@ class RunFolder:
         return self.path / "losses.csv"
 
     @property
+    def epoch_metrics_file(self) -> Path:
+        """What the model tells beside its loss terms, one row an epoch."""
+        return self.path / "epoch_metrics.csv"
+
+    @property
     def metrics_file(self) -> Path:
         """Scores of the result."""
         return self.path / "metrics.csv"

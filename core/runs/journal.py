@@ -57,7 +57,7 @@ class Journal:
         )
         self.on_restored: Callable[[], None] = lambda: None
         # What was written so far: little text, with which a folder that somebody deletes can be made again.
-        self._written: dict[Path, list[str]] = {path: _lines(path) for path in (folder.events_file, folder.losses_file, folder.metrics_file)}
+        self._written: dict[Path, list[str]] = {path: _lines(path) for path in _tables(folder)}
         self._pending: dict[Path, list[str]] = {}
         self._columns: list[str] = []
         self._last_status = self._last_progress = 0.0
@@ -81,6 +81,7 @@ class Journal:
             self._set_status(state=event.state, reason=event.reason, text=event.text)
         elif isinstance(event, EpochDone):
             self._write_losses(event)
+            self._write_epoch_metrics(event)
             self._set_status(throttle=True, epoch=event.epoch, max_epochs=event.max_epochs, best_epoch=event.best_epoch)
         elif isinstance(event, Progress | StepProgress):
             self._set_status(throttle=True)
@@ -127,9 +128,26 @@ class Journal:
         csv.DictWriter(buffer, self._columns, restval="", extrasaction="ignore", lineterminator="\n").writerow(row)
         self._append(self.folder.losses_file, buffer.getvalue())
 
-    def _existing_columns(self) -> list[str]:
+    def _write_epoch_metrics(self, event: EpochDone) -> None:
+        """Write what the family declares beside its terms; every declared metric has its column from the first row on."""
+        path = self.folder.epoch_metrics_file
+        declared = [] if self.spec is None else [metric.name for metric in self.spec.family.metrics(self.spec)]
+        if not event.metrics and not declared:
+            return
+        columns, buffer = self._existing_columns(path), io.StringIO()
+        if not columns:
+            columns = ["epoch", *dict.fromkeys([*declared, *event.metrics])]
+            csv.writer(buffer, lineterminator="\n").writerow(columns)
+        row = {"epoch": str(event.epoch), **{name: repr(float(value)) for name, value in event.metrics.items()}}
+        csv.DictWriter(buffer, columns, restval="", extrasaction="ignore", lineterminator="\n").writerow(row)
+        self._append(path, buffer.getvalue())
+
+    def _existing_columns(self, path: Path | None = None) -> list[str]:
+        known = self._written.get(path) if path is not None else None
+        if known:  # also where it could not be written yet
+            return next(csv.reader(known[0].splitlines()[:1]), [])
         try:
-            first = self.folder.losses_file.read_text(encoding="utf-8").splitlines()[:1]
+            first = (path or self.folder.losses_file).read_text(encoding="utf-8").splitlines()[:1]
         except OSError:
             return []
         return next(csv.reader(first), [])
@@ -215,17 +233,22 @@ class Journal:
 
     def rewind(self, epoch: int) -> None:
         """Take back what was written after ``epoch`` whole epochs, so that a resumed run repeats no row."""
-        path = self.folder.losses_file
         self.folder.metrics_file.unlink(missing_ok=True)
         self._written[self.folder.metrics_file] = []
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError:
-            return
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= epoch]
-        write_text_atomic(path, "\n".join(kept) + "\n" if kept else "")
-        self._written[path] = _lines(path)
+        for path in (self.folder.losses_file, self.folder.epoch_metrics_file):
+            try:
+                text = path.read_text(encoding="utf-8")
+            except OSError:
+                continue
+            lines = text[: text.rfind("\n") + 1].splitlines()
+            kept = lines[:1] + [line for line in lines[1:] if int(line.partition(",")[0]) <= epoch]
+            write_text_atomic(path, "\n".join(kept) + "\n" if kept else "")
+            self._written[path] = _lines(path)
+
+
+def _tables(folder: RunFolder) -> tuple[Path, ...]:
+    """Return the files that grow while a run goes on."""
+    return folder.events_file, folder.losses_file, folder.epoch_metrics_file, folder.metrics_file
 
 
 def _lines(path: Path) -> list[str]:

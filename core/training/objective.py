@@ -141,3 +141,12 @@ class StepMeans:
         result = {name: total / self._steps for name, total in self._sums.items()}
         self._sums, self._steps = {}, 0
         return result
+
+    def state(self) -> dict[str, float]:
+        """Return the sums and the number of steps, for a checkpoint in the middle of an epoch."""
+        return {"": float(self._steps), **self._sums}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """Take up sums from a checkpoint."""
+        self._sums = {name: float(total) for name, total in state.items() if name}
+        self._steps = int(state.get("", 0))

@@ -47,6 +47,7 @@ def pack(trainer: Trainer) -> store.Checkpoint:
         "weights": trainer.objective.weights,
         "optimizers": optimizers,
         "terms": [term.name for term in trainer.objective.terms],
+        "inner": _finite(trainer.inner.state()),
     }
     return store.Checkpoint(tensors, state)
 
@@ -67,6 +68,7 @@ def unpack(trainer: Trainer, checkpoint: store.Checkpoint) -> None:
     for name, weight in state["weights"].items():
         if name in trainer.objective.weights:
             trainer.objective.set_weight(name, weight)
+    trainer.inner.load({name: float("nan") if total is None else total for name, total in state.get("inner", {}).items()})
     trainer.resumed_sums = checkpoint.part("sums")
     trainer.resumed_rng = checkpoint.part("rng")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from cellweave.app import theme
 from cellweave.app.theme import load_theme
 from cellweave.app.views import LossView
 from cellweave.app.views.history import smooth
+from cellweave.core.models.declare import Metric
 from cellweave.core.runs.events import EpochDone, RunState, StateChanged, StepProgress, WeightChanged
 from cellweave.core.spec import RunSpec
 
@@ -349,3 +353,23 @@ def test_plots_find_their_columns(running, width):
     for index, box in enumerate(boxes):
         assert box.right() <= running._curves.width() + 1
         assert not any(box.adjusted(2, 2, -2, -2).intersects(other.adjusted(2, 2, -2, -2)) for other in boxes[index + 1 :])
+
+
+def test_metrics_of_one_unit_share_a_plot_below_the_terms(view):
+    metrics = [Metric(f"hits_{name}", f"Accuracy {name.upper()}", "High is bad.", "share") for name in "ab"] + [Metric("active", "Active", "", "units")]
+    view.set_terms(RunSpec().terms(), metrics)
+    told = {"hits_b": 0.5, "hits_a": 0.25, "active": 7.0, "undeclared": 1.0}
+    view.set_run("vae-02", [replace(epoch_done(number), metrics=told) for number in range(1, 4)])
+    assert view._curves.titles()[-3:] == ["Accuracy A, Accuracy B", "Active", "Undeclared"]
+    assert view._curves.line("metric:hits_a", "train")[1].tolist() == [0.25] * 3
+    assert view._curves.line("metric:hits_a", "validation") is None
+    view._splits["train"].click()  # a metric is neither of training nor of validation cells
+    assert view._curves.line("metric:hits_a", "train") is not None
+    assert "High is bad." in chip(view, "Accuracy B").toolTip()
+    chip(view, "Accuracy B").click()
+    assert view._curves.titles()[-3:] == ["Accuracy A", "Active", "Undeclared"]
+    view._separate.click()
+    assert len(view._curves.titles()) == 4
+    head, *rows = list(csv.reader(io.StringIO(view.to_csv())))
+    assert head[-4:] == ["hits_b", "hits_a", "active", "undeclared"]
+    assert rows[0][-4:] == ["0.5", "0.25", "7.0", "1.0"]

@@ -19,6 +19,7 @@ from cellweave.core.spec import RunSpec
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.data import prepare
 from cellweave.core.training.loop import Trainer
+from cellweave.core.training.objective import StepMeans
 from cellweave.core.training.position import pack, unpack
 from cellweave.core.training.preview import Preview
 from cellweave.core.training.results import write_latents
@@ -193,3 +194,31 @@ def test_block_sizes_that_do_not_add_up_are_refused(spec):
     sizes = prepare(spec.with_changes({"data.blocks.rna": [20, 10]}), study).context(spec).modalities[0]
     assert sizes.blocks == (20, 10)
     assert sizes.block_names == ("block 1", "block 2")
+
+
+def test_metrics_have_a_row_an_epoch_and_a_resume_repeats_none(tmp_path, spec):
+    one = trainer(tmp_path / "run", spec, mosaic_study(SIZES))
+    one.journal.spec = spec
+    one.fit()
+    rows = (tmp_path / "run" / "epoch_metrics.csv").read_text().splitlines()
+    assert rows[0] == "epoch,steps"
+    assert [float(row.split(",")[1]) for row in rows[1:]] == [16.0, 32.0, 48.0]
+    again = trainer(tmp_path / "run", spec, mosaic_study(SIZES))
+    again.journal.spec = spec
+    again.journal.rewind(1)
+    assert (tmp_path / "run" / "epoch_metrics.csv").read_text().splitlines() == rows[:2]
+    again.journal.rewind(0)
+    again.fit()
+    assert (tmp_path / "run" / "epoch_metrics.csv").read_text().splitlines() == rows
+
+
+def test_means_over_steps_survive_a_checkpoint():
+    whole, first, second = StepMeans(), StepMeans(), StepMeans()
+    values = [{"a": 1.0}, {"a": 2.0, "b": 4.0}, {"a": 9.0}]
+    for value in values:
+        whole.add(value)
+    for value in values[:2]:
+        first.add(value)
+    second.load(first.state())
+    second.add(values[2])
+    assert second.means() == whole.means() == {"a": 4.0, "b": 4.0 / 3}
