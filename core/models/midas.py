@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import field_validator
+from pydantic import ValidationInfo, field_validator
 
+from cellweave.core.errors import SpecError
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result, RoleUse
+from cellweave.core.nn.distributions import distribution, distributions, transforms
+from cellweave.core.plugins import RESERVED, check_name
 from cellweave.core.spec.fields import option
+from cellweave.core.spec.modalities import ModalityKind, modality_kind, modality_kinds
 from cellweave.core.spec.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -32,6 +39,15 @@ def _sizes_text(value: object) -> str:
         message = f"'{text}' names no layer sizes: write whole numbers with commas between them, such as '1024, 128'"
         raise ValueError(message)
     return ", ".join(parts)
+
+
+def _in_words(check: Callable[..., object], *arguments: Any, **named: Any) -> None:
+    """Call a check, and turn its refusal into one that pydantic understands."""
+    try:
+        check(*arguments, **named)
+    except SpecError as error:
+        message = f"{error.cause} {error.mend}".strip()
+        raise ValueError(message) from None
 
 
 class MidasOptions(ModelOptions):
@@ -63,25 +79,32 @@ class MidasOptions(ModelOptions):
         unit="cells", group=MODALITIES, ge=1, advanced=True,
     )
     distribution: dict[str, str] = option(
-        lambda: {"rna": "poisson", "adt": "poisson", "atac": "bernoulli"},
-        "Distribution", "By modality, what its values are drawn from. A modality of your own is declared by naming it here.", group=MODALITIES,
-    )  # fmt: skip
+        dict,
+        "Distribution",
+        "By modality, what its values are drawn from: poisson, bernoulli, gaussian, nb, zinb or a plug-in's. Auto is poisson for rna and adt, bernoulli for "
+        "atac, and what a plug-in says of its own. A modality of your own is declared by naming it here.",
+        group=MODALITIES,
+    )
     transform: dict[str, str] = option(
-        lambda: {"atac": "binarize"},
-        "Transformed data", "By modality, what is done to its values before anything else; the model then explains the transformed values. 'none' leaves them.",
+        dict,
+        "Transformed data",
+        "By modality, what is done to its values before anything else; the model then explains the transformed values. Auto is binarize where the distribution is "
+        "bernoulli, otherwise none.",
         group=MODALITIES, advanced=True,
-    )
+    )  # fmt: skip
     encoder_transform: dict[str, str] = option(
-        lambda: {"rna": "log1p", "adt": "log1p"},
-        "Encoder sees", "By modality, what is done to its values on their way into the encoder only. 'none' leaves them.", group=MODALITIES, advanced=True,
-    )
+        dict,
+        "Encoder sees",
+        "By modality, what is done to its values on their way into the encoder only. Auto is log1p for counts, otherwise none.",
+        group=MODALITIES, advanced=True,
+    )  # fmt: skip
     block_encoder: dict[str, str] = option(
-        lambda: {"atac": BLOCK_ENCODER},
-        "Block encoder layers", "By modality that comes in blocks (chromosomes of peaks), the layer sizes of each block's encoder.", group=MODALITIES, advanced=True,
+        dict, "Block encoder layers",
+        "By modality that comes in blocks (chromosomes of peaks), the layer sizes of each block's encoder; auto is 128, 32.", group=MODALITIES, advanced=True,
     )
     block_decoder: dict[str, str] = option(
-        lambda: {"atac": BLOCK_DECODER},
-        "Block decoder layers", "By modality that comes in blocks, the layer sizes of each block's decoder; begins with the encoder's last.",
+        dict, "Block decoder layers",
+        "By modality that comes in blocks, the layer sizes of each block's decoder, which begin with the encoder's last; auto is 32, 128.",
         group=MODALITIES, advanced=True,
     )
     discriminator: str = option("128, 64", "Discriminator layers", "Sizes of the layers of each discriminator.", group=DISCRIMINATORS, advanced=True)
@@ -106,14 +129,46 @@ class MidasOptions(ModelOptions):
     def _block_sizes(cls, value: object) -> object:
         return {key: _sizes_text(item) for key, item in value.items()} if isinstance(value, dict) else value
 
+    @field_validator("distribution", "transform", "encoder_transform")
+    @classmethod
+    def _known(cls, value: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        for modality, name in value.items():
+            if modality not in modality_kinds():
+                _in_words(check_name, modality, "modality", (), reserved=RESERVED)
+            known = distributions() if info.field_name == "distribution" else transforms()
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                message = f"there is no {'distribution' if info.field_name == 'distribution' else 'transform'} '{name}' for {modality}"
+                raise ValueError(message + (f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"))
+        return value
+
+    def distribution_of(self, modality: str) -> str:
+        """Return the name of a modality's distribution."""
+        return self.distribution.get(modality, modality_kind(modality).distribution)
+
+    def transform_of(self, modality: str) -> str:
+        """Return the name of what is done to a modality's values first."""
+        return self.transform.get(modality) or self._auto(modality).transform
+
+    def encoder_transform_of(self, modality: str) -> str:
+        """Return the name of what is done to a modality's values on their way into the encoder."""
+        return self.encoder_transform.get(modality) or self._auto(modality).encoder_transform
+
+    def _auto(self, modality: str) -> ModalityKind:
+        """Return what holds for a modality where nothing is said: its own, or what suits another distribution that was chosen for it."""
+        kind, chosen = modality_kind(modality), self.distribution_of(modality)
+        if chosen == kind.distribution:
+            return kind
+        support = distribution(chosen).support
+        return replace(kind, transform="binarize" if support == "binary" else "none", encoder_transform="log1p" if support == "counts" else "none")
+
+    def knows(self, modality: str) -> bool:
+        """Return whether a modality was declared: by us, by a plug-in, or in :attr:`distribution`."""
+        return modality in modality_kinds() or modality in self.distribution
+
     def block_sizes(self, modality: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the layer sizes of a block's encoder and decoder."""
         return sizes_of(self.block_encoder.get(modality, BLOCK_ENCODER)), sizes_of(self.block_decoder.get(modality, BLOCK_DECODER))
-
-
-def modality_label(name: str) -> str:
-    """Return how a modality is written: the three usual ones in capitals."""
-    return name.upper() if name in {"rna", "adt", "atac"} else name
 
 
 def reconstruction(modality: str) -> str:
@@ -124,23 +179,24 @@ def reconstruction(modality: str) -> str:
 def modality_names(spec: RunSpec) -> tuple[str, ...]:
     """Return the modalities whose loss terms a spec has.
 
-    A spec does not know its study. Once a run has begun it names the place of the counts of every modality, and of these the terms are; before, of all
-    whose distribution is declared.
+    A spec does not know its study. Once a run has begun it names the place of the counts of every modality, and those are they; before, they are the usual
+    ones, those of plug-ins, and what options and loss weights mention.
     """
     model = spec.model
     assert isinstance(model, MidasOptions)
-    if not (spec.data.sha256 and spec.data.layers):
-        return tuple(model.distribution)
-    known = {*spec.data.layers, *(name for name in model.distribution if reconstruction(name) in spec.losses.weights)}
-    return tuple(name for name in model.distribution if name in known)
+    if spec.data.sha256 and spec.data.layers:
+        mentioned = (name.removeprefix("reconstruction_") for name in spec.losses.weights if name.startswith("reconstruction_"))
+        return tuple(dict.fromkeys((*spec.data.layers, *(name for name in mentioned if name != "batch" and model.knows(name)))))
+    tables = (model.distribution, model.transform, model.encoder_transform, model.block_encoder, model.block_decoder)
+    return tuple(dict.fromkeys((*modality_kinds(), *(name for table in tables for name in table))))
 
 
 def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     """Loss terms (spec section 4); the weights are the products of scmidas' lambdas that multiply each term."""
     found = [
         LossTerm(
-            reconstruction(name), f"Reconstruction of {modality_label(name)}",
-            f"Negative log-likelihood of {modality_label(name)}, in the cells that have it. Raise it where this modality is lost beside the others; lower it where "
+            reconstruction(name), modality_kind(name).reconstruction_label,
+            f"Negative log-likelihood of {modality_kind(name).label}, in the cells that have it. Raise it where this modality is lost beside the others; lower it where "
             "it drowns them, as raw protein counts can.",
             colour=place,
         )
@@ -182,7 +238,7 @@ def metrics(spec: RunSpec) -> tuple[Metric, ...]:
     what = "Share of the training cells whose batch the discriminator tells from {}. Mixed batches leave it at chance, one over the number of batches that it tells apart; near 1 they lie apart."
     found = [Metric("discriminator_joint", "Discriminator, all modalities", what.format("c of all modalities"), unit="share of cells")]
     found += [
-        Metric(f"discriminator_{name}", f"Discriminator, {modality_label(name)}", what.format(f"c of {modality_label(name)} alone"), unit="share of cells")
+        Metric(f"discriminator_{name}", f"Discriminator, {modality_kind(name).label}", what.format(f"c of {modality_kind(name).label} alone"), unit="share of cells")
         for name in modality_names(spec)
     ]
     return tuple(found)
@@ -193,18 +249,10 @@ def check(spec: RunSpec) -> list[str]:
     model = spec.model
     assert isinstance(model, MidasOptions)
     found = []
-    if not model.distribution:
-        found.append("model.distribution names no modality")
-    for table in ("transform", "encoder_transform", "block_encoder", "block_decoder"):
-        for name in getattr(model, table):
-            if name not in model.distribution:
-                found.append(f"model.{table} names the modality '{name}', which model.distribution does not")
-    for name in model.distribution:
+    for name in modality_names(spec):
         first, second = model.block_sizes(name)
         if first[-1] != second[0]:
             found.append(f"the blocks of {name} leave the encoder with {first[-1]} units, so model.block_decoder.{name} must begin with {first[-1]}, not {second[0]}")
-    if spec.training.precision != "32":
-        found.append("training.precision is 'bf16', but the steps of the discriminators are made in 32 bits only")
     return found
 
 

@@ -15,10 +15,13 @@ from cellweave.core.errors import DataError
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
 from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
 from cellweave.core.models.vae_network import level_of
+from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.midas_discriminators import Discriminators
 from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, Gaussian, ModalityDecoder, ModalityEncoder, product
 from cellweave.core.nn.midas_values import ModalityValues
+
+from cellweave.core.spec.modalities import modality_kinds
 
 if TYPE_CHECKING:
     from cellweave.core.spec import RunSpec
@@ -89,7 +92,7 @@ class MidasNetwork(Model):
         how: dict[str, Any] = {"norm": options.norm, "activation": options.activation, "dropout": options.dropout_rate}
         n_c, n_latent = options.n_latent, options.n_latent + options.n_technical
         encoder, decoder = sizes_of(options.shared_encoder), sizes_of(options.shared_decoder)
-        self.values = {info.name: ModalityValues(options, info.name) for info in context.modalities}
+        self.values = nn.ModuleDict({info.name: ModalityValues(options, info.name, info.n_features) for info in context.modalities})
         self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for info in context.modalities:
             first, second = options.block_sizes(info.name)
@@ -164,10 +167,11 @@ class MidasNetwork(Model):
         else:
             stacked = torch.cat(hidden) if len(hidden) > 1 else hidden[0]
             outputs = self.shared_encoder(stacked, generator).view(len(names), batch.n_cells, 2 * n_latent)
+        outputs = full_precision(outputs)
         mean, log_var = outputs[..., :n_latent], outputs[..., n_latent:]
         expert = None
         if told:
-            of_batch = self.batch_encoder(self.codes_of(batch), generator)
+            of_batch = full_precision(self.batch_encoder(self.codes_of(batch), generator))
             expert = of_batch[:, :n_latent], of_batch[:, n_latent:]
         weights = None
         if any(part is not None for part in known.values()):
@@ -232,7 +236,7 @@ class MidasNetwork(Model):
         options, weights = self.options, context.weights
         result = self._reconstructions(batch, seen, context.generator)
         if "reconstruction_batch" in weights and seen.told:
-            logits = self.batch_decoder(seen.z[:, options.n_latent :], context.generator)
+            logits = full_precision(self.batch_decoder(seen.z[:, options.n_latent :], context.generator))
             result["reconstruction_batch"] = cross_entropy(logits, self.codes_of(batch), reduction="none")
         divergence = 0.5 * (seen.joint.mean**2 + seen.joint.var - 1 - seen.joint.var.log())
         result["kl_c"], result["kl_u"] = divergence[:, : options.n_latent].sum(1), divergence[:, options.n_latent :].sum(1)
@@ -339,13 +343,12 @@ def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
     codes = data.categorical.get("batch", np.zeros(data.n_cells, dtype=np.int64))
     found = np.zeros((len(data.modalities), n_batches), dtype=bool)
     for row, modality in zip(found, data.modalities, strict=True):
-        if modality.name not in options.distribution:
-            known = ", ".join(options.distribution)
+        if not options.knows(modality.name):
             raise DataError(
-                f"MIDAS knows no distribution of the modality '{modality.name}': it knows {known}.",
-                f"Declare it, --set model.distribution.{modality.name}=poisson for counts, or rename it.",
+                f"MIDAS does not know the modality '{modality.name}': it knows {', '.join(modality_kinds())}.",
+                f"Say what its values are drawn from, --set model.distribution.{modality.name}=poisson for counts, or rename it.",
             )
-        ModalityValues(options, modality.name).check(modality.counts)
+        ModalityValues(options, modality.name, modality.n_features).check(modality.counts)
         row[np.unique(codes[data.usable & modality.measured])] = True
     return {MEASURED_IN: found}
 

@@ -104,13 +104,14 @@ class Discriminators(nn.Module):
             Multiplies the costs.
         """
         c = c.detach()
-        plain = self.how["norm"] == "ln" and self.how["activation"] == "mish" and not torch.is_autocast_enabled(c.device.type)
+        plain = self.how["norm"] == "ln" and self.how["activation"] == "mish"
         module = kernels(c) if plain else None
-        if module is None:
-            (self.costs(keys, c, codes, generator)[0].sum() * scale).backward()
-            return
-        with torch.no_grad():
-            self._learn_written_out(keys, c, codes, scale, generator, module)
+        with torch.autocast(c.device.type, enabled=False):  # too small to gain from narrow products
+            if module is None:
+                (self.costs(keys, c, codes, generator)[0].sum() * scale).backward()
+                return
+            with torch.no_grad():
+                self._learn_written_out(keys, c, codes, scale, generator, module)
 
     def _learn_written_out(
         self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, module: ModuleType
@@ -128,7 +129,9 @@ class Discriminators(nn.Module):
             x = out
         weight = torch.stack([_rows(net.end.weight, most, 0.0) for net in networks])
         bias = torch.stack([_rows(net.end.bias, most, float("-inf")) for net in networks])
-        by_out = torch.softmax(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)), 2)
+        logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        by_out = torch.exp(logits - logits.amax(2, keepdim=True))  # torch's softmax is slow over a handful of classes
+        by_out.div_(by_out.sum(2, keepdim=True))
         asked = codes >= 0
         by_out.scatter_add_(2, codes.clamp(min=0)[..., None], by_out.new_full((), -1.0).expand(*codes.shape, 1))
         by_out.mul_((asked * scale)[..., None])

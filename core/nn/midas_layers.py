@@ -310,7 +310,11 @@ class BlockOutput(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return ``(n_cells, n_features)`` from ``(n_cells, n_blocks, n_in)``."""
-        return _BlockProduct.apply(hidden, self.weight, self.bias, self.sizes)  # type: ignore[no-untyped-call]
+        weight, bias, kind = self.weight, self.bias, hidden.device.type
+        if torch.is_autocast_enabled(kind):
+            narrow = torch.get_autocast_dtype(kind)
+            hidden, weight, bias = hidden.to(narrow), weight.to(narrow), bias.to(narrow)
+        return _BlockProduct.apply(hidden, weight, bias, self.sizes)  # type: ignore[no-untyped-call]
 
 
 class _BlockProduct(torch.autograd.Function):

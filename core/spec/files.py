@@ -145,6 +145,8 @@ def _takes_none_as_text(path: str) -> bool:
     table, _, name = path.partition(".")
     if table != "model":
         return False
+    if "." in name:  # a table by modality, such as model.transform.atac
+        return True
     fields = (family.options.model_fields.get(name) for family in families().values())
     return any(field is not None and "none" in get_args(field.annotation) for field in fields)
 

@@ -198,7 +198,8 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
             raise SpecError(f"'{prefix}' is a value, not a table, so '{path}' does not exist.")
         here = here[key]
     last, parent = keys[-1], ".".join(keys[:-1])
-    if parent in OPEN_TABLES:
+    # The tables among a model's options are keyed by modality.
+    if parent in OPEN_TABLES or (keys[0] == "model" and len(keys) == 3):
         if value is None:
             here.pop(last, None)
             return

@@ -225,7 +225,8 @@ class Trainer:
         self._set_learning_rate()
         auxiliary = {name: opt for name, (opt, is_auxiliary) in self.optimizers.items() if is_auxiliary}
         if auxiliary:
-            self.inner.add(self.model.before_step(batch, context, auxiliary))
+            with self._autocast():
+                self.inner.add(self.model.before_step(batch, context, auxiliary))
         for optimizer, _ in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
