@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -43,6 +44,7 @@ def answer(
     """
     show.phase("opening the run", None)
     run = _open(folder, files, minified).watched(lambda share: show.phase(question.what, share))
+    run = run.of_modality(question.modality)
     for text in run.notes:
         note(text)
     cells = _cells(run, conditions)
@@ -52,6 +54,8 @@ def answer(
         return _minify(run, question, cells)
     if question.what == "evaluate":
         return _evaluate(run, question, cells)
+    if question.what == "attribution":
+        return _attribution(run, question, cells, files or minified)
     return _table(_TABLES[question.what](run, question, cells), question)
 
 
@@ -159,7 +163,7 @@ def _batches(run: TrainedRun, question: Question) -> tuple[str, ...] | None:
 def _expression(run: TrainedRun, question: Question, cells: np.ndarray | None) -> int:
     assert question.out is not None
     size = question.library_size
-    how = ExpressionQuestion(question.genes, _batches(run, question), size, question.draws, question.seed)  # type: ignore[arg-type]
+    how = ExpressionQuestion(question.genes, _batches(run, question), size, question.draws, question.seed, question.as_level)  # type: ignore[arg-type]
     if question.out.suffix != ".csv":
         write_expression(run, question.out, cells, how)
     else:
@@ -183,6 +187,34 @@ def _minify(run: TrainedRun, question: Question, cells: np.ndarray | None) -> in
         raise SpecError("Minified data hold all cells of a run.", "Leave --cells out.")
     say(str(write_minified(run, cast(Path, question.out), counts=question.with_counts)))
     return EXIT_DONE
+
+
+def _attribution(run: TrainedRun, question: Question, cells: np.ndarray | None, others: object) -> int:
+    """Compute the scores of the cells; with --keep also store them as the run's own."""
+    from cellweave.core.query.attribution import AttributionQuestion, attribute
+    from cellweave.core.query.attribution_results import keep_attribution, scores_of
+
+    if question.library_size not in (1.0, "latent"):
+        raise SpecError("'attribution' takes the mean library size, or each cell's own.", "Leave --library-size out, or write --library-size latent.")
+    if question.keep and (others or cells is not None):
+        raise SpecError("Only the attribution of the run's own cells, all of them, can be kept with it.", "Leave --keep out, or --cells and --data.")
+    asked = AttributionQuestion(
+        method=question.method, remove_covariates=question.remove_covariates, covariate_reference=question.covariate_reference,  # type: ignore[arg-type]
+        library="posterior" if question.library_size == "latent" else "prior",
+    )
+    began = time.perf_counter()
+    found = attribute(run.model, run.loader, run.rows(cells), asked, progress=run.progress, cancelled=run.cancelled)
+    seconds = time.perf_counter() - began
+    if question.keep:
+        for path in keep_attribution(run, found, asked, seconds):
+            note(f"{path} is written.")
+    scores = scores_of(found, asked)
+    table = pd.DataFrame(scores.columns(), index=run.cell_names[found.rows]).rename_axis("cell")
+    for name in scores.modalities:
+        shares = ", ".join(f"{block} {share:.0%}" for block, share in scores.block_shares(name).items())
+        note(f"The {name} decoder is driven by the latents of: {shares}.")
+    note(f"{len(table):,} cells in {seconds:.1f} s.")
+    return _table(table, question)
 
 
 def _evaluate(run: TrainedRun, question: Question, cells: np.ndarray | None) -> int:

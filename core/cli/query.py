@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -19,13 +19,14 @@ from cellweave.core.spec import parse_assignment
 #: Which options each question takes; any other that is given is refused, not ignored.
 TAKES = {
     "latent": ("draws", "seed"),
-    "library": (),
-    "expression": ("genes", "as_batch", "all_batches", "library_size", "draws", "seed"),
+    "library": ("modality",),
+    "expression": ("genes", "as_batch", "all_batches", "as_level", "modality", "library_size", "draws", "seed"),
     "correlation": ("genes", "as_batch", "all_batches", "draws", "pearson", "seed"),
-    "differential": ("groupby", "group1", "group2", "mode", "delta", "fdr", "batch_correction", "seed"),
+    "differential": ("groupby", "group1", "group2", "modality", "mode", "delta", "fdr", "batch_correction", "seed"),
     "pseudobulk": ("groupby", "group1", "group2", "sample", "covariate", "fdr"),
     "evaluate": ("draws", "seed"),
     "minify": ("with_counts",),
+    "attribution": ("method", "remove_covariates", "covariate_reference", "library_size", "keep"),
 }
 SUFFIXES = {"expression": (".h5ad", ".h5", ".csv"), "minify": (".h5ad",)}
 FORMS = {name: "--" + name.replace("_", "-") for names in TAKES.values() for name in names}
@@ -54,6 +55,12 @@ class Question:
     sample: tuple[str, ...]
     covariate: tuple[str, ...]
     with_counts: bool
+    method: str = "exact"
+    remove_covariates: str = "none"
+    covariate_reference: str = "zero"
+    keep: bool = False
+    modality: str | None = None
+    as_level: Mapping[str, str] = field(default_factory=dict)
 
 
 def register(app: typer.Typer) -> None:
@@ -72,6 +79,10 @@ def query(
     genes: Annotated[list[str] | None, typer.Option("--genes", metavar="NAME,NAME", help="Only these features; @FILE reads one name a line.")] = None,
     as_batch: Annotated[list[str] | None, typer.Option("--as-batch", help="Decode every cell as this batch; repeated, the mean over them.")] = None,
     all_batches: Annotated[bool, typer.Option("--all-batches", help="Decode every cell as each batch and take the mean.")] = False,
+    as_level: Annotated[
+        list[str] | None, typer.Option("--as-level", metavar="COLUMN=LEVEL", help="Decode every cell as this level of a covariate; may be repeated.")
+    ] = None,
+    modality: Annotated[str | None, typer.Option("--modality", help="Modality whose features are asked about.", show_default="rna, or the first")] = None,
     library_size: Annotated[str | None, typer.Option("--library-size", help="A number, or 'latent' for each cell's own.", show_default="1")] = None,
     draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws of the latent.", show_default="posterior mean")] = None,
     pearson: Annotated[bool, typer.Option("--pearson", help="Correlate values instead of ranks.")] = False,
@@ -87,16 +98,25 @@ def query(
     sample: Annotated[list[str] | None, typer.Option("--sample", help="Column that says which sample a cell is of; may be repeated.")] = None,
     covariate: Annotated[list[str] | None, typer.Option("--covariate", help="Column of the samples in the model; may be repeated.")] = None,
     with_counts: Annotated[bool, typer.Option("--with-counts", help="Keep the counts in minified data.")] = False,
+    method: Annotated[str | None, typer.Option("--method", help="exact, forward or finite.", show_default="exact")] = None,
+    remove_covariates: Annotated[
+        str | None, typer.Option("--remove-covariates", help="cat_covs, feature_scaling or all: decode cells without them.", show_default="none")
+    ] = None,
+    covariate_reference: Annotated[
+        str | None, typer.Option("--covariate-reference", help="zero, mean or reference (the most frequent level).", show_default="zero")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the answer as a result of the run.")] = False,
     seed: Seed = None,
 ) -> int:
     """Ask a trained run about its cells, or about others.
 
-    latent, library, expression, correlation, differential, pseudobulk, evaluate, minify. Without --out a table is shown in short.
+    latent, library, expression, correlation, differential, pseudobulk, evaluate, minify, attribution. Without --out a table is shown in short.
     """
     given = {
         "genes": genes, "as_batch": as_batch, "all_batches": all_batches, "library_size": library_size, "draws": draws, "pearson": pearson,
         "groupby": groupby, "group1": group1, "group2": group2, "mode": mode, "delta": delta, "fdr": fdr, "batch_correction": batch_correction,
-        "sample": sample, "covariate": covariate, "with_counts": with_counts, "seed": seed,
+        "sample": sample, "covariate": covariate, "with_counts": with_counts, "seed": seed, "modality": modality, "as_level": as_level,
+        "method": method, "remove_covariates": remove_covariates, "covariate_reference": covariate_reference, "keep": keep,
     }  # fmt: skip
     _refuse(what, given, out)
     if data and minified:
@@ -108,11 +128,15 @@ def query(
         library_size=_number(library_size, "latent", "--library-size") if library_size else 1.0, draws=draws, pearson=pearson,
         groupby=groupby, group1=group1, group2=group2, mode=mode or "change", delta=_delta(delta), fdr=0.05 if fdr is None else fdr,
         batch_correction=batch_correction, sample=tuple(sample or ()), covariate=tuple(covariate or ()), with_counts=with_counts,
+        modality=modality, as_level=_levels(as_level or [], "--as-level"),
+        method=_one_of(method, ("exact", "forward", "finite"), "--method"), keep=keep,
+        remove_covariates=_one_of(remove_covariates, ("none", "cat_covs", "feature_scaling", "all"), "--remove-covariates"),
+        covariate_reference=_one_of(covariate_reference, ("zero", "mean", "reference"), "--covariate-reference"),
     )  # fmt: skip
     from cellweave.core.cli.answers import answer
 
     with reporter() as show:
-        return answer(run, question, data or [], minified, _conditions(cells or []), show)
+        return answer(run, question, data or [], minified, _levels(cells or [], "--cells"), show)
 
 
 def map_data(
@@ -157,6 +181,15 @@ def _refuse(what: str, given: Mapping[str, object], out: Path | None) -> None:
         raise SpecError(f"'{what}' is too large to be shown.", f"Name a file: --out {what}{suffixes[0]}.")
 
 
+def _one_of(value: str | None, known: Sequence[str], option: str) -> str:
+    """Return a word that is known; the first one where none is given."""
+    if value is None:
+        return known[0]
+    if value not in known:
+        raise SpecError(f"{option} is '{value}', which it cannot be.", f"It is one of {', '.join(known)}.")
+    return value
+
+
 def _names(texts: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return feature names from lists and files."""
     if not texts:
@@ -188,12 +221,12 @@ def _delta(text: str | None) -> float | None:
     return None if isinstance(value, str) else value
 
 
-def _conditions(texts: Sequence[str]) -> dict[str, str]:
+def _levels(texts: Sequence[str], option: str) -> dict[str, str]:
     found = {}
     for text in texts:
         column, equals, level = text.partition("=")
         if not equals or not column:
-            raise SpecError(f"--cells '{text}' is not of the form COLUMN=LEVEL.", "Write for instance --cells cell_type=B.")
+            raise SpecError(f"{option} '{text}' is not of the form COLUMN=LEVEL.", f"Write for instance {option} cell_type=B.")
         found[column] = level
     return found
 

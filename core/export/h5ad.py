@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cellweave.core.analysis.attribution_scores import AttributionScores
 from cellweave.core.errors import CellweaveError, DataError, RunFolderError, SpecError
 from cellweave.core.export.annotate import Additions, add
 from cellweave.core.export.denoised import add_denoised
@@ -35,7 +37,8 @@ def export_h5ad(
 ) -> Path:
     """Write every cell of the input, in input order, with all it had, and the results of the run.
 
-    Added are ``obsm["X_latent"]`` (and further latents), ``obsm["X_umap"]``, ``obs["leiden"]``, ``obs["cellweave_split"]`` (train,
+    Added are ``obsm["X_latent"]`` (and further latents), ``obsm["X_umap"]``, the modality attribution where the run has it (``obsm["X_latent_attr_M"]``,
+    ``obs["M_decoder_total_attr"]``, ``obs["M_decoder_own_attr"]``, ``obs["log2_M0_vs_M1_attr"]`` ...), ``obs["leiden"]``, ``obs["cellweave_split"]`` (train,
     validation or left out), ``obs["cellweave_library"]`` where the run has it, and ``uns["cellweave"]`` with the whole spec. A name that
     the input has taken is never overwritten: ours then ends in ``_cellweave``, and ``uns["cellweave"]["names"]`` says what became of
     each. Cells that were left out have NaN in obsm and no cluster.
@@ -259,15 +262,35 @@ def _additions(run: RunData, given: Input, rows: _Rows) -> Additions:
         obs["cellweave_library"] = pd.Series(rows.spread(run.array("library")))
     latents = run.latents()
     obsm = {f"X_{name}": rows.spread(values) for name, values in latents.items()}
+    scores = AttributionScores.load(run.folder.results)
+    if scores is not None and len(scores.frobenius) == len(run.cells):
+        obs |= {name: pd.Series(rows.spread(values)) for name, values in scores.columns().items()}
+        obsm |= {name: rows.spread(values) for name, values in scores.matrices().items()}
     if run.has("umap.npy"):
         obsm["X_umap"] = rows.spread(run.array("umap"))
+    obs |= _diagnosed(run, rows)
     without = int(given.n_cells - np.isfinite(latents["latent"]).all(axis=1).sum())
     more: dict[str, Any] = {"cells_without_latent": without}
+    if scores is not None:
+        more["attribution"] = json.dumps(scores.info)
     if given.left_behind:
         more["left_behind"] = np.array(given.left_behind, dtype=object)
     if given.notes:
         more["notes"] = np.array(given.notes, dtype=object)
     return Additions(obs, obsm, uns_entry(run, **more))
+
+
+def _diagnosed(run: RunData, rows: _Rows) -> dict[str, pd.Series]:
+    """Return what the neighbourhood diagnostics say of each cell: the failure, and the correlations with neighbours."""
+    if not run.has("neighbourhood.csv"):
+        return {}
+    table = pd.read_csv(run.folder.results / "neighbourhood.csv", usecols=lambda name: name == "failure_mode" or name.startswith("corr_avg_"))
+    if len(table) != len(run.cells):
+        return {}
+    found = {f"neighbourhood_{name}": pd.Series(rows.spread(table[name].to_numpy(np.float32))) for name in table if name != "failure_mode"}
+    if "failure_mode" in table:
+        found["neighbourhood_failure_mode"] = rows.spread_levels(table["failure_mode"].astype("category"))
+    return found
 
 
 def _write_adata(given: Input, path: Path) -> None:

@@ -168,12 +168,16 @@ class RegularisedDecoder(nn.Module):
         commonest
             Commonest level of each column ``(n_columns,)``, for the last.
         """
-        hidden = _through(self.hidden, z, codes, reference, commonest)
+        hidden = self.hidden_of(z, codes, reference, commonest)
         size = None
         if self.size_hidden is not None:
             assert self.size is not None
             size = full_precision(self.size(_through(self.size_hidden, z, codes, reference, commonest)))
         return Expressed(full_precision(hidden), full_precision(self.scale(hidden)), size)
+
+    def hidden_of(self, z: Tensor, codes: Tensor | None = None, reference: Reference = "own", commonest: Tensor | None = None) -> Tensor:
+        """Return the last hidden layer alone, ``(n_cells, n_hidden)``; parameters as those of :meth:`forward`."""
+        return _through(self.hidden, z, codes, reference, commonest)
 
     def weight_penalties(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the sum of squared weights, of squared covariate weights of the first layer, and of absolute weights of the hidden layers.

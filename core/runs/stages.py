@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import psutil
 import torch
 
-from cellweave.core.errors import Cancelled, DataError
+from cellweave.core.errors import Cancelled, CellweaveError, DataError
 from cellweave.core.files import sha256_of, write_json_atomic
 from cellweave.core.models.base import BuildContext, Model
 from cellweave.core.runs.events import FinishReason, Progress, ResultReady, RunState, Warned
@@ -37,7 +38,7 @@ from cellweave.core.training.devices import (
 from cellweave.core.training.loop import Outcome, Trainer
 from cellweave.core.training.model_files import save_model
 from cellweave.core.training.position import unpack
-from cellweave.core.training.preview import Preview, sample_cells
+from cellweave.core.training.preview import Live, Preview, sample_cells
 from cellweave.core.training.results import write_cells, write_denoised, write_latents, write_loadings
 from cellweave.core.training.schedule import default_kl_warmup, default_max_epochs
 from cellweave.core.training.sources import Loader
@@ -201,13 +202,22 @@ class Stages:
         loader = Loader(data, device, resident=source == "device")
         preview = None
         if training.preview_every:
-            preview = Preview(self.run_folder.preview, sample_cells(data, training.preview_cells, training.seed))
+            shown = sample_cells(data, training.preview_cells, training.seed)
+            preview = Preview(self.run_folder.preview, shown, self._live(shown, data, model, device.type))
         trainer = Trainer(self.spec, model, loader, self.journal, self.control, preview)
         threads = self._threads(trainer)
         self.journal.set_machine(describe_device(device), threads)
         write_json_atomic(self.run_folder.path / "env.json", environment(describe_device(device), threads, source))
         self._progress("building the model")(1.0, f"{describe_device(device)}, {threads} thread{'s' if threads > 1 else ''}, counts from {source}")
         return trainer, context
+
+    def _live(self, shown: np.ndarray, data: TrainingData, model: Model, device: str) -> list[Live]:
+        """Return what is refreshed with the live embedding."""
+        from cellweave.core.training.attribution import LiveAttribution, gives_attribution
+
+        if not (self.spec.analysis.attribution_live and gives_attribution(self.spec)):
+            return []
+        return [LiveAttribution(self.run_folder.preview, shown, self.spec, data, model, device)]
 
     def _threads(self, trainer: Trainer) -> int:
         """Set the number of threads: what the spec says, or the fastest in a short probe, which is then written out."""
@@ -282,20 +292,41 @@ class Stages:
             self.journal.emit(ResultReady(name=name, path=str(path)))
         if any(result.kind == "loadings" for result in model.family.results):
             self.journal.emit(ResultReady(name="loadings", path=str(write_loadings(results, model, data))))
+        self._attribution(model, loader)
         if self.spec.analysis.denoised:
             report = self._progress("denoised expression")
             path = results / "denoised.h5"
             write_denoised(path, model, loader, progress=lambda f: report(f, ""), cancelled=cancelled)
             self.journal.emit(ResultReady(name="denoised", path=str(path)))
 
+    def _attribution(self, model: Model, loader: Loader) -> None:
+        """Compute the modality attribution, where the family gives it; the other results do not depend on it."""
+        from cellweave.core.training.attribution import compute_attribution, gives_attribution
+
+        if not (self.spec.analysis.attribution and gives_attribution(self.spec)):
+            return
+        report = self._progress("modality attribution")
+        try:
+            paths = compute_attribution(
+                self.run_folder.results, self.spec, model, loader, progress=lambda f: report(f, ""), cancelled=lambda: self.control.cancelled
+            )
+        except (CellweaveError, OSError, RuntimeError, MemoryError) as error:
+            LOG.warning("modality attribution", exc_info=True)
+            self.journal.emit(Warned(text=f"The modality attribution was not computed: {error}", mend="'cellweave query RUN attribution --keep' tries again."))
+        else:
+            self.journal.emit(ResultReady(name="attribution", path=str(paths[-1])))
+
     def _analyse(self, study: Study, data: TrainingData) -> None:
         from cellweave.core.analysis.pipeline import analyse
 
+        main = data.main_modality
         analyse(
             self.spec,
             self.run_folder.results,
             obs=study.obs,
-            counts=data.modalities[0].counts,
+            counts=main.counts,
+            modality=main.name,
+            measured=main.measured,
             runner=self.analysis,
             emit=self.journal.emit,
             cancelled=lambda: self.control.cancelled,

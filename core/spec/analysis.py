@@ -74,8 +74,9 @@ class AnalysisSpec(Frozen):
         True, "Modality attribution", "After training, how much each latent dimension drives each modality in every cell. Only of models that give it.",
         group="Attribution",
     )
-    attribution_cells: int = option(
-        20_000, "Cells attributed", "A random sample where there are more; the others have no attribution.", unit="cells", group="Attribution", ge=100, advanced=True
+    attribution_cells: int | None = option(
+        None, "Cells attributed", "A sample, stratified by batch, where there are more; the others have no attribution.", unit="cells", group="Attribution",
+        ge=100, advanced=True, auto="at most 20,000, fewer where it would take long",
     )
     attribution_live: bool = option(
         False, "Attribution while training", "Refresh the attribution of a sample of cells with the live embedding.", group="Attribution"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,6 +47,13 @@ def sample_cells(data: TrainingData, n_cells: int, seed: int) -> np.ndarray:
     return np.sort(np.concatenate(chosen))
 
 
+class Live(Protocol):
+    """Writes something else of a few cells whenever the live embedding is refreshed."""
+
+    def write(self, model: Model, loader: Loader, epoch: int) -> Path | None:
+        """Write a file into the folder of the previews and return its path; None where it could not."""
+
+
 class Preview:
     """Writes the latent of the preview cells.
 
@@ -54,10 +63,12 @@ class Preview:
         ``preview/`` of the run folder.
     rows
         Rows of the study, as :func:`sample_cells` gives them; stored as ``cells.npy``.
+    live
+        What else is written beside the latent, before it, so that it is there when the latent is announced.
     """
 
-    def __init__(self, folder: Path, rows: np.ndarray) -> None:
-        self.folder, self.rows = folder, rows
+    def __init__(self, folder: Path, rows: np.ndarray, live: Sequence[Live] = ()) -> None:
+        self.folder, self.rows, self.live = folder, rows, tuple(live)
         self._begin()
 
     def _begin(self) -> None:
@@ -76,6 +87,8 @@ class Preview:
         assert latent is not None
         if not self.folder.is_dir():
             self._begin()
+        for each in self.live:
+            each.write(model, loader, epoch)
         path = self.folder / f"latent-{epoch:06d}.npy"
         save_array(path, latent)
         return path
