@@ -42,6 +42,11 @@ class Minibatch:
         Shape ``(n_cells,)``, or None.
     mask_group
         Row of each modality's ``feature_mask`` that holds for a cell, int64 ``(n_cells,)``; None where no feature is masked.
+    feature_masks
+        By modality with masked features, the masks that ``mask_group`` points into, bool ``(n_groups, n_features)``: those of the study that the cells
+        come from, which need not be the one that was trained on.
+    hidden
+        By modality, entries that may not be looked at although they were measured, bool ``(n_cells, n_features)``; only an evaluation hides any.
     """
 
     index: Tensor
@@ -51,6 +56,8 @@ class Minibatch:
     size_factor: Tensor | None = None
     measured: dict[str, Tensor | None] = field(default_factory=dict)
     mask_group: Tensor | None = None
+    feature_masks: dict[str, Tensor] = field(default_factory=dict)
+    hidden: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def n_cells(self) -> int:

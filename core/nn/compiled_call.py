@@ -6,7 +6,7 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -92,6 +92,14 @@ def _pool(threads: int) -> ThreadPoolExecutor:
         if _state["threads"] != key:
             _state["pool"], _state["threads"] = ThreadPoolExecutor(threads, "likelihood"), key
         return _state["pool"]
+
+
+def by_threads(loop: Callable[[slice], bool], n_rows: int, threads: int) -> list[bool]:
+    """Call a compiled loop for all rows, shared among threads where there are several; return what each call gave."""
+    threads = max(1, min(threads, n_rows))
+    bounds = [n_rows * place // threads for place in range(threads + 1)]
+    parts = [slice(a, b) for a, b in pairwise(bounds)]
+    return [loop(parts[0])] if threads == 1 else list(_pool(threads).map(loop, parts))
 
 
 class CompiledForward:

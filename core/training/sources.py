@@ -147,6 +147,7 @@ class Loader:
         self._continuous = None if data.continuous is None else self._tensor(data.continuous)
         self._size_factor = None if data.size_factor is None else self._tensor(data.size_factor)
         self._mask_group = None if data.mask_group is None else self._tensor(data.mask_group)
+        self._feature_masks = {m.name: self._tensor(m.feature_mask.astype(bool)) for m in data.modalities if m.feature_mask is not None}
         self._measured = {m.name: None if m.measured.all() else self._tensor(m.measured) for m in data.modalities}
 
     def minibatch(self, indices: np.ndarray, *, with_counts: bool = True) -> Minibatch:
@@ -160,6 +161,7 @@ class Loader:
             size_factor=None if self._size_factor is None else self._size_factor[rows],
             measured={name: None if known is None else known[rows] for name, known in self._measured.items()},
             mask_group=None if self._mask_group is None else self._mask_group[rows],
+            feature_masks=self._feature_masks,
         )
 
     def _tensor(self, array: np.ndarray) -> Tensor:

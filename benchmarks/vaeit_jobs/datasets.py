@@ -1,0 +1,119 @@
+"""Real mosaics of the benchmark beside scVAEIT: a file for Cellweave, and arrays of the same numbers for the other program."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import mudata
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+SCALE = 1e4
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """One data set with measured values that are hidden from training.
+
+    Attributes
+    ----------
+    words
+        What it is.
+    column
+        Column of the cells whose levels say what is hidden.
+    hidden
+        Level and modality of what is hidden although it was measured.
+    n_rna
+        Most variable genes that are kept; None keeps all.
+    """
+
+    words: str
+    column: str
+    hidden: tuple[tuple[str, str], ...]
+    n_rna: int | None = None
+
+
+MOSAICS = {
+    "quickstart": Mosaic("the packaged example: PBMC of four batches (500 genes, 224 antibodies); the ADT of batch p3_0 is hidden", "batch", (("p3_0",
+    "adt"),)),
+    "reapseq": Mosaic(
+        "REAP-seq PBMC of two batches (2,000 variable genes, 48 antibodies); the ADT of PBMC_3 and the RNA of half of PBMC_2 are hidden",
+        "part", (("PBMC_3", "adt"), ("PBMC_2b", "rna")), 2000,
+    ),
+}  # fmt: skip
+
+
+def read(name: str, data: Path, example: Path) -> mudata.MuData:
+    """Read the raw counts of a data set."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = mudata.read_h5mu(example if name == "quickstart" else data / "cite_reapseq_pbmc_2batches.h5mu")
+        batch = pd.Series(found.obs["batch"].astype(str).to_numpy(), index=found.obs_names)
+        part = batch.copy()
+        second = np.flatnonzero(batch == "PBMC_2")
+        part.iloc[second[: len(second) // 2]], part.iloc[second[len(second) // 2 :]] = "PBMC_2a", "PBMC_2b"
+        parts = {}
+        for modality, adata in found.mod.items():
+            keep = slice(None)
+            if modality == "rna" and MOSAICS[name].n_rna is not None:
+                keep = np.sort(np.argsort(-_dispersion(adata.X))[: MOSAICS[name].n_rna])
+            chosen = adata[:, keep].copy()
+            chosen.obs = pd.DataFrame({"batch": batch[chosen.obs_names], "part": part[chosen.obs_names]}, index=chosen.obs_names)
+            chosen.var = pd.DataFrame(index=chosen.var_names)
+            parts[modality] = chosen
+        joined = mudata.MuData(parts)
+        joined = joined[found.obs_names].copy()
+        joined.obs = pd.DataFrame({"batch": batch, "part": part}, index=found.obs_names)
+    return joined
+
+
+def _dispersion(counts: sparse.csr_matrix) -> np.ndarray:
+    """Return the variance of log-normalised counts over its expectation from the mean, by ranks within twenty bins of the mean."""
+    values = normalised(counts)
+    mean = np.asarray(values.mean(0)).ravel()
+    variance = np.asarray(values.multiply(values).mean(0)).ravel() - mean**2
+    ratio = variance / np.maximum(mean, 1e-9)
+    ratio[mean < np.quantile(mean, 0.5)] = -1.0  # genes of few counts vary by chance alone
+    return ratio
+
+
+def normalised(counts: sparse.spmatrix) -> sparse.csr_matrix:
+    """Return ``log1p(count / total of the cell * 1e4)``."""
+    counts = sparse.csr_matrix(counts, dtype=np.float32)
+    total = np.asarray(counts.sum(1)).ravel()
+    scaled = sparse.diags(SCALE / np.maximum(total, 1)).dot(counts).tocsr().astype(np.float32)
+    scaled.data = np.log1p(scaled.data)
+    return scaled
+
+
+def arrays(name: str, mosaic: mudata.MuData) -> dict[str, np.ndarray]:
+    """Return what the other program is given, and the truth.
+
+    Returns
+    -------
+    dict
+        ``Y`` float32 ``(n_cells, n_features)``, hidden and missing entries 0; ``truth`` the same with what is hidden; ``masks`` int8, -1 for missing and
+        hidden entries, else 0; ``hidden`` bool; ``batch`` codes; ``sizes`` features by modality; ``names`` of the modalities.
+    """
+    rows = {cell: row for row, cell in enumerate(mosaic.obs_names)}
+    truth, masks, hidden = [], [], []
+    for modality, adata in mosaic.mod.items():
+        place = np.array([rows[cell] for cell in adata.obs_names])
+        values = np.zeros((mosaic.n_obs, adata.n_vars), dtype=np.float32)
+        values[place] = normalised(adata.X).toarray()
+        measured = np.zeros(mosaic.n_obs, dtype=bool)
+        measured[place] = True
+        levels = [level for level, which in MOSAICS[name].hidden if which == modality]
+        hide = measured & mosaic.obs[MOSAICS[name].column].isin(levels).to_numpy()
+        truth.append(values)
+        masks.append(np.repeat(np.where(measured & ~hide, 0, -1).astype(np.int8)[:, None], adata.n_vars, 1))
+        hidden.append(np.repeat(hide[:, None], adata.n_vars, 1))
+    whole, mask = np.concatenate(truth, 1), np.concatenate(masks, 1)
+    return {
+        "Y": np.where(mask == 0, whole, 0).astype(np.float32), "truth": whole, "masks": mask, "hidden": np.concatenate(hidden, 1),
+        "batch": pd.Categorical(mosaic.obs["batch"].astype(str)).codes.astype(np.int64),
+        "sizes": np.array([adata.n_vars for adata in mosaic.mod.values()]), "names": np.array(list(mosaic.mod)),
+    }  # fmt: skip
