@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,120 @@ def train_for(minutes: float, peer: Path, folder: Path, data: Path) -> bool:
     return True
 
 
+# ---------------------------------------------------------------- what came of it
+
+
+def final_loss(result: dict) -> float:
+    """Return the negative ELBO per held-out cell, mean of the last epochs."""
+    return float(np.mean(result["held_out"][-LAST:]))
+
+
+def score(name: str, folder: Path) -> dict:
+    """Return losses and metrics of a set by program and seed, and the metrics of its baseline; what was measured before is not measured again."""
+    from cellweave.core.analysis.baseline import baseline_pca
+    from cellweave.core.analysis.integration import BASELINE, Embedding, measure
+
+    adata = ad.read_h5ad(folder / f"{name}.h5ad")
+    batch = pd.Categorical(adata.obs["batch"]).codes.astype(np.int64)
+    labels = pd.Categorical(adata.obs["label"]).codes.astype(np.int64) if "label" in adata.obs else None
+    known = np.ones(len(batch), bool) if labels is None else labels >= 0
+    stored = folder / f"{name}-scores.json"
+    found = json.loads(stored.read_text()) if stored.exists() else {"loss": {}, "metrics": {}, "seconds": {}}
+    pca = baseline_pca(sparse.csr_matrix(adata.X), seed=0)[known]
+    for who in WORKERS:
+        for seed in range(SEEDS):
+            key, place = f"{who}-{seed}", folder / f"{name}-{seed}-{who}.json"
+            if key in found["metrics"] or not place.exists():
+                continue
+            result = json.loads(place.read_text())
+            latent = np.load(folder / f"{name}-{seed}-{who}.npy", allow_pickle=False)[known]
+            values = measure(
+                [Embedding("latent", latent), Embedding(BASELINE, pca)],
+                batch=batch[known], labels=None if labels is None else labels[known], seed=0,
+            )["values"]  # fmt: skip
+            found["loss"][key], found["metrics"][key] = final_loss(result), values["latent"]
+            found["seconds"][key] = result["cpu"][-1] - result["cpu"][0]
+            found[BASELINE] = values[BASELINE]
+            stored.write_text(json.dumps(found, indent=1))
+            print(name, key, f"{found['loss'][key]:.2f}", flush=True)
+    found |= {"cells": int(adata.n_obs), "genes": int(adata.n_vars), "batches": int(batch.max() + 1), "measured": int(known.sum())}
+    return found
+
+
+def compare(first: list[float], second: list[float]) -> dict:
+    """Return means and seed-to-seed standard deviations of both, and the difference in units of the pooled deviation."""
+    deviation = float(np.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2))
+    difference = float(np.mean(first) - np.mean(second))
+    return {
+        "ours": [float(np.mean(first)), float(np.std(first, ddof=1))], "scvi-tools": [float(np.mean(second)), float(np.std(second, ddof=1))],
+        "difference": difference, "deviations": difference / deviation if deviation > 0 else 0.0,
+    }  # fmt: skip
+
+
+def report(folder: Path) -> None:
+    """Write the tables."""
+    from cellweave.core.analysis.integration import ALL, BASELINE
+
+    found, about = {}, {}
+    for name in SETS:
+        scored = score(name, folder)
+        seeds = [seed for seed in range(SEEDS) if all(f"{who}-{seed}" in scored["loss"] for who in WORKERS)]
+        by_who = {who: [f"{who}-{seed}" for seed in seeds] for who in WORKERS}
+        rows = {"loss": compare(*([scored["loss"][key] for key in by_who[who]] for who in WORKERS))}
+        rows["loss"]["per seed"] = [[scored["loss"][f"{who}-{seed}"] for who in WORKERS] for seed in seeds]
+        for metric in ALL:
+            if all(metric in scored["metrics"][key] for keys in by_who.values() for key in keys):
+                rows[metric] = compare(*([scored["metrics"][key][metric] for key in by_who[who]] for who in WORKERS))
+                rows[metric][BASELINE] = scored[BASELINE].get(metric)
+        found[name] = {key: scored[key] for key in ("cells", "genes", "batches", "measured")} | {"seeds": len(seeds), "rows": rows}
+        found[name]["cpu seconds"] = {who: float(np.mean([scored["seconds"][key] for key in keys])) for who, keys in by_who.items()}
+        for who in WORKERS:
+            about |= json.loads((folder / f"{name}-0-{who}.json").read_text())["versions"]
+    machine = f"{usable_cores()} cores of {cpu_name()}, {platform.system()}, Python {platform.python_version()}"
+    tree = {"about": {"date": time.strftime("%Y-%m-%d"), "machine": machine, "versions": about, "epochs": EPOCHS, "warmup": WARMUP}, "sets": found}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(tree, indent=1) + "\n")
+    RESULTS.with_suffix(".md").write_text("\n".join(tables(tree)) + "\n")
+
+
+def tables(tree: dict) -> list[str]:
+    """Return the tables as Markdown lines."""
+    from cellweave.core.analysis.integration import ALL
+
+    about = tree["about"]
+    versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
+    lines = [
+        "# The same training in Cellweave and scvi-tools", "",
+        f"Made by `python benchmarks/scvi_parity.py --peer PEER_PYTHON --report` on {about['date']}: {about['machine']}; {versions}.",
+        f"scVI with zinb, 10 latent dimensions, one hidden layer of 128, minibatches of 128, Adam 1e-3, {about['epochs']} epochs, KL raised over",
+        f"{about['warmup']} epochs; the same cells are trained on and held out in both programs for each of the five seeds. Mean ± seed-to-seed standard",
+        "deviation; the difference is also given in units of that deviation (pooled), and marked where it is more than two of them.", "",
+        "## Held-out loss: negative ELBO per cell, last five epochs", "",
+        "| set | cells x genes, batches | Cellweave | scvi-tools | difference | in % | CPU s a run, ours / theirs |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, found in tree["sets"].items():
+        row, seconds = found["rows"]["loss"], found["cpu seconds"]
+        share = 100 * row["difference"] / row["scvi-tools"][0]
+        size = f"{found['cells']:,} x {found['genes']:,}, {found['batches']}"
+        lines.append(
+            f"| {name} | {size} | {row['ours'][0]:.2f} ± {row['ours'][1]:.2f} | {row['scvi-tools'][0]:.2f} ± {row['scvi-tools'][1]:.2f} "
+            f"| {row['difference']:+.2f} | **{share:+.3f} %** | {seconds['ours']:.1f} / {seconds['scvi-tools']:.1f} |"
+        )
+    for name, found in tree["sets"].items():
+        lines += ["", f"## {name}: integration metrics of {found['measured']:,} cells, {found['seeds']} seeds", ""]
+        lines += ["| metric | without integration | Cellweave | scvi-tools | difference | in deviations |", "|---|---|---|---|---|---|"]
+        for metric, row in found["rows"].items():
+            if metric == "loss":
+                continue
+            base = "" if row["baseline"] is None else f"{row['baseline']:.3f}"
+            mark = " **!**" if abs(row["deviations"]) > 2 else ""
+            lines.append(
+                f"| {ALL[metric].title} | {base} | {row['ours'][0]:.3f} ± {row['ours'][1]:.3f} | {row['scvi-tools'][0]:.3f} ± {row['scvi-tools'][1]:.3f} "
+                f"| {row['difference']:+.3f} | {row['deviations']:+.1f}{mark} |"
+            )
+    return lines
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="interpreter of an environment with scvi-tools")
@@ -134,6 +249,8 @@ def main() -> None:
     if options.peer is not None:
         # absolute(), not resolve(): the interpreter of a virtual environment is a link that must not be followed
         print("all trained" if train_for(options.minutes, options.peer.absolute(), options.work, options.data) else "goes on next time")
+    if options.report:
+        report(options.work)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,9 @@ class Driver:
         window = self.window
         window.show_view("losses")
         self.shot("losses")
+        window.show_view("metrics")
+        self.wait(lambda: window.centre.view("metrics").rows)
+        self.shot("metrics")
         window.show_view("embedding")
         self.rest(1.0)
         self.shot("embedding")

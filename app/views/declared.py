@@ -82,6 +82,11 @@ V = ViewInfo
 VIEWS: tuple[ViewInfo, ...] = (
     V("losses", "Losses", "curves", "cellweave.app.views.lossview:LossView", "Every loss term, train and validation.", key="Alt+2"),
     V("embedding", "Embedding", "scatter", "cellweave.app.views.embedding:EmbeddingView", "The cells, coloured by any column.", key="Alt+3"),
+    V("metrics", "Metrics", "metrics", "cellweave.app.views.metrics:MetricsView", "Batch mixing and biology kept, of every run and without integration.",
+      key="Alt+4"),
+    V("differential", "Differential", "volcano", "cellweave.app.views.differential:DifferentialView",
+      "Genes that differ between two groups of cells.", kinds=("expression",),
+      why_not="Genes can be compared where the model decodes expression, which the shown run's does not.", key="Alt+4"),
     V("loadings", "Loadings", "weights", "cellweave.app.views.loadings:LoadingsView", "Which genes each latent dimension of a linear decoder stands for.",
       kinds=("loadings",), place="model", why_not="The shown run has no loadings: a linear decoder has them. Train LDVAE.", key="Alt+Shift+L"),
 )  # fmt: skip

@@ -37,6 +37,7 @@ USED_BY = {
     "losses": (PAGE, CURVES, "title", "legend"),
     "embedding": (PAGE, POINTS, CONTENT),
     "scores": (PAGE, "title", "legend"),
+    "metrics": (PAGE, "title", "legend", "runs"),
     "loadings": (PAGE, "title", "legend", "genes_each"),
     "volcano": (PAGE, "title", "legend", "point_size", "opacity", "comparison", "label_genes"),
 }

@@ -187,8 +187,8 @@ def integration_task(arguments: Mapping[str, Any], progress: Progress) -> dict[s
 def measure_run_task(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Measure the finished run ``run`` and write the result into its folder.
 
-    ``batch``, ``labels``, ``names``, ``limit`` and ``seed`` are those of the spec where they are not given. A column may be one of
-    the input file; the baseline is computed where the run has none.
+    ``batch``, ``labels``, ``names``, ``limit`` and ``seed`` are those of the spec where they are not given; with ``chosen`` a
+    column that is not given is none. A column may be one of the input file; the baseline is computed where the run has none.
     """
     from cellweave.core.analysis.pipeline import scored_columns
     from cellweave.core.export.run_data import RunData
@@ -199,10 +199,10 @@ def measure_run_task(arguments: Mapping[str, Any], progress: Progress) -> dict[s
         raise CellweaveError(f"The run '{run.name}' is still going on ({status.state.value}).", "Its metrics are computed when it is finished.")
     results, analysis = run.folder.results, run.spec.analysis
     columns = scored_columns(run.spec)
-    chosen = {
-        "batch": arguments.get("batch") or analysis.integration_batch or columns.get("batch"),
-        "labels": arguments.get("labels") or analysis.integration_labels or columns.get("labels"),
-    }
+    chosen = {role: arguments.get(role) for role in ("batch", "labels")}
+    if not arguments.get("chosen"):
+        chosen["batch"] = chosen["batch"] or analysis.integration_batch or columns.get("batch")
+        chosen["labels"] = chosen["labels"] or analysis.integration_labels or columns.get("labels")
     if not any(chosen.values()):
         raise SpecError("No column says which batch or which label a cell is of.", "Choose at least one of them.")
     embeddings = latent_files(results, run.spec.family)

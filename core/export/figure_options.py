@@ -11,8 +11,11 @@ from pydantic import field_validator
 from cellweave.core.spec.fields import Frozen, option
 
 PAGE, CONTENT, POINTS, CURVES, GENES = "Page", "Content", "Points", "Curves", "Genes"
-FIGURES = {"losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot"}
-FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano"]
+FIGURES = {
+    "losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot",
+    "metrics": "Integration metrics",
+}
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics"]
 
 
 class FigureOptions(Frozen):
@@ -45,6 +48,9 @@ class FigureOptions(Frozen):
     panels_per_row: int | None = option(
         None, "Panels in a row", "How many panels stand beside one another.", unit="panels", group=CONTENT, ge=1, le=20, auto="up to three"
     )
+    runs: tuple[str, ...] = option(
+        tuple, "Other runs", "Folders of further runs of the same data, shown as points beside this one.", group=CONTENT, advanced=True
+    )
     layout: Literal["umap", "baseline"] = option(
         "umap", "Embedding", "UMAP of the latent space, or of the baseline without integration.", group=CONTENT
     )
@@ -72,7 +78,7 @@ class FigureOptions(Frozen):
         group=GENES, ge=0, le=200,
     )
 
-    @field_validator("columns", "terms", mode="before")
+    @field_validator("columns", "terms", "runs", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value

@@ -12,6 +12,7 @@ from cellweave.core.export.embedding_figure import embedding_figure
 from cellweave.core.export.figure_options import FIGURES, FigureKind, FigureOptions
 from cellweave.core.export.loadings_figure import loadings_figure
 from cellweave.core.export.loss_figure import loss_figure
+from cellweave.core.export.metrics_figure import metrics_figure
 from cellweave.core.export.provenance import provenance
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.export.score_figure import scores_figure
@@ -80,6 +81,8 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
         return loss_figure(run, options), {}
     if what == "scores":
         return scores_figure(run, options), {}
+    if what == "metrics":
+        return metrics_figure(run, options), {"runs": list(options.runs)}
     if what == "loadings":
         return loadings_figure(run, options), {"genes_each": options.genes_each}
     if what == "volcano":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import anndata as ad
 import numpy as np
@@ -20,6 +21,7 @@ from cellweave.core.export.canvas import MM_PER_INCH, styled
 from cellweave.core.export.embedding_figure import embedding_figure
 from cellweave.core.export.figures import FIGURES, FigureOptions, save_figure
 from cellweave.core.export.loss_figure import loss_figure
+from cellweave.core.export.metrics_figure import metrics_figure
 from cellweave.core.export.provenance import spec_hash
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.export.score_figure import scores_figure
@@ -309,6 +311,28 @@ def test_scores_stand_beside_baseline_and_chance(run, options):
         assert_no_overlap(canvas)
         words = [text for text, _ in drawn_texts(canvas)]
     assert {"Batch mixing", "Neighbours with the same label", "0.12 → 0.81", "without integration", "by chance"} <= set(words)
+
+
+@pytest.mark.parametrize("options", [{}, {"width_mm": 170, "title": "Metrics"}, {"theme": "dark", "font_size": 10, "legend": False}])
+def test_metrics_stand_beside_the_baseline(run, options, tmp_path):
+    other = shutil.copytree(run.folder.path, tmp_path / "other run")
+    options = FigureOptions(**options, runs=(str(other), str(tmp_path / "nothing")))
+    with styled(options):
+        canvas = metrics_figure(run, options)
+        assert_nothing_cut_off(canvas)
+        words = [text for text, _ in drawn_texts(canvas)]
+    assert {"iLISI", "Leiden ARI", "0.05 → 0.62", "Batch mixing", "Biology kept"} <= set(words)
+    assert any("1 synthetic; 2 synthetic" in text for text in words)
+    assert any("497 cells, batches from 'batch', labels from 'cell_type'" in text for text in words)
+
+
+def test_metrics_that_are_not_there_are_said(run, tmp_path):
+    other = RunData(shutil.copytree(run.folder.path, tmp_path / "other"))
+    (other.folder.results / "integration.json").unlink()
+    with styled(FigureOptions()), pytest.raises(RunFolderError, match="has no integration metrics"):
+        metrics_figure(other, FigureOptions())
+    with styled(FigureOptions()), pytest.raises(SpecError, match="too small"):
+        metrics_figure(run, FigureOptions(width_mm=60))
 
 
 # ---------------------------------------------------------------- colours
