@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import batch_norm, cross_entropy
+from torch.nn.utils import parameters_to_vector
 
 from cellweave.core.nn.layers import full_precision
-from cellweave.core.nn.midas_layers import SEEDS, Layer, Mlp, kernels, norm_act, norm_mish, norm_mish_back
+from cellweave.core.nn.midas_layers import SEEDS, Mlp, kernels, norm_act, norm_mish, norm_mish_back
 
 
 class Discriminators(nn.Module):
     """Networks of one shape but for their number of classes; those that are asked together are computed as one batch of matrices.
+
+    The weights of each lie in one vector, in the order linear weight, bias, gain and shift of every layer, then the last map, so that
+    stacking them, and their optimiser's step, is one operation instead of thirty.
 
     Parameters
     ----------
@@ -31,9 +36,45 @@ class Discriminators(nn.Module):
 
     def __init__(self, n_in: int, sizes: Sequence[int], n_classes: Mapping[str, int], how: Mapping[str, Any]) -> None:
         super().__init__()
-        self.n_classes = dict(n_classes)
-        self.networks = nn.ModuleDict({f"of_{key}": Mlp([n_in, *sizes, n], **how) for key, n in n_classes.items()})
-        self.how = dict(how)
+        self.n_classes, self.how, self.sizes = dict(n_classes), dict(how), (n_in, *sizes)
+        self.weights = nn.ParameterDict()
+        for key, n in n_classes.items():
+            plain = {"activation": how["activation"], "dropout": 0.0, "norm": "none" if how["norm"] == "none" else "ln"}
+            self.weights[f"of_{key}"] = nn.Parameter(parameters_to_vector(Mlp([n_in, *sizes, n], **plain).parameters()).detach())
+            if how["norm"] == "bn":
+                for place, size in enumerate(sizes):
+                    self.register_buffer(f"mean_{key}_{place}", torch.zeros(size))
+                    self.register_buffer(f"var_{key}_{place}", torch.ones(size))
+
+    def _layers(self, stacked: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]], int]:
+        """Return weight, bias, gain and shift of each hidden layer as views of ``(n_keys, n_weights)``, and where the last map begins."""
+        n_keys, at, found = len(stacked), 0, []
+        for n_in, n_out in pairwise(self.sizes):
+            weight = stacked[:, at : at + n_in * n_out].view(n_keys, n_out, n_in)
+            at += n_in * n_out
+            parts = []
+            for _ in range(1 if self.how["norm"] == "none" else 3):
+                parts.append(stacked[:, at : at + n_out])
+                at += n_out
+            found.append((weight, parts[0], parts[1] if len(parts) > 1 else None, parts[2] if len(parts) > 1 else None))
+        return found, at
+
+    def _stacked(self, keys: Sequence[str], *, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the hidden layers' weights ``(n_keys, n_weights)``, and weight and bias of the last map; missing classes get a bias of -inf."""
+        vectors, width = [self.weights[f"of_{key}"] for key in keys], self.sizes[-1]
+        if fixed:
+            vectors = [vector.detach() for vector in vectors]
+        counts = [self.n_classes[key] for key in keys]
+        most, at = max(counts), len(vectors[0]) - counts[0] * (width + 1)
+        if min(counts) == most:
+            whole = torch.stack(vectors)
+            return whole[:, :at], whole[:, at : at + most * width].view(len(keys), most, width), whole[:, at + most * width :]
+        weights, biases = [], []
+        for vector, n in zip(vectors, counts, strict=True):
+            weight, bias = vector[at : at + n * width].view(n, width), vector[at + n * width :]
+            weights.append(torch.cat([weight, weight.new_zeros(most - n, width)]))
+            biases.append(torch.cat([bias, bias.new_full((most - n,), float("-inf"))]))
+        return torch.stack([vector[:at] for vector in vectors]), torch.stack(weights), torch.stack(biases)
 
     def forward(self, keys: Sequence[str], c: Tensor, generator: torch.Generator | None, *, fixed: bool = False) -> Tensor:
         """Return logits ``(n_keys, n_cells, n_classes)``; classes that a discriminator does not have are -inf.
@@ -49,33 +90,18 @@ class Discriminators(nn.Module):
         fixed
             Whether gradients reach ``c`` only.
         """
-        networks = [self.networks[f"of_{key}"] for key in keys]
-        most = max(self.n_classes[key] for key in keys)
-        if self.how["norm"] == "bn":  # the statistics are those of one discriminator at a time
-            return torch.stack([_padded(full_precision(net(x, generator, fixed=fixed)), most) for net, x in zip(networks, c, strict=True)])
-        rate = self.how["dropout"] if self.training else 0.0
-        x = c
-        for layers in zip(*(net.layers for net in networks), strict=True):
-            weight, bias = self._stacked([layer.linear.weight for layer in layers], fixed), self._stacked([layer.linear.bias for layer in layers], fixed)
+        hidden, end_weight, end_bias = self._stacked(keys, fixed=fixed)
+        rate, x = self.how["dropout"] if self.training else 0.0, c
+        for place, (weight, bias, gain, shift) in enumerate(self._layers(hidden)[0]):
             x = full_precision(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
-            scale, shift = self._norm(layers, fixed)
-            x = norm_act(
-                x, scale, shift, c.shape[1], norm=self.how["norm"] == "ln", activation=self.how["activation"], rate=rate, generator=generator
-            )
-        ends = [net.end for net in networks]
-        weight = self._stacked([_rows(end.weight, most, 0.0) for end in ends], fixed)
-        bias = self._stacked([_rows(end.bias, most, float("-inf")) for end in ends], fixed)
-        return full_precision(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
+            if self.how["norm"] == "bn":
+                x = torch.stack([self._batch_norm(key, place, part) for key, part in zip(keys, x, strict=True)])
+            gain, shift = (None if part is None else part.contiguous() for part in (gain, shift))
+            x = norm_act(x, gain, shift, c.shape[1], norm=self.how["norm"] == "ln", activation=self.how["activation"], rate=rate, generator=generator)
+        return full_precision(torch.baddbmm(end_bias[:, None], x, end_weight.transpose(1, 2)))
 
-    @staticmethod
-    def _stacked(parts: Sequence[Tensor], fixed: bool) -> Tensor:
-        found = torch.stack([*parts])
-        return found.detach() if fixed else found
-
-    def _norm(self, layers: Sequence[Layer], fixed: bool) -> tuple[Tensor | None, Tensor | None]:
-        if self.how["norm"] == "none":
-            return None, None
-        return self._stacked([layer.after.weight[0] for layer in layers], fixed), self._stacked([layer.after.bias[0] for layer in layers], fixed)  # type: ignore[index]
+    def _batch_norm(self, key: str, place: int, x: Tensor) -> Tensor:
+        return batch_norm(x, getattr(self, f"mean_{key}_{place}"), getattr(self, f"var_{key}_{place}"), training=self.training)
 
     def costs(self, keys: Sequence[str], c: Tensor, codes: Tensor, generator: torch.Generator | None, *, fixed: bool = False) -> tuple[Tensor, Tensor]:
         """Return the cross entropy of each discriminator and cell ``(n_keys, n_cells)`` and the logits.
@@ -116,46 +142,30 @@ class Discriminators(nn.Module):
     def _learn_written_out(
         self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, module: ModuleType
     ) -> None:
-        networks = [self.networks[f"of_{key}"] for key in keys]
-        rate, most = self.how["dropout"] if self.training else 0.0, max(self.n_classes[key] for key in keys)
+        rate = self.how["dropout"] if self.training else 0.0
+        hidden, end_weight, end_bias = self._stacked(keys, fixed=True)
         x, passed = c, []
-        for layers in zip(*(net.layers for net in networks), strict=True):
-            weight, bias = torch.stack([layer.linear.weight for layer in layers]), torch.stack([layer.linear.bias for layer in layers])
-            gain, shift = torch.stack([layer.after.weight[0] for layer in layers]), torch.stack([layer.after.bias[0] for layer in layers])
+        for weight, bias, gain, shift in self._layers(hidden)[0]:
+            assert gain is not None and shift is not None
+            gain, shift = gain.contiguous(), shift.contiguous()
             before = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
             seed = int(torch.randint(SEEDS, (), generator=generator)) if rate > 0 else 0
             out, slope, moments = norm_mish(before, gain, shift, c.shape[1], rate, seed, module)
-            passed.append((layers, x, weight, before, slope, moments, gain))
+            passed.append((x, weight, before, slope, moments, gain))
             x = out
-        weight = torch.stack([_rows(net.end.weight, most, 0.0) for net in networks])
-        bias = torch.stack([_rows(net.end.bias, most, float("-inf")) for net in networks])
-        logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
+        logits = torch.baddbmm(end_bias[:, None], x, end_weight.transpose(1, 2))
         by_out = torch.exp(logits - logits.amax(2, keepdim=True))  # torch's softmax is slow over a handful of classes
         by_out.div_(by_out.sum(2, keepdim=True))
-        asked = codes >= 0
         by_out.scatter_add_(2, codes.clamp(min=0)[..., None], by_out.new_full((), -1.0).expand(*codes.shape, 1))
-        by_out.mul_((asked * scale)[..., None])
-        by_weight, by_bias = by_out.transpose(1, 2) @ x, by_out.sum(1)
-        for place, (key, net) in enumerate(zip(keys, networks, strict=True)):
-            n = self.n_classes[key]
-            net.end.weight.grad, net.end.bias.grad = by_weight[place, :n], by_bias[place, :n]
-        by_x = by_out @ weight
-        for layers, inputs, weight, before, slope, moments, gain in reversed(passed):
+        by_out.mul_(((codes >= 0) * scale)[..., None])
+        by_end_weight, by_end_bias = by_out.transpose(1, 2) @ x, by_out.sum(1)
+        by_x, found = by_out @ end_weight, []
+        for inputs, weight, before, slope, moments, gain in reversed(passed):
             by_before, by_gain, by_shift = norm_mish_back(by_x, before, slope, moments, gain, c.shape[1], module)
-            by_weight, by_bias = by_before.transpose(1, 2) @ inputs, by_before.sum(1)
-            for place, layer in enumerate(layers):
-                layer.linear.weight.grad, layer.linear.bias.grad = by_weight[place], by_bias[place]
-                layer.after.weight.grad, layer.after.bias.grad = by_gain[place : place + 1], by_shift[place : place + 1]
+            found.append([(by_before.transpose(1, 2) @ inputs).flatten(1), by_before.sum(1), by_gain, by_shift])
             if inputs is not c:
                 by_x = by_before @ weight
-
-
-def _rows(values: Tensor, n_rows: int, fill: float) -> Tensor:
-    """Return ``values`` with further rows of ``fill``."""
-    missing = n_rows - len(values)
-    return values if missing == 0 else torch.cat([values, values.new_full((missing, *values.shape[1:]), fill)])
-
-
-def _padded(logits: Tensor, n_classes: int) -> Tensor:
-    """Return logits with further columns of -inf."""
-    return nn.functional.pad(logits, (0, n_classes - logits.shape[1]), value=float("-inf"))
+        of_hidden = torch.cat([part for layer in reversed(found) for part in layer], 1)
+        for place, key in enumerate(keys):
+            n = self.n_classes[key]
+            self.weights[f"of_{key}"].grad = torch.cat([of_hidden[place], by_end_weight[place, :n].flatten(), by_end_bias[place, :n]])
