@@ -12,7 +12,7 @@ from qtpy.QtGui import QKeyEvent, QWheelEvent
 from qtpy.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QMenu, QSizePolicy, QToolButton, QWidget
 
 from cellweave.app.forms.fields import FormField
-from cellweave.app.forms.numberbox import NumberBox
+from cellweave.app.forms.numberbox import NumberBox, number_text, parse_number
 from cellweave.app.theme import SPACE, icon
 
 SHORT_AUTO, SHORT_AUTO_NUMBER = 18, 6
@@ -185,6 +185,72 @@ class MappingEditor(TextEditor):
         return join_list([f"{name} = {text}" for name, text in (value or {}).items()])
 
 
+class ByModalityEditor(TextEditor):
+    """One value for all modalities, or ``rna = 20, atac = 10``."""
+
+    def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
+        super().__init__(field, parent)
+        self._value = None
+        words = " | ".join(map(str, field.choices)) or (auto_in_field(field) if field.nullable else "value")
+        self.setPlaceholderText(words)
+
+    def _read(self, text: str) -> Any:
+        parts = split_list(text)
+        if not any("=" in part for part in parts):
+            value: Any = self._one(text.strip())
+        else:
+            value = {}
+            for part in parts:
+                name, sign, rest = (piece.strip() for piece in part.partition("="))
+                if not (name and sign):
+                    message = f"'{part}' is not of the form 'modality = value'."
+                    raise ValueError(message)
+                value[name] = self._one(rest)
+        problem = self._field.problem(value)
+        if problem:
+            raise ValueError(problem)
+        return value
+
+    def _one(self, text: str) -> Any:
+        """Read one value."""
+        field = self._field
+        if field.nullable and text.casefold() in {"", "auto", "automatic"}:
+            return None
+        if field.each in {"int", "float"}:
+            return parse_number(text, whole=field.each == "int")
+        if field.each == "bool":
+            if text.casefold() not in YES_NO:
+                message = f"'{text}' is neither yes nor no."
+                raise ValueError(message)
+            return YES_NO[text.casefold()]
+        known = {str(choice): choice for choice in field.choices}
+        if text not in known:
+            message = f"'{text}' is not one of {', '.join(known)}."
+            raise ValueError(message)
+        return known[text]
+
+    def _write(self, value: Any) -> str:
+        if isinstance(value, Mapping):
+            return join_list([f"{name} = {self._write_one(one)}" for name, one in value.items()])
+        return "" if value is None else self._write_one(value)
+
+    @staticmethod
+    def _write_one(value: Any) -> str:
+        return value_text(value)
+
+
+YES_NO = {"yes": True, "no": False, "true": True, "false": False, "on": True, "off": False}
+
+
+def value_text(value: Any) -> str:
+    """Return a value of one modality as it is written in the field."""
+    if value is None:
+        return "auto"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number_text(value) if isinstance(value, int | float) else str(value)
+
+
 class AutoNumberEditor(QWidget):
     """A number that may be automatic: the field, and a button that says which of the two it is."""
 
@@ -333,7 +399,9 @@ def make_editor(field: FormField, parent: QWidget) -> Editor:
     elif field.kind == "text":
         editor = SuggestingEditor(TextEditor(field), field, parent)
     else:
-        plain: dict[str, Callable[[FormField, QWidget], Editor]] = {"bool": CheckEditor, "choice": ChoiceEditor, "mapping": MappingEditor}
+        plain: dict[str, Callable[[FormField, QWidget], Editor]] = {
+            "bool": CheckEditor, "choice": ChoiceEditor, "mapping": MappingEditor, "by_modality": ByModalityEditor,
+        }  # fmt: skip
         editor = plain[field.kind](field, parent)
     editor.setObjectName(field.path)
     unit = f", in {field.unit}" if field.unit else ""

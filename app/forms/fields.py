@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from cellweave.core.spec.fields import field_extra
 
-Kind = Literal["bool", "choice", "int", "float", "text", "list", "mapping"]
+Kind = Literal["bool", "choice", "int", "float", "text", "list", "mapping", "by_modality"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class FormField:
     nullable
         Whether the field may be None.
     choices
-        Allowed values of a ``choice``.
+        Allowed values of a ``choice``, or of each value of a ``by_modality``.
+    each
+        Of a ``by_modality``, which takes one value or a table of values by modality: the kind of a value.
     low, high
         Limits of a number, None where it has none.
     low_open, high_open
@@ -52,6 +54,7 @@ class FormField:
     log: bool = False
     nullable: bool = False
     choices: tuple[Any, ...] = ()
+    each: Kind | None = None
     low: float | None = None
     high: float | None = None
     low_open: bool = False
@@ -64,7 +67,9 @@ class FormField:
 
     def problem(self, value: Any) -> str:
         """Return the sentence that says why a number is outside the limits, or an empty text."""
-        if value is None or self.kind not in {"int", "float"}:
+        if isinstance(value, dict):
+            return next((text for one in value.values() if (text := self.problem(one))), "")
+        if value is None or (self.each or self.kind) not in {"int", "float"}:
             return ""
         below = self.low is not None and (value <= self.low if self.low_open else value < self.low)
         above = self.high is not None and (value >= self.high if self.high_open else value > self.high)
@@ -108,15 +113,21 @@ def form_fields(cls: type[BaseModel], prefix: str = "") -> list[FormField]:
 def _read(name: str, path: str, info: FieldInfo) -> FormField | None:
     annotation, nullable = _without_none(info.annotation)
     kind, choices = _kind(annotation)
+    each, metadata = None, list(info.metadata)
+    one = _each_modality(annotation)
+    if one is not None:
+        inner, nullable = _without_none(one[0])
+        each, choices = _kind(inner)
+        kind, metadata = "by_modality", list(one[1])
     if kind is None or (kind == "choice" and len(choices) < 2 and not nullable):
         return None
     extra = field_extra(info)
-    limits = {key: getattr(item, key) for item in info.metadata for key in ("ge", "gt", "le", "lt") if hasattr(item, key)}
+    limits = {key: getattr(item, key) for item in metadata for key in ("ge", "gt", "le", "lt") if hasattr(item, key)}
     low_open, high_open = "gt" in limits, "lt" in limits
     return FormField(
         name, path, kind, info.title or "", info.description or "", info.get_default(call_default_factory=True),
         unit=extra.get("unit", ""), group=extra.get("group", ""), advanced=bool(extra.get("advanced", False)),
-        auto=extra.get("auto", ""), log=bool(extra.get("log", False)), nullable=nullable, choices=choices,
+        auto=extra.get("auto", ""), log=bool(extra.get("log", False)), nullable=nullable, choices=choices, each=each,
         low=limits.get("gt", limits.get("ge")), high=limits.get("lt", limits.get("le")),
         low_open=low_open, high_open=high_open,
     )  # fmt: skip
@@ -129,6 +140,21 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
         nullable = len(rest) < len(typing.get_args(annotation))
         return (rest[0] if len(rest) == 1 else annotation), nullable
     return annotation, False
+
+
+def _each_modality(annotation: Any) -> tuple[Any, tuple[Any, ...]] | None:
+    """Return type and limits of one value, where a field takes that or a table of such values by modality; else None."""
+    if typing.get_origin(annotation) not in {typing.Union, types.UnionType}:
+        return None
+    single = [item for item in typing.get_args(annotation) if typing.get_origin(item) is not dict]
+    tables = [item for item in typing.get_args(annotation) if typing.get_origin(item) is dict]
+    if len(tables) != 1 or not single:
+        return None
+    value = typing.get_args(tables[0])[1]
+    if typing.get_origin(value) is typing.Annotated:
+        inner, *limits = typing.get_args(value)
+        return inner, tuple(limits)
+    return value, ()
 
 
 def _kind(annotation: Any) -> tuple[Kind | None, tuple[Any, ...]]:

@@ -9,7 +9,7 @@ from qtpy.QtCore import QObject, QRectF, QSize, Qt, Signal
 from qtpy.QtGui import QColor, QPainter, QPaintEvent
 from qtpy.QtWidgets import QGridLayout, QLabel, QSizePolicy, QToolButton, QWidget
 
-from cellweave.app.forms.editors import auto_in_field, make_editor
+from cellweave.app.forms.editors import auto_in_field, make_editor, value_text
 from cellweave.app.forms.fields import FormField
 from cellweave.app.forms.hues import on_ground
 from cellweave.app.forms.numberbox import number_text
@@ -214,6 +214,8 @@ def describe(field: FormField, value: Any) -> str:
         return "on" if value else "off"
     if field.kind in {"int", "float"}:
         return f"{number_text(value)} {field.unit}".strip()
+    if field.kind == "by_modality":
+        return ", ".join(f"{name} = {value_text(one)}" for name, one in value.items()) if isinstance(value, dict) else value_text(value)
     if field.kind == "list":
         return ", ".join(value) or "none"
     if field.kind == "mapping":

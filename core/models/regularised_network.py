@@ -466,11 +466,14 @@ class RegularisedNetwork(Model):
                 found[name] = self.decoded_share(batch, z, name, codes) * scaled_to
                 continue
             library, _, _ = self.library_of(batch, encoded, name, draw=False, shared_draw=False)
-            decoded = self.stacks[name].decode(self._with_continuous(z, batch), codes.decoder)
-            found[name] = (
-                self.stacks[name].rates(decoded, library, codes, draw=False, factor=self.modality_factor(name)).mean
-            )
+            found[name] = self.decoded_counts(batch, z, name, codes, library)
         return found
+
+    def decoded_counts(self, batch: Minibatch, z: Tensor, name: str, codes: Codes, library: Tensor) -> Tensor:
+        """Return the expected counts at given latents and library sizes (not their logarithms), ``(n_cells, n_features)``."""
+        stack = self.stacks[name]
+        decoded = stack.decode(self._with_continuous(z, batch), codes.decoder)
+        return stack.rates(decoded, library, codes, draw=False, factor=self.modality_factor(name)).mean
 
     def decoded_share(self, batch: Minibatch, z: Tensor, name: str, codes: Codes) -> Tensor:
         """Return expression without background, scaling and library as a share of the mean library, ``(n_cells, n_features)``."""

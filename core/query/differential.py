@@ -13,9 +13,9 @@ import pandas as pd
 import torch
 from scipy import sparse
 
-from cellweave.core.models.vae_network import draw
 from cellweave.core.query import de_stats
-from cellweave.core.query.groups import Comparison, by_cells, by_column, checked, mean_counts, raw_statistics
+from cellweave.core.query.decoding import Target, decoding_of
+from cellweave.core.query.groups import MIN_CELLS, Comparison, by_cells, by_column, checked, mean_counts, raw_statistics
 from cellweave.core.query.importance import importance_draws
 from cellweave.core.query.latent import Cells, latent_mean
 from cellweave.core.query.sampling import room_for
@@ -177,7 +177,7 @@ def differential(run: TrainedRun, comparison: Comparison, options: DifferentialO
     Parameters
     ----------
     run
-        An open run of scVI's kind.
+        An open run, of scVI's kind or ambient-regularised; of several modalities its ``modality`` is compared.
     comparison
         The groups.
     options
@@ -205,7 +205,7 @@ def differential(run: TrainedRun, comparison: Comparison, options: DifferentialO
     notes: list[str] = []
     if options.filter_outlier_cells:
         comparison = _without_outliers(run, comparison, options.seed, notes)
-    counts = run.data.modalities[0].counts
+    counts = run.counts.counts
     with tempfile.TemporaryDirectory() as folder:
         generator, rng = run.generator(options.seed), np.random.default_rng([options.seed, 23])
         both = [
@@ -213,10 +213,12 @@ def differential(run: TrainedRun, comparison: Comparison, options: DifferentialO
             for name, rows, names in (("1", comparison.rows1, options.batches1), ("2", comparison.rows2, options.batches2))
         ]
         pairs = _pairs(both[0].batch, both[1].batch, options, rng, notes)
-        columns = _columns(both, pairs, comparison, counts, options)
+        looked_at = options.all_stats or (options.mode == "change" and options.pseudocount is None)
+        measured = _measured(run, comparison) if looked_at else comparison
+        columns = _columns(both, pairs, measured, counts, options)
         del both  # memory maps must be closed before their files can go
     if options.all_stats:
-        columns |= raw_statistics(counts, comparison)
+        columns |= raw_statistics(counts, measured)
     key = "proba_de" if options.mode == "change" else "bayes_factor"
     if options.mode == "change":
         columns[f"is_de_fdr_{options.fdr_target}"] = de_stats.tagged(np.asarray(columns["proba_de"]), options.fdr_target)
@@ -256,7 +258,7 @@ def _sample(
     codes: list[int | None] = [None]
     if options.batch_correction:
         codes = run.batch_codes(batches if batches else run.batches)
-    each = max(2, options.n_samples // len(codes))
+    each, decoding = max(2, options.n_samples // len(codes)), decoding_of(run)
     scale = room_for((each * len(codes), len(run.features)), path)
     for number, code in enumerate(codes):
         if options.weights == "importance":
@@ -265,21 +267,33 @@ def _sample(
                 notes.append(f"The importance weights of a group rest on about {max(1, round(effective))} latents, so its probabilities are overconfident.")
         else:
             chosen = rng.choice(rows, size=each, replace=True)
-            latents = _latents(run, chosen, generator)
+            latents = decoding.draws(chosen, generator)
         for where, batch in run.minibatches(chosen, with_counts=False):
             # The share of each feature does not depend on the library size.
-            generated = run.network.generate(batch, latents[where], torch.ones(batch.n_cells, device=run.device), code)
-            scale[number * each + where.start : number * each + where.stop] = generated.share.cpu().numpy()
+            shares = decoding.decoded(batch, latents[where], Target(code), scale=1.0, library=None)
+            scale[number * each + where.start : number * each + where.stop] = shares.cpu().numpy()
     return Samples(scale, np.repeat([OWN if code is None else code for code in codes], each))
 
 
-def _latents(run: TrainedRun, chosen: np.ndarray, generator: torch.Generator) -> torch.Tensor:
-    """Draw a latent for each of some cells, of which some are there several times and are encoded once."""
-    rows, back = np.unique(chosen, return_inverse=True)
-    posteriors = [run.posterior(batch) for _, batch in run.minibatches(rows)]
-    place = torch.from_numpy(back.ravel()).to(run.device)
-    mean, var = torch.cat([one.mean for one in posteriors])[place], torch.cat([one.var for one in posteriors])[place]
-    return run.network.transform(draw(mean, var, generator))
+def _measured(run: TrainedRun, comparison: Comparison) -> Comparison:
+    """Return the cells of a comparison in which the modality was measured, for what its raw counts say.
+
+    Raises
+    ------
+    QueryError
+        Where a group has too few of them.
+    """
+    known = run.counts.measured
+    if known.all():
+        return comparison
+    rows = [group[known[group]] for group in (comparison.rows1, comparison.rows2)]
+    for name, group in zip((comparison.name1, comparison.name2), rows, strict=True):
+        if len(group) < MIN_CELLS:
+            raise QueryError(
+                f"{run.modality_name} was measured in {len(group)} cells of '{name}', so its raw counts say nothing of the group.",
+                "Switch all_stats off and give a pseudocount, or choose other groups.",
+            )
+    return Comparison(comparison.name1, comparison.name2, *rows)
 
 
 def _pairs(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import psutil
 import torch
 from torch import Tensor
 
-from cellweave.core.models.vae_network import draw
+from cellweave.core.query.decoding import Decoding, Target, decoding_of
 from cellweave.core.query.latent import Cells, positive
 from cellweave.core.query.trained_run import QueryError, TrainedRun, require_finite
 
@@ -35,6 +35,8 @@ class ExpressionQuestion:
         for the batch. ``run.batches`` names all.
     library_size
         Size to which the shares are scaled, or ``"latent"`` for the expected counts at each cell's own library size.
+    transform
+        Level by column: decode every cell as these levels of further covariates the decoder is told of (what if all cells were of this donor).
     n_samples
         Draws of the latent whose expressions are averaged; None decodes the posterior mean, so that two calls agree.
     seed
@@ -46,6 +48,7 @@ class ExpressionQuestion:
     library_size: float | Literal["latent"] = 1.0
     n_samples: int | None = None
     seed: int = 0
+    transform: Mapping[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse values that mean nothing.
@@ -129,13 +132,13 @@ def _chunks(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Iterate over expression ``(n_samples, n_chunk, n_features)``, or ``(1, ...)`` with the mean of the draws."""
     question.check()
-    columns, codes = run.columns(question.features), run.batch_codes(question.transform_batch)
+    columns, how = run.columns(question.features), _Asked.of(run, question)
     generator = run.generator(question.seed)
     for where, batch in run.minibatches(rows):
         if question.n_samples is None:
-            yield where, _at_means(run, batch, codes, question)[:, columns][None]
+            yield where, how.at_means(batch)[:, columns][None]
             continue
-        draws = _draws(run, batch, codes, question, generator)
+        draws = how.draws(batch, question.n_samples, generator)
         if averaged:
             total = next(draws)[:, columns].clone()
             for value in draws:
@@ -145,33 +148,57 @@ def _chunks(
             yield where, torch.stack([value[:, columns] for value in draws])
 
 
-def _at_means(run: TrainedRun, batch: Minibatch, codes: Sequence[int | None], question: ExpressionQuestion) -> Tensor:
-    """Return expression at the posterior means, averaged over batches, ``(n_cells, n_features)``."""
-    scale = None if question.library_size == "latent" else float(question.library_size)
-    if run.cached is None:
-        name = next(iter(run.trained.features))
-        value = _mean([run.model.expression(batch, transform_batch=code, scaled_to=scale)[name] for code in codes])
-    else:
-        posterior = run.posterior(batch)
-        value = _decoded(run, batch, run.network.latent_mean(posterior), run.observed_library(batch), codes, scale)
-    require_finite(value, "expression")
-    return value
+@dataclass(frozen=True)
+class _Asked:
+    """A question in the terms of the model.
 
+    Attributes
+    ----------
+    run
+        The open run.
+    decoding
+        None for a model that only gives expression at its posterior means.
+    targets
+        What the cells are decoded as, each in turn; the result is the mean.
+    scale
+        Library size of the result; None for expected counts.
+    """
 
-def _draws(
-    run: TrainedRun, batch: Minibatch, codes: Sequence[int | None], question: ExpressionQuestion, generator: torch.Generator
-) -> Iterator[Tensor]:
-    scale = None if question.library_size == "latent" else float(question.library_size)
-    posterior, network = run.posterior(batch), run.network
-    assert question.n_samples is not None
-    for _ in range(question.n_samples):
-        z = network.transform(draw(posterior.mean, posterior.var, generator))
-        yield _decoded(run, batch, z, run.draw_library(batch, posterior, generator), codes, scale)
+    run: TrainedRun
+    decoding: Decoding | None
+    targets: tuple[Target, ...]
+    scale: float | None
 
+    @classmethod
+    def of(cls, run: TrainedRun, question: ExpressionQuestion) -> _Asked:
+        codes = run.batch_codes(question.transform_batch)
+        decoding = decoding_of(run) if question.transform or question.n_samples is not None or run.decodes else None
+        columns = run.column_codes(question.transform, decoding.columns) if decoding is not None else {}
+        scale = None if question.library_size == "latent" else float(question.library_size)
+        return cls(run, decoding, tuple(Target(code, columns) for code in codes), scale)
 
-def _decoded(run: TrainedRun, batch: Minibatch, z: Tensor, library: Tensor, codes: Sequence[int | None], scale: float | None) -> Tensor:
-    generated = (run.network.generate(batch, z, library, code) for code in codes)
-    return _mean([one.mu if scale is None else one.share * scale for one in generated])
+    def at_means(self, batch: Minibatch) -> Tensor:
+        """Return expression at the posterior means, averaged over the targets, ``(n_cells, n_features)``."""
+        if self.decoding is None:
+            name = self.run.modality_name
+            value = _mean([self.run.model.expression(batch, transform_batch=one.batch, scaled_to=self.scale)[name] for one in self.targets])
+        else:
+            value = self._decoded(batch, self.decoding.encode(batch), None)
+        require_finite(value, "expression")
+        return value
+
+    def draws(self, batch: Minibatch, n_samples: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Iterate over draws ``(n_cells, n_features)``."""
+        assert self.decoding is not None
+        encoded = self.decoding.encode(batch)
+        for _ in range(n_samples):
+            yield self._decoded(batch, encoded, generator)
+
+    def _decoded(self, batch: Minibatch, encoded: Any, generator: torch.Generator | None) -> Tensor:
+        assert self.decoding is not None
+        z = self.decoding.latent(batch, encoded, generator)
+        library = self.decoding.library(batch, encoded, generator) if self.scale is None else None
+        return _mean([self.decoding.decoded(batch, z, target, scale=self.scale, library=library) for target in self.targets])
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -100,6 +100,8 @@ def _how(run: TrainedRun, question: ExpressionQuestion) -> dict[str, object]:
         "run": run.path.name,
         "transform_batch": "own" if batches is None else batches if isinstance(batches, str) else ", ".join(batches),
         "library_size": str(question.library_size),
+        "modality": run.modality_name,
+        "transform": ", ".join(f"{column}={level}" for column, level in question.transform.items()),
         "n_samples": "posterior mean" if question.n_samples is None else str(question.n_samples),
         "seed": question.seed,
     }

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cellweave.core.models.vae_network import draw
+from cellweave.core.models.vae_network import VaeNetwork, draw
 from cellweave.core.query.trained_run import QueryError, TrainedRun, require_finite
 
 Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
@@ -63,11 +63,13 @@ def latent_sample(run: TrainedRun, cells: Cells = None, *, n_samples: int = 1, s
     ndarray
         float32 ``(n_rows, n_latent)``, or ``(n_samples, n_rows, n_latent)`` where more than one is drawn.
     """
-    rows, generator, network = run.rows(cells), run.generator(seed), run.network
+    from cellweave.core.query.decoding import decoding_of
+
+    rows, generator, decoding = run.rows(cells), run.generator(seed), decoding_of(run)
     parts = []
     for _, batch in run.minibatches(rows):
-        posterior = run.posterior(batch)
-        draws = [network.transform(draw(posterior.mean, posterior.var, generator)) for _ in range(positive(n_samples))]
+        encoded = decoding.encode(batch)
+        draws = [decoding.latent(batch, encoded, generator) for _ in range(positive(n_samples))]
         parts.append(torch.stack(draws).cpu().numpy())
     found = np.concatenate(parts, axis=1)
     return found[0] if n_samples == 1 else found
@@ -110,6 +112,8 @@ def latent_library(run: TrainedRun, cells: Cells = None, *, sample: bool = False
     QueryError
         Where the model takes the observed library size, so that there is nothing to infer.
     """
+    if run.decodes and not isinstance(run.model, VaeNetwork):
+        return _regularised_library(run, cells, sample=sample, seed=seed)
     network, generator = run.network, run.generator(seed)
     if not network.learns_library:
         what = "given as size factors" if network.has_size_factor else "the total count of each cell"
@@ -123,6 +127,19 @@ def latent_library(run: TrainedRun, cells: Cells = None, *, sample: bool = False
         assert posterior.log_library is not None
         value = torch.exp(draw(*posterior.log_library, generator)) if sample else network.library_mean(batch, posterior)
         parts.append(value.cpu().numpy())
+    return np.concatenate(parts)
+
+
+def _regularised_library(run: TrainedRun, cells: Cells, *, sample: bool, seed: int) -> np.ndarray:
+    """Return library sizes in counts of the modality that is asked about, float32 ``(n_rows,)``."""
+    from cellweave.core.query.decoding import RegularisedDecoding
+
+    decoding, generator = RegularisedDecoding(run), run.generator(seed)
+    size = decoding.network.stacks[run.modality_name].expression_total
+    parts = [
+        (decoding.library(batch, decoding.encode(batch), generator if sample else None) * size).cpu().numpy()
+        for _, batch in run.minibatches(run.rows(cells))
+    ]
     return np.concatenate(parts)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.models.vae_network import Posterior, VaeNetwork, draw
 from cellweave.core.query.encode import align_to, blocks_of, encode
 from cellweave.core.spec import RunSpec
-from cellweave.core.study.study import Study
+from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.data import TrainingData
 from cellweave.core.training.model_files import TrainedModel
 from cellweave.core.training.sources import Loader
@@ -84,6 +84,8 @@ class TrainedRun:
         Sentences on what was done to read these cells (features that count as 0 ...).
     cached
         Posteriors of minified data, or None where the encoder is asked.
+    modality
+        Modality that questions of features are about; None for RNA, or the first. Set with :meth:`of_modality`.
     progress, cancelled
         Told the share that is done; asked between minibatches. Set with :meth:`watched`.
     """
@@ -96,6 +98,7 @@ class TrainedRun:
     loader: Loader
     notes: tuple[str, ...] = ()
     cached: CachedPosterior | None = None
+    modality: str | None = None
     progress: Callable[[float], None] = field(default=_nobody, compare=False)
     cancelled: Callable[[], bool] = field(default=_never, compare=False)
 
@@ -118,9 +121,16 @@ class TrainedRun:
         if not isinstance(self.model, VaeNetwork):
             raise QueryError(
                 f"{self.spec.family.title} cannot answer this: it needs one latent, one decoder and one likelihood, as scVI and LDVAE have.",
-                "Ask for its latent space or its denoised expression.",
+                "Ask for its latent space, its denoised expression, or differential expression.",
             )
         return self.model
+
+    @property
+    def decodes(self) -> bool:
+        """Whether latents of the model can be drawn and decoded (:mod:`cellweave.core.query.decoding`)."""
+        from cellweave.core.models.regularised_network import RegularisedNetwork
+
+        return isinstance(self.model, VaeNetwork | RegularisedNetwork)
 
     @property
     def n_cells(self) -> int:
@@ -134,13 +144,37 @@ class TrainedRun:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Feature names of the first modality, in the order of the model."""
-        return next(iter(self.trained.features.values()))
+        """Feature names of the modality that is asked about, in the order of the model."""
+        return self.trained.features[self.modality_name]
+
+    @property
+    def modality_name(self) -> str:
+        """The modality that questions of features are about."""
+        known = self.trained.features
+        return self.modality or ("rna" if "rna" in known else next(iter(known)))
+
+    @property
+    def counts(self) -> Modality:
+        """The counts of that modality."""
+        return next(modality for modality in self.data.modalities if modality.name == self.modality_name)
+
+    def of_modality(self, name: str | None) -> TrainedRun:
+        """Return the same run, asked about the features of a modality.
+
+        Raises
+        ------
+        QueryError
+            Where the model does not have it.
+        """
+        if name is not None and name not in self.trained.features:
+            raise QueryError(f"The model does not read {name}.", f"It reads {', '.join(self.trained.features)}.")
+        return replace(self, modality=name)
 
     @property
     def batches(self) -> tuple[str, ...]:
         """Names of the levels of the batch, in the order of their codes; empty where the model has no batch."""
-        columns = self.trained.encoding.columns.get("batch", ())
+        known = self.trained.encoding.columns
+        columns = known.get("batch") or (known.get("library", ()) if "library" in self.spec.family.fan_out else ())
         return self.trained.encoding.levels[columns[0]] if columns else ()
 
     @property
@@ -265,6 +299,28 @@ class TrainedRun:
                 hint = f"Did you mean '{near[0]}'?" if near else f"It knows {', '.join(self.batches[:12])}."
                 raise QueryError(f"The model has no batch '{name}'.", hint)
         return [self.batches.index(name) for name in dict.fromkeys(wanted)]
+
+    def column_codes(self, levels: Mapping[str, str], allowed: Sequence[str]) -> dict[str, int]:
+        """Return the codes of levels by column, of columns that cells can be decoded as.
+
+        Raises
+        ------
+        QueryError
+            Where a column is none of them, or a level is not known.
+        """
+        found = {}
+        for column, level in levels.items():
+            if column not in allowed:
+                near = difflib.get_close_matches(column, allowed, n=1, cutoff=0.5)
+                hint = f"Did you mean '{near[0]}'?" if near else f"They can be decoded as levels of {', '.join(allowed) or 'no column'}."
+                raise QueryError(f"The decoder is not told of '{column}', so cells cannot be decoded as a level of it.", hint)
+            known = self.trained.encoding.levels[column]
+            if level not in known:
+                near = difflib.get_close_matches(level, known, n=1, cutoff=0.4)
+                hint = f"Did you mean '{near[0]}'?" if near else f"It knows {', '.join(known[:12])}."
+                raise QueryError(f"The model has no level '{level}' of '{column}'.", hint)
+            found[column] = known.index(level)
+        return found
 
     # ------------------------------------------------------------------ computing
 

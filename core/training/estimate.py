@@ -89,9 +89,7 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
         Bytes, seconds, and the sentence that says whether it fits.
     """
     training = spec.training
-    hidden = int(getattr(spec.model, "n_hidden", 128))
-    layers = int(getattr(spec.model, "n_layers", 1))
-    latent = int(getattr(spec.model, "n_latent", 10))
+    hidden, layers, latent = (_largest(getattr(spec.model, name, otherwise)) for name, otherwise in (("n_hidden", 128), ("n_layers", 1), ("n_latent", 10)))
     heads = 3  # mean, dispersion and drop-out heads of the decoder
     weights = n_features * hidden * (1 + heads) + 2 * (layers - 1) * hidden**2 + hidden * (3 * latent + 2 * n_covariate_levels)
     batch = min(training.batch_size, max(2, n_cells))
@@ -119,6 +117,11 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
             mend = "Take the counts from the disk cache (training.source = 'disk')."
     text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and about {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
     return Estimate(data_bytes, model_bytes, step_bytes, free, seconds, fit, text, mend)
+
+
+def _largest(value: object) -> int:
+    """Return a size, the largest where an option holds one for each modality."""
+    return max(int(one) for one in value.values()) if isinstance(value, dict) else int(value)  # type: ignore[call-overload]
 
 
 def describe_bytes(n: float) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
@@ -37,6 +39,17 @@ def form_of(qtbot):
     return make
 
 
+def _by_modality(field):
+    """A table of values by modality and its text."""
+    if field.each in {"int", "float"}:
+        value = _other_number(replace(field, kind=field.each))
+        return {"rna": value, "adt": value}, f"rna = {number_text(value)}, adt = {number_text(value)}"
+    if field.each == "bool":
+        return {"rna": True, "adt": False}, "rna = yes, adt = no"
+    first, last = field.choices[0], field.choices[-1]
+    return {"rna": first, "adt": last}, f"rna = {first}, adt = {last}"
+
+
 def _edit(qtbot, editor, field):
     """Do what a person would do to the widget and return the value that should come of it."""
     if isinstance(editor, CheckEditor):
@@ -50,6 +63,9 @@ def _edit(qtbot, editor, field):
         value = _other_number(field)
         line = (editor.box if isinstance(editor, AutoNumberEditor) else editor).lineEdit()
         text = number_text(value)
+    elif field.kind == "by_modality":
+        value, text = _by_modality(field)
+        line = editor
     else:
         value, text = {"text": ("a name", "a name"), "list": (("one", "two words"), "one, two words"), "mapping": ({"a": "b"}, "a = b")}[field.kind]
         if field.kind == "list" and field.choices:
