@@ -106,20 +106,22 @@ class ViewTabs(QTabWidget):
         self._add(WELCOME, welcome, "", "home", "Welcome")
         for info in VIEWS:
             if info.place == "tab":
-                self._add(info.name, _place(), info.title, info.icon, info.tip)
+                self._add(info.name, _place(), info.title, "", info.tip)
         self.page = ModelPage()
         self.page.chosen.connect(self.picked)
         slot = _place()
         slot.layout().addWidget(self.page)
         if MODEL_VIEWS:
-            self._add(MODEL, slot, "Model", "model", "Views of what single models give")
+            self._add(MODEL, slot, "Model", "", "Views of what single models give")
             bar.setTabButton(self.indexOf(slot), QTabBar.ButtonPosition.RightSide, self._menu_button())
         self.tear = tool("detach", "Show this view in a window of its own", detach)
         self.setCornerWidget(self.tear)
         bar.tabBarClicked.connect(lambda index: self.picked.emit(self.name_of(self.widget(index))) if index >= 0 else None)
 
     def _add(self, name: str, place: QWidget, title: str, icon: str, tip: str) -> None:
-        index = self.addTab(place, theme.icon(icon, "secondary"), title)
+        index = self.addTab(place, title)
+        if icon:  # words alone are narrower: all tabs fit into a small window
+            self.setTabIcon(index, theme.icon(icon, "secondary"))
         self.setTabToolTip(index, tip)
         bar = self.tabBar()
         assert bar is not None
@@ -199,7 +201,6 @@ class ViewTabs(QTabWidget):
         index = self.indexOf(slot)
         info = view_info(name) if name else None
         self.setTabText(index, info.title if info else "Model")
-        self.setTabIcon(index, theme.icon(info.icon if info else "model", "secondary"))
 
     def offer(self, why_not: Mapping[str, str]) -> None:
         """Grey the views of models that the shown run has nothing for."""

@@ -194,12 +194,38 @@ def gene_values(folder: Path, spec: RunSpec, gene: str, rows: np.ndarray, study:
     return log_normalised(modality.counts[rows])[:, [names.index(gene)]].toarray().ravel()
 
 
+def run_cells(path: Path) -> Cells:
+    """Return the cells that have a latent, with their columns, also where the run has no embedding.
+
+    Raises
+    ------
+    RunFolderError
+        Where the run has no latent space yet.
+    """
+    from cellweave.core.export.run_data import RunData
+
+    run = RunData(path)
+    rows = np.flatnonzero(np.isfinite(run.latent).all(axis=1))
+    columns, _ = _columns(run)
+    return Cells(rows, run.cells["name"].to_numpy()[rows], subset(columns, rows))
+
+
 def _embedding(path: Path) -> tuple[np.ndarray, Cells, tuple[str, ...], str]:
-    from cellweave.core.export.run_data import ColumnValues, RunData
+    from cellweave.core.export.run_data import RunData
 
     run = RunData(path)
     layout = run.array("umap")
     rows = np.flatnonzero(np.isfinite(layout).all(axis=1))
+    columns, note = _columns(run)
+    names = run.cells["name"].to_numpy()
+    cells = Cells(rows, names[rows], subset(columns, rows))
+    return np.ascontiguousarray(layout[rows]), cells, tuple(run.default_columns()), note
+
+
+def _columns(run: Any) -> tuple[dict[str, Any], str]:
+    """Return the columns of all cells of a run, and a sentence where only some of them could be read."""
+    from cellweave.core.export.run_data import ColumnValues
+
     note = ""
     try:
         obs = run.obs
@@ -213,9 +239,7 @@ def _embedding(path: Path) -> tuple[np.ndarray, Cells, tuple[str, ...], str]:
     columns["split"] = run.column("split")
     for dimension in range(run.latent.shape[1]):
         columns[f"latent:{dimension + 1}"] = run.column(f"latent:{dimension + 1}")
-    names = run.cells["name"].to_numpy()
-    cells = Cells(rows, names[rows], subset(columns, rows))
-    return np.ascontiguousarray(layout[rows]), cells, tuple(run.default_columns()), note
+    return columns, note
 
 
 def subset(columns: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
