@@ -17,16 +17,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import sparse
 
 from cellweave.core.analysis.arrays import load_array, save_array, save_csr
 from cellweave.core.analysis.integration import BASELINE
 from cellweave.core.analysis.integration_results import FEWEST, JSON_NAME, latent_files, load, metric_rows, store
 from cellweave.core.analysis.jobs import ProcessDied, Runner
-from cellweave.core.errors import Cancelled, CellweaveError
+from cellweave.core.errors import Cancelled, CellweaveError, DataError
 from cellweave.core.files import sha256_of, write_atomic, write_json_atomic
 from cellweave.core.runs.events import Event, Metric, Progress, ResultReady, Warned
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.modalities import modality_kind
 
 LOG = logging.getLogger("cellweave.analysis")
 #: Bumped where a stage computes something else from the same input, so that older results are computed anew.
@@ -46,6 +48,8 @@ def analyse(
     runner: Runner | None,
     emit: Emit,
     cancelled: Callable[[], bool] = lambda: False,
+    modality: str = "",
+    measured: NDArray[np.bool_] | None = None,
 ) -> None:
     """Compute what ``spec.analysis`` asks for.
 
@@ -66,6 +70,10 @@ def analyse(
         Takes progress, results, metrics and warnings.
     cancelled
         Asked often; where it says yes, ``Cancelled`` is raised and finished stages stay.
+    modality
+        Which modality ``counts`` are of.
+    measured
+        Cells in which it was measured, ``(n_cells,)``; the others have no baseline (NaN). None for all.
 
     Raises
     ------
@@ -76,7 +84,7 @@ def analyse(
         from cellweave.core.analysis.inprocess import InProcess
 
         runner = InProcess()
-    _Pipeline(spec, results, obs, counts, runner, emit, cancelled).run()
+    _Pipeline(spec, results, obs, counts, runner, emit, cancelled, modality, measured).run()
 
 
 def scored_columns(spec: RunSpec) -> dict[str, str]:
@@ -96,7 +104,10 @@ class _Pipeline:
         runner: Runner,
         emit: Emit,
         cancelled: Callable[[], bool],
+        modality: str = "",
+        measured: NDArray[np.bool_] | None = None,
     ) -> None:
+        self.modality, self.measured = modality, None if measured is None or measured.all() else measured
         self.spec, self.results, self.obs, self.counts = spec, results, obs, counts
         self.runner, self.emit, self.cancelled = runner, emit, cancelled
         self.latent = results / "latent.npy"
@@ -122,6 +133,8 @@ class _Pipeline:
         measured = self._measured_columns() if analysis.scores and analysis.integration and n_latent >= FEWEST else {}
         if self.counts is not None and (analysis.baseline or analysis.baseline_umap or measured):
             key = {"counts": _sum_of_counts(self.counts), "seed": self.spec.training.seed}
+            if self.measured is not None:
+                key["measured"] = zlib.crc32(self.measured.tobytes())
             has_baseline = self._stage("baseline", "Baseline", key, "baseline_pca.npy", self._baseline)
         if analysis.scores and scored_columns(self.spec):
             self._scores(has_baseline and analysis.baseline)
@@ -151,11 +164,30 @@ class _Pipeline:
     def _baseline(self, out: Path) -> None:
         assert self.counts is not None
         counts = self.work / "counts.npz"
-        save_csr(counts, self.counts)
+        rows = None if self.measured is None else np.flatnonzero(self.measured)
+        if rows is not None and len(rows) < 3:
+            raise DataError(f"{self.modality_label} was measured in {len(rows)} cells, too few for a baseline.", "Switch the baseline off.")
+        save_csr(counts, self.counts if rows is None else sparse.csr_matrix(self.counts[rows]))
         try:
             self._do("pca", "Baseline", counts=counts, out=out, seed=self.spec.training.seed)
         finally:
             counts.unlink(missing_ok=True)
+        if rows is not None:
+            found = np.asarray(load_array(out))
+            wide = np.full((self.n_cells, found.shape[1]), np.nan, dtype=np.float32)
+            wide[rows] = found
+            save_array(out, wide)
+            self.emit(
+                Warned(
+                    text=f"The baseline without integration is of {self.modality_label} alone; {self.n_cells - len(rows):,} of {self.n_cells:,} cells, "
+                    "in which it was not measured, have none, and baseline scores are of the others."
+                )
+            )
+
+    @property
+    def modality_label(self) -> str:
+        """How the modality of the baseline is written."""
+        return modality_kind(self.modality).label
 
     def _baseline_umap(self, out: Path) -> None:
         self._do("umap", "UMAP of the baseline", latent=self.results / "baseline_pca.npy", out=out, **self._layout_options())

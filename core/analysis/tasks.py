@@ -175,8 +175,11 @@ def scores(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     base = None
     if arguments.get("baseline"):
         progress(0.5, "scoring the baseline")
-        points = np.asarray(load_array(Path(arguments["baseline"])))[chosen]
-        base = neighbour_scores(find_neighbours(points, k, seed=seed), **columns)
+        points = np.asarray(load_array(Path(arguments["baseline"])))
+        there = chosen[np.isfinite(points[chosen]).all(axis=1)]  # of several modalities the baseline has one, which some cells lack
+        if len(there) >= 3:
+            own = {role: _column(arguments[role]).take(there) for role in columns}
+            base = neighbour_scores(find_neighbours(points[there], k, seed=seed), **own)
     return {"k": k, "n_cells": len(chosen), "scores": beside(found, base)}
 
 

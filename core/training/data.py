@@ -127,6 +127,11 @@ class TrainingData:
         return stream_codes(self.modalities, self.categorical.get("batch"))
 
     @property
+    def main_modality(self) -> Modality:
+        """The modality that is compared with where there is no integration: RNA, or the one measured in most cells."""
+        return next((m for m in self.modalities if m.name == "rna"), None) or max(self.modalities, key=lambda m: int(m.measured.sum()))
+
+    @property
     def n_cells(self) -> int:
         """Cells of the study."""
         return int(self.usable.shape[0])

@@ -181,3 +181,18 @@ def test_a_handful_of_cells_is_laid_out_or_refused_in_words(tmp_path, n_cells, s
     assert [said in event.text for event in of(events, Warned)] == ([True] * 3 if said else [])
     assert (tmp_path / "umap.npy").exists() == (not said)
     assert (tmp_path / "baseline_pca.npy").exists()
+
+
+def test_cells_in_which_the_modality_was_not_measured_have_no_baseline(case):
+    measured = np.ones(240, dtype=bool)
+    measured[50:110] = False
+    events, _ = case(modality="rna", measured=measured)
+    baseline = np.load(case.results / "baseline_pca.npy")
+    assert np.array_equal(np.isfinite(baseline).all(axis=1), measured)
+    assert any("of RNA alone; 60 of 240 cells" in event.text for event in of(events, Warned))
+    assert all(event.baseline is not None for event in of(events, Metric) if event.name in {"batch mixing", "label purity"})
+    scores = json.loads((case.results / "scores.json").read_text())["scores"]
+    assert any(row["baseline"] is not None for row in scores)
+    before = (case.results / "baseline_pca.npy").stat().st_mtime_ns
+    case(modality="rna", measured=measured)
+    assert (case.results / "baseline_pca.npy").stat().st_mtime_ns == before
