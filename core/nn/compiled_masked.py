@@ -18,8 +18,8 @@ from numba import types
 from cellweave.core.nn.compiled import HALF_LOG_2_PI, MATH, F, _compile, _exp, _log, _log1p, _log_wide, _outside
 
 LEAST = F(1e-30)
-# Below this product of mean and dispersion the derivative is a series, where its closed form would lose its digits.
-SMALL = F(0.03)
+# Below this product of mean and dispersion logarithm and derivative are series, where their closed forms would lose their digits.
+SMALL = F(0.2)
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
@@ -46,10 +46,28 @@ def _zeros(mean, dispersion, mask, by_mean, by_dispersion):
         x = m * d
         inverse = F(1.0) / (F(1.0) + x)
         one_over_d = F(1.0) / d
-        log_relative = _log1p(x, inverse)
+        short = F(0.11111111)
+        short = F(-0.125) + x * short
+        short = F(0.14285714) + x * short
+        short = F(-0.16666667) + x * short
+        short = F(0.2) + x * short
+        short = F(-0.25) + x * short
+        short = F(0.33333333) + x * short
+        short = F(-0.5) + x * short
+        short = F(1) + x * short
+        short *= x
+        log_relative = short if x < SMALL else _log1p(x, inverse)
         cost += w * log_relative * one_over_d
         by_mean[g] = w * inverse
-        series = x * x * (F(-0.5) + x * (F(0.66666667) + x * (F(-0.75) + x * F(0.8))))
+        series = F(0.88888889)
+        series = F(-0.875) + x * series
+        series = F(0.85714286) + x * series
+        series = F(-0.83333333) + x * series
+        series = F(0.8) + x * series
+        series = F(-0.75) + x * series
+        series = F(0.66666667) + x * series
+        series = F(-0.5) + x * series
+        series *= x * x
         closed = x * inverse - log_relative
         by_dispersion[g] = w * (series if x < SMALL else closed) * one_over_d * one_over_d
     return cost
