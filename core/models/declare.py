@@ -53,6 +53,9 @@ class LossTerm:
         Whether the unweighted term is part of the reported negative ELBO.
     unit
         Unit of the reported value.
+    also_summed
+        For a term of scope ``"minibatch"``: tell beside its mean over minibatches also its sum over them divided by the number of
+        cells, under the names ``NAME_loss_train`` and ``NAME_loss_validation`` (a published definition that others are compared by).
     """
 
     name: str
@@ -66,6 +69,7 @@ class LossTerm:
     colour: int = 0
     in_elbo: bool = True
     unit: str = "nats per cell"
+    also_summed: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from cellweave.core.models.declare import LossTerm
+from cellweave.core.models.declare import LossTerm, Metric
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.options import ModelOptions
+
+if TYPE_CHECKING:
+    from cellweave.core.spec.run import RunSpec
 
 MMD = "Discrepancy between batches (MMD)"
 
@@ -46,4 +49,16 @@ def mmd_term(colour: int) -> LossTerm:
         colour=colour,
         in_elbo=False,
         unit="squared discrepancy per minibatch",
+        also_summed=True,
+    )
+
+
+def mmd_metrics(spec: RunSpec) -> tuple[Metric, ...]:
+    """Return the history of the discrepancy as the publication has it, where the term is switched on from the start."""
+    if spec.covariates.batch is None or spec.losses.weights.get("mmd", 0.0) <= 0:
+        return ()
+    said = "Sum of the discrepancy over the minibatches, divided by the number of cells, as scVI+MMD was published; the loss term is per minibatch."
+    return tuple(
+        Metric(f"mmd_loss_{side}", f"MMD per cell, {words}", said, "squared discrepancy per cell")
+        for side, words in (("train", "training"), ("validation", "held out"))
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cellweave.core.models.declare import Family, Result, RoleUse
-from cellweave.core.models.latent_mmd import LatentMmdOptions
+from cellweave.core.models.latent_mmd import LatentMmdOptions, mmd_metrics
 from cellweave.core.models.vae import LATENT, LIKELIHOOD, NETWORK, dispersion_conflicts, terms
 from cellweave.core.spec.fields import option
 
@@ -54,6 +54,7 @@ FAMILY = Family(
     help="scVI with a linear decoder: each latent dimension has one loading per gene, which can be read like principal components.",
     options=LdvaeOptions,
     terms=terms,
+    metrics=mmd_metrics,
     network="cellweave.core.models.ldvae_network:build",
     check=check,
     roles=(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from cellweave.core.models.declare import Family, LossTerm, Result, RoleUse
-from cellweave.core.models.latent_mmd import LatentMmdOptions, mmd_term
+from cellweave.core.models.latent_mmd import LatentMmdOptions, mmd_metrics, mmd_term
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
 
 Where = Literal["encoder", "decoder", "both", "none"]
+Activation = Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "softplus", "none"]
 NETWORK, LIKELIHOOD, LATENT, COVARIATES = "Network", "Likelihood", "Latent space", "Covariates"
 
 
@@ -46,11 +47,26 @@ class VaeOptions(LatentMmdOptions):
         "one-hot", "Batch as", "One-hot columns, or a learned embedding, which suits many batches.", group=COVARIATES, advanced=True
     )
     batch_embedding_dim: int = option(5, "Batch embedding size", "Length of the learned batch vector.", group=COVARIATES, ge=1, le=256, advanced=True)
+    batch_embedding_max_norm: float | None = option(
+        None, "Longest batch vector", "A learned batch vector that is longer is shortened to this.", group=COVARIATES, gt=0, auto="no limit", advanced=True
+    )
+    batch_embedding_norm_type: float = option(
+        2.0, "Norm of the batch vector", "Which norm the limit is about: 1 the sum of its parts, 2 its length.", group=COVARIATES, gt=0, le=16, advanced=True
+    )
+    batch_embedding_scale_grad: bool = option(
+        False, "Rare batches learn faster", "Divide the gradient of a batch vector by the cells of its batch in the minibatch.",
+        group=COVARIATES, advanced=True,
+    )
     use_batch_norm: Where = option("both", "Batch normalisation", "Where batch normalisation is used.", group=NETWORK, advanced=True)
     use_layer_norm: Where = option("none", "Layer normalisation", "Where layer normalisation is used.", group=NETWORK, advanced=True)
     var_activation: Literal["exp", "softplus"] = option(
         "exp", "Variance activation", "Function that makes the encoder's variance positive.", group=NETWORK, advanced=True
     )
+    var_eps: float = option(1e-4, "Smallest variance", "Added to the encoder's variance.", group=NETWORK, gt=0, le=1, advanced=True, log=True)
+    encoder_activation: Activation = option("relu", "Encoder activation", "Function behind each hidden layer of the encoder.", group=NETWORK, advanced=True)
+    decoder_activation: Activation = option("relu", "Decoder activation", "Function behind each hidden layer of the decoder.", group=NETWORK, advanced=True)
+    encoder_bias: bool = option(True, "Bias of the encoder", "A constant per hidden unit of the encoder.", group=NETWORK, advanced=True)
+    decoder_bias: bool = option(True, "Bias of the decoder", "A constant per hidden unit of the decoder.", group=NETWORK, advanced=True)
 
 
 def learns_library(spec: RunSpec) -> bool:
@@ -100,6 +116,13 @@ def check(spec: RunSpec) -> list[str]:
     found = dispersion_conflicts(spec, model.dispersion, model.gene_likelihood)
     if model.batch_representation == "embedding" and roles.batch is None:
         found.append("model.batch_representation is 'embedding', but no column is the batch")
+    if model.batch_representation == "one-hot":
+        idle = ("batch_embedding_max_norm", "batch_embedding_norm_type", "batch_embedding_scale_grad")
+        found += [
+            f"model.{name} is about the batch embedding, but model.batch_representation is 'one-hot'"
+            for name in idle
+            if getattr(model, name) != VaeOptions.model_fields[name].default
+        ]
     if roles.size_factor is not None and not model.use_observed_lib_size:
         found.append("a size factor replaces the library size, so use_observed_lib_size cannot be switched off")
     return found
@@ -111,6 +134,7 @@ FAMILY = Family(
     help="Variational autoencoder of counts: a latent space without the batch effect, and denoised expression.",
     options=VaeOptions,
     terms=terms,
+    metrics=mmd_metrics,
     network="cellweave.core.models.vae_network:build",
     check=check,
     roles=(

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from cellweave.core.models.base import BuildContext, Minibatch, Model, StepContext
 from cellweave.core.models.vae import FAMILY, VaeOptions, learns_library
 from cellweave.core.nn.kl import kl_normal, kl_standard_normal
-from cellweave.core.nn.layers import Decoder, Encoder, full_precision
+from cellweave.core.nn.layers import ACTIVATIONS, Decoder, Encoder, full_precision
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.logistic_normal import mean_share
 from cellweave.core.nn.mmd import mmd
@@ -108,7 +108,12 @@ class VaeNetwork(Model):
         self.n_batches = n_batches
         levels = (n_batches, *(columns if isinstance(columns, tuple) else (columns,)))
         embedded = options.batch_representation == "embedding"
-        self.batch_embedding = nn.Embedding(n_batches, options.batch_embedding_dim) if embedded else None
+        self.batch_embedding = None
+        if embedded:
+            self.batch_embedding = nn.Embedding(
+                n_batches, options.batch_embedding_dim, max_norm=options.batch_embedding_max_norm,
+                norm_type=options.batch_embedding_norm_type, scale_grad_by_freq=options.batch_embedding_scale_grad,
+            )  # fmt: skip
         if embedded:
             levels = levels[1:]
         n_extra = context.n_continuous + (options.batch_embedding_dim if embedded else 0)
@@ -117,22 +122,26 @@ class VaeNetwork(Model):
         encoder_levels = levels if options.encode_covariates else ()
         n_in = self.n_features + (n_extra if options.encode_covariates else 0)
         inject = options.deeply_inject_covariates
-        shared: dict[str, Any] = {"n_hidden": options.n_hidden, "dropout_rate": options.dropout_rate, "inject": inject}
+        shared: dict[str, Any] = {
+            "n_hidden": options.n_hidden, "dropout_rate": options.dropout_rate, "inject": inject, "bias": options.encoder_bias,
+            "activation": ACTIVATIONS[options.encoder_activation], "var_activation": options.var_activation, "var_floor": options.var_eps,
+        }  # fmt: skip
         self.encoder = Encoder(
             n_in, options.n_latent, encoder_levels,
-            n_layers=options.n_layers, var_activation=options.var_activation, **shared, **encoder_norms,
+            n_layers=options.n_layers, **shared, **encoder_norms,
         )
         self.library_encoder = None
         if self.learns_library:
             self.library_encoder = Encoder(
                 n_in, 1, encoder_levels,
-                n_layers=1, var_activation=options.var_activation, **shared, **encoder_norms,
+                n_layers=1, **shared, **encoder_norms,
             )
             self.register_buffer("library_log_mean", library_prior(context.library_log_mean[modality.name]))
             self.register_buffer("library_log_var", library_prior(context.library_log_var[modality.name]))
         self.decoder = Decoder(
             options.n_latent + n_extra, self.n_features, levels,
             n_layers=options.n_layers, n_hidden=options.n_hidden, inject=inject,
+            bias=options.decoder_bias, activation=ACTIVATIONS[options.decoder_activation],
             dispersion=options.dispersion == "gene-cell", zeros=options.gene_likelihood == "zinb", **decoder_norms,
         )
         self.log_theta = self._make_log_theta(n_batches, context)

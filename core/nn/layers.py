@@ -26,6 +26,12 @@ def full_precision(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
+#: Activations of hidden layers by the name that the specs use.
+ACTIVATIONS: dict[str, Callable[[], nn.Module] | None] = {
+    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "none": None,
+}  # fmt: skip
+
+
 class CategoricalLinear(nn.Module):
     """A linear map of features and of the levels of categorical columns.
 
@@ -164,10 +170,12 @@ class Encoder(nn.Module):
         Input size and number of latent dimensions.
     levels
         Number of levels of each categorical column.
-    n_layers, n_hidden, dropout_rate, batch_norm, layer_norm, inject
+    n_layers, n_hidden, dropout_rate, batch_norm, layer_norm, bias, inject, activation
         As in :class:`FCLayers`.
     var_activation
-        ``"exp"`` or ``"softplus"``; what makes the variance positive, before 1e-4 is added.
+        ``"exp"`` or ``"softplus"``; what makes the variance positive.
+    var_floor
+        Added to the variance.
     """
 
     def __init__(
@@ -181,14 +189,18 @@ class Encoder(nn.Module):
         dropout_rate: float = 0.1,
         batch_norm: bool = True,
         layer_norm: bool = False,
+        bias: bool = True,
         inject: bool = True,
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
         var_activation: str = "exp",
+        var_floor: float = VARIANCE_FLOOR,
     ) -> None:
         super().__init__()
         self.hidden = FCLayers(
             n_in, n_hidden, levels, n_layers=n_layers, n_hidden=n_hidden, dropout_rate=dropout_rate,
-            batch_norm=batch_norm, layer_norm=layer_norm, inject=inject,
+            batch_norm=batch_norm, layer_norm=layer_norm, bias=bias, inject=inject, activation=activation,
         )
+        self._floor = var_floor
         self.mean = nn.Linear(n_hidden, n_out)
         self.var = nn.Linear(n_hidden, n_out)
         functions: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": softplus}
@@ -197,7 +209,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and **variance**, each ``(n_cells, n_out)``."""
         hidden = self.hidden(x, codes)
-        return full_precision(self.mean(hidden)), self._positive(full_precision(self.var(hidden))) + VARIANCE_FLOOR
+        return full_precision(self.mean(hidden)), self._positive(full_precision(self.var(hidden))) + self._floor
 
 
 class Decoded(NamedTuple):
@@ -220,7 +232,7 @@ class Decoder(nn.Module):
         Latent size (with continuous covariates) and number of features.
     levels
         Number of levels of each categorical column.
-    n_layers, n_hidden, batch_norm, layer_norm, inject
+    n_layers, n_hidden, batch_norm, layer_norm, bias, inject, activation
         As in :class:`FCLayers`; there is no dropout.
     dispersion
         Whether there is a head for a dispersion per cell and feature.
@@ -238,14 +250,16 @@ class Decoder(nn.Module):
         n_hidden: int = 128,
         batch_norm: bool = True,
         layer_norm: bool = False,
+        bias: bool = True,
         inject: bool = True,
+        activation: Callable[[], nn.Module] | None = nn.ReLU,
         dispersion: bool = False,
         zeros: bool = False,
     ) -> None:
         super().__init__()
         self.hidden = FCLayers(
             n_in, n_hidden, levels, n_layers=n_layers, n_hidden=n_hidden, dropout_rate=0.0,
-            batch_norm=batch_norm, layer_norm=layer_norm, inject=inject,
+            batch_norm=batch_norm, layer_norm=layer_norm, bias=bias, inject=inject, activation=activation,
         )
         self.scale = nn.Linear(n_hidden, n_out)
         self.dispersion = nn.Linear(n_hidden, n_out) if dispersion else None

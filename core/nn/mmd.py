@@ -167,8 +167,7 @@ def _fast(z: Tensor, codes: Tensor, n_levels: int, kernel: Kernel, pairs: Pairs)
     size = torch.bincount(codes, minlength=n_levels)
     start = torch.cumsum(size, 0) - size
     if pairs == "one_vs_rest":
-        parts = [_fast_pair(z[codes == level], z[codes != level], kernel) for level in range(n_levels)]
-        return torch.stack(parts).sum()
+        return _fast_against_rest(z, codes, n_levels, kernel)
     first, second = chosen_pairs(size > 0, pairs).nonzero(as_tuple=True)
     half = torch.minimum(size[first], size[second]) // 2
     longest = int(half.max()) if half.numel() else 0
@@ -186,13 +185,26 @@ def _fast(z: Tensor, codes: Tensor, n_levels: int, kernel: Kernel, pairs: Pairs)
     return _h_statistic(x, x2, y, y2, valid, half, kernel)
 
 
-def _fast_pair(x: Tensor, y: Tensor, kernel: Kernel) -> Tensor:
-    half = min(len(x), len(y)) // 2
-    if half == 0:
-        return x.new_zeros(())
-    valid = torch.ones(1, half, dtype=torch.bool, device=x.device)
-    parts = (x[None, :half], x[None, half : 2 * half], y[None, :half], y[None, half : 2 * half])
-    return _h_statistic(*parts, valid, torch.tensor([half], device=x.device), kernel)
+def _fast_against_rest(z: Tensor, codes: Tensor, n_levels: int, kernel: Kernel) -> Tensor:
+    """Lemma 14 of each level against all other cells, all levels at once."""
+    own = codes[None, :] == torch.arange(n_levels, device=z.device)[:, None]
+    # Each row has the rest in their order first, then the cells of the level in theirs.
+    order = torch.argsort(own.to(torch.int8), dim=1, stable=True)
+    size = own.sum(1)
+    rest = len(codes) - size
+    half = torch.minimum(size, rest) // 2
+    longest = int(half.max()) if half.numel() else 0
+    if longest == 0:
+        return z.new_zeros(())
+    step = torch.arange(longest, device=z.device)
+    valid = step[None, :] < half[:, None]
+
+    def rows(offset: Tensor) -> Tensor:
+        place = step[None, :] + offset[:, None]
+        return z[order.gather(1, torch.where(valid, place, torch.zeros_like(place)))]
+
+    zero = torch.zeros_like(half)
+    return _h_statistic(rows(rest), rows(rest + half), rows(zero), rows(half), valid, half, kernel)
 
 
 def _h_statistic(x: Tensor, x2: Tensor, y: Tensor, y2: Tensor, valid: Tensor, half: Tensor, kernel: Kernel) -> Tensor:

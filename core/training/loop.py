@@ -100,7 +100,9 @@ class Trainer:
         self.inner = StepMeans()
         self.optimizers = make_optimizers(spec, model, self.device)
         self.rate = LearningRate.from_spec(training)
-        self.stopping = EarlyStopping(training.patience, training.min_delta, training.min_epochs)
+        n_features = sum(source.n_features for source in loader.sources.values())
+        min_delta = max(training.min_delta, training.min_delta_per_feature * n_features)
+        self.stopping = EarlyStopping(training.patience, min_delta, training.min_epochs)
         self.at = Position()
         self.best: dict[str, Tensor] | None = None
         self.good: dict[str, Tensor] = {}
@@ -180,16 +182,18 @@ class Trainer:
 
     def _end_epoch(self, cells: int, train_seconds: float, started: float, paused: float) -> None:
         training = self.spec.training
-        train = self.sums.means()
+        train, summed = self.sums.means(), self.sums.summed("train")
         self.sums.reset()
-        metrics = self.inner.means() | self.model.epoch_metrics()
+        metrics = self.inner.means() | self.model.epoch_metrics() | summed
         self.at.epoch, self.at.step_in_epoch = self.at.epoch + 1, 0
         epoch = self.at.epoch
         self.good = self._snapshot()
         validation = None
         last = epoch == self.max_epochs
         if len(self.validation_rows) and (epoch % training.validate_every == 0 or last):
-            validation = self.evaluate(self.validation_rows, epoch)
+            looked = self._look(self.validation_rows, epoch)
+            validation = looked.means()
+            metrics |= looked.summed("validation")
             if self.stopping.update(epoch, validation["elbo"]):
                 self.best = self.good
             self.rate.update(validation["elbo"])
@@ -287,7 +291,15 @@ class Trainer:
     @torch.no_grad()
     def evaluate(self, rows: np.ndarray, epoch: int) -> dict[str, float]:
         """Return every term's mean over ``rows``, with draws that only seed and epoch determine."""
+        return self._look(rows, epoch).means()
+
+    @torch.no_grad()
+    def _look(self, rows: np.ndarray, epoch: int) -> EpochSums:
+        """Return the sums of every term over ``rows``."""
         sums = EpochSums(self.objective.terms, self.device)
+        if any(term.scope == "minibatch" and self.objective.weights[term.name] > 0 for term in self.objective.terms):
+            # In the order of the file a minibatch may hold a single batch, which would hide every discrepancy between batches.
+            rows = np.random.default_rng(self.spec.training.seed).permutation(rows)
         self.model.eval()
         with own_draws(self.device):
             seed_everything(self.spec.training.seed, epoch, "validation")
@@ -299,7 +311,7 @@ class Trainer:
                 sums.add(reduced, self.objective.total(reduced), batch.n_cells)
                 self.journal.beat()
         self.model.train()
-        return sums.means()
+        return sums
 
     def _write_preview(self, epoch: int) -> None:
         assert self.preview is not None

@@ -96,12 +96,15 @@ class EpochSums:
         """Start over."""
         self.values = torch.zeros(len(self.terms) + 1, dtype=self._dtype, device=self.device)
         self.cells = torch.zeros(len(self.terms) + 1, dtype=self._dtype)
+        self.plain = torch.zeros(len(self.terms), dtype=self._dtype, device=self.device)
 
     def add(self, reduced: Mapping[str, Tensor], total: Tensor, n_cells: int) -> None:
         """Add a minibatch of ``n_cells`` cells; the values are means per cell."""
         zero = torch.zeros((), device=self.device)
         present = [reduced[term.name].detach() if term.name in reduced else zero for term in self.terms]
-        self.values += torch.stack([*present, total.detach()]).to(self._dtype) * n_cells
+        found = torch.stack([*present, total.detach()]).to(self._dtype)
+        self.values += found * n_cells
+        self.plain += found[:-1]
         self.cells += torch.tensor([float(n_cells if term.name in reduced else 0) for term in self.terms] + [float(n_cells)], dtype=self._dtype)
 
     def means(self) -> dict[str, float]:
@@ -113,14 +116,26 @@ class EpochSums:
             result["total"] = sums[-1] / cells[-1]
         return result
 
+    def summed(self, side: str) -> dict[str, float]:
+        """Return, for the terms that ask for it, the sum over minibatches by the number of cells; ``side`` ends the name.
+
+        The divisor is all cells of the epoch, also those of minibatches before the term was switched on.
+        """
+        sums, cells = self.plain.cpu().tolist(), float(self.cells[-1])
+        return {
+            f"{term.name}_loss_{side}": sums[slot] / cells for slot, term in enumerate(self.terms) if term.also_summed and float(self.cells[slot])
+        }
+
     def state(self) -> dict[str, Tensor]:
         """Return the sums, for a checkpoint in the middle of an epoch."""
-        return {"values": self.values.cpu(), "cells": self.cells}
+        return {"values": self.values.cpu(), "cells": self.cells, "plain": self.plain.cpu()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up sums from a checkpoint."""
         self.values = state["values"].to(self.device, self._dtype)
         self.cells = state["cells"].to(self._dtype)
+        if "plain" in state:  # checkpoints of earlier versions have none
+            self.plain = state["plain"].to(self.device, self._dtype)
 
 
 class StepMeans:

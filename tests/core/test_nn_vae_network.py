@@ -81,6 +81,12 @@ VARIANTS = {
     "no norms": _spec(use_batch_norm="none"),
     "layer norms": _spec(use_batch_norm="encoder", use_layer_norm="decoder", n_layers=2),
     "softplus variance": _spec(var_activation="softplus"),
+    "activations": _spec(encoder_activation="elu", decoder_activation="silu", n_layers=2),
+    "no biases": _spec(encoder_bias=False, decoder_bias=False, use_batch_norm="none"),
+    "no activations": _spec(encoder_activation="none", decoder_activation="none", var_eps=1e-3),
+    "embedding options": _spec(
+        batch_representation="embedding", batch_embedding_max_norm=0.5, batch_embedding_norm_type=1.0, batch_embedding_scale_grad=True
+    ),
 }
 
 
@@ -234,3 +240,63 @@ def test_a_state_of_another_shape_is_refused():
 def test_batch_norm_is_announced():
     assert _network(VARIANTS["defaults"]).uses_batch_norm()
     assert not _network(VARIANTS["no norms"]).uses_batch_norm()
+
+
+# ---------------------------------------------------------------- further options of encoder, decoder and embedding
+
+
+def test_encoder_options_are_those_of_the_formula():
+    spec = _spec((), encoder_activation="tanh", encoder_bias=False, use_batch_norm="none", var_eps=0.02, var_activation="softplus")
+    network, batch = _network(spec).eval(), _batch(spec)
+    x = np.log1p(batch.counts["gex"].dense.numpy())
+    layer, encoder = network.encoder.hidden.layers[0], network.encoder
+    assert layer.linear.bias is None
+    hidden = np.tanh(x @ layer.linear.weight.detach().numpy().T)
+    raw = hidden @ encoder.var.weight.detach().numpy().T + encoder.var.bias.detach().numpy()
+    found = network.posterior(batch)
+    np.testing.assert_allclose(found.mean.detach(), hidden @ encoder.mean.weight.detach().numpy().T + encoder.mean.bias.detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.var.detach(), np.log1p(np.exp(raw)) + 0.02, atol=1e-5)
+
+
+def test_the_decoder_has_its_own_activation_and_bias():
+    spec = _spec((), decoder_activation="softplus", decoder_bias=False, use_batch_norm="none")
+    network = _network(spec).eval()
+    decoder, layer = network.decoder, network.decoder.hidden.layers[0]
+    assert layer.linear.bias is None
+    assert network.encoder.hidden.layers[0].linear.bias is not None
+    z = torch.randn(N, 3)
+    hidden = np.log1p(np.exp(z.numpy() @ layer.linear.weight.detach().numpy().T))
+    expected = hidden @ decoder.scale.weight.detach().numpy().T + decoder.scale.bias.detach().numpy()
+    np.testing.assert_allclose(decoder(z).scale.detach(), expected, atol=1e-5)
+
+
+def test_batch_vectors_are_no_longer_than_their_limit():
+    spec = _spec(batch_representation="embedding", batch_embedding_max_norm=0.3, batch_embedding_norm_type=1.0)
+    network, batch = _network(spec), _batch(spec)
+    network.loss_terms(batch, STEP)
+    lengths = network.batch_embedding.weight.detach().abs().sum(1)
+    assert (lengths <= 0.3 + 1e-5).all()
+    free = _network(_spec(batch_representation="embedding"))
+    assert (free.batch_embedding.weight.detach().abs().sum(1) > 0.3).any()
+
+
+def test_rare_batches_have_their_gradient_scaled():
+    gradients = []
+    for scaled in (False, True):
+        spec = _spec(batch_representation="embedding", batch_embedding_scale_grad=scaled)
+        network, batch = _network(spec).eval(), _batch(spec)
+        torch.manual_seed(1)
+        network.loss_terms(batch, STEP)["reconstruction"].mean().backward()
+        gradients.append(network.batch_embedding.weight.grad)
+    counts = torch.bincount(_batch(_spec(("batch",))).categorical["batch"], minlength=N_BATCH)
+    torch.testing.assert_close(gradients[1] * counts[:, None], gradients[0])
+
+
+def test_embedding_options_without_an_embedding_are_refused():
+    from cellweave.core.errors import SpecError
+
+    base = RunSpec().with_changes({"covariates.batch": "b"})
+    for name, value in (("max_norm", 1.0), ("norm_type", 1.0), ("scale_grad", True)):
+        with pytest.raises(SpecError, match=f"batch_embedding_{name} is about the batch embedding"):
+            base.with_changes({f"model.batch_embedding_{name}": value})
+        base.with_changes({"model.batch_representation": "embedding", f"model.batch_embedding_{name}": value})
