@@ -16,7 +16,7 @@ from cellweave.core.nn.layers import ACTIVATIONS, Decoder, Encoder, full_precisi
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.logistic_normal import mean_share
 from cellweave.core.nn.mmd import mmd
-from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll
+from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll, softmax_poisson_nll
 
 if TYPE_CHECKING:
     from cellweave.core.nn.counts import CountBatch
@@ -224,6 +224,8 @@ class VaeNetwork(Model):
         """Return the negative log-likelihood of each cell, ``(n_cells,)``."""
         theta, group = generated.theta, generated.group
         if theta is None:
+            if generated.sums_to_one:
+                return softmax_poisson_nll(counts, generated.logits, generated.library)
             return poisson_nll(counts, generated.mu)
         if self.options.gene_likelihood == "normal":
             sd = theta if group is None else theta.index_select(0, group)

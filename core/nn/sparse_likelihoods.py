@@ -102,6 +102,63 @@ def poisson_nll(counts: CountBatch, rate: Tensor) -> Tensor:
         return _Poisson.apply(rate, counts)  # type: ignore[no-untyped-call]
 
 
+def softmax_poisson_nll(counts: CountBatch, logits: Tensor, library: Tensor) -> Tensor:
+    """Return :func:`poisson_nll` at ``rate = library * softmax(logits)``.
+
+    The rates of a cell sum to its library size, so that only the softmax itself needs a pass over every element.
+
+    Parameters
+    ----------
+    counts
+        The counts.
+    logits
+        Logits of the share of each feature ``(n_cells, n_features)``.
+    library
+        Library sizes ``(n_cells,)``, not their logarithms; 0 is allowed for a cell without counts.
+
+    Returns
+    -------
+    Tensor
+        Sum over the features, ``(n_cells,)``.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return _SoftmaxPoisson.apply(logits, library, counts)  # type: ignore[no-untyped-call]
+
+
+class _SoftmaxPoisson(torch.autograd.Function):
+    """``library - sum x * (log(library) + log share) + log x!``, over the stored entries."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, library: Tensor, counts: CountBatch) -> Tensor:  # type: ignore[override]
+        """Return the negative log-likelihood of each cell, ``(n_cells,)``."""
+        x, top = counts.values, logits.amax(1)
+        share = torch.sub(logits, top[:, None]).exp_()
+        norm = share.sum(1)
+        # log rate = logit - log of the sum of all exponentials + log library; of a cell without counts no entry is looked at.
+        beside = torch.where(library > 0, library, torch.ones_like(library)).log() - top - norm.log()
+        log_rate = counts.gather(logits) + beside.index_select(0, counts.rows)
+        ctx.save_for_backward(share, norm, library)
+        ctx.counts = counts
+        return library - counts.row_sum(x * log_rate - log_factorial(counts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        """Return the gradients of the logits and of the library sizes from that of each cell's value, ``(n_cells,)``."""
+        share, norm, library = ctx.saved_tensors
+        counts: CountBatch = ctx.counts
+        total = counts.row_sum(counts.values)
+        by_logits = by_library = None
+        if ctx.needs_input_grad[0]:
+            by_logits = share * (grad * total / norm)[:, None]
+            stored = counts.values * grad.index_select(0, counts.rows)
+            by_logits.view(-1).scatter_add_(0, counts.flat, stored.neg_())
+        if ctx.needs_input_grad[1]:
+            ratio = torch.where(total > 0, total / library, torch.zeros_like(total))
+            by_library = grad * (1 - ratio)
+        return by_logits, by_library, None
+
+
 class _Poisson(torch.autograd.Function):
     """The rate everywhere, less ``x * log(rate)`` at the stored entries."""
 

@@ -13,7 +13,7 @@ from cellweave.core.nn import compiled_call
 from cellweave.core.nn.compiled_call import without_compiled
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
-from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll
+from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll, softmax_poisson_nll
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 FORMS = ("float64 passes", "float32 passes", "float32 compiled")
@@ -121,6 +121,25 @@ def test_poisson(case):
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
     gradients = [torch.autograd.grad(value, leaves["mu"], weight)[0] for value in (found, wanted)]
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-9)
+
+
+@SETTINGS
+@given(cases())
+def test_poisson_of_a_softmax(case):
+    """Value and gradients, also of the library size; a cell without counts has a library size of 0."""
+    leaves, again = (_leaves(case, ("logits", "library"), torch.float64) for _ in range(2))
+    counts, weight = CountBatch.from_dense(case["x"], dtype=torch.float64), torch.tensor(case["weight"])
+    wanted = poisson_nll(counts, again["library"][:, None] * torch.softmax(again["logits"], 1))
+    found = softmax_poisson_nll(counts, leaves["logits"], leaves["library"])
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-9)
+    (found * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    torch.testing.assert_close(leaves["logits"].grad, again["logits"].grad, rtol=1e-9, atol=1e-9)
+    some = torch.tensor(case["x"].sum(1) > 0)
+    torch.testing.assert_close(leaves["library"].grad[some], again["library"].grad[some], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(leaves["library"].grad[~some], weight[~some])
+    single = softmax_poisson_nll(CountBatch.from_dense(case["x"]), leaves["logits"].detach().float(), leaves["library"].detach().float())
+    torch.testing.assert_close(single.double(), wanted.detach(), rtol=2e-5, atol=2e-3)
 
 
 def test_poisson_where_a_stored_zero_meets_a_rate_of_zero():
