@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("cellweave")
 MEMORY_EVERY = 3000
-RUN_MENU = ("run.overlay", "run.duplicate", "run.rename", "run.resume", "file.figure", "file.h5ad", "file.tables", "run.folder", "run.trash")
+RUN_MENU = ("run.overlay", "run.compare", "run.duplicate", "run.rename", "run.resume", "file.figure", "file.h5ad", "file.tables", "run.folder", "run.trash")
 RUN_TOOLS = ("run.overlay", "run.duplicate", "run.trash")
 
 

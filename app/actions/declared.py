@@ -125,6 +125,7 @@ ACTIONS: tuple[ActionInfo, ...] = (
     A("run.duplicate", "D&uplicate as new", RUN, "runs.duplicate", "duplicate", "", "Begin a new run with the settings of the selected one.", ("run",)),
     A("run.rename", "Re&name…", RUN, "runs.rename", "rename", "F2", "Give the selected run another name.", ("run",)),
     A("run.overlay", "&Overlay its losses", RUN, "runs.overlay", "curves", "", "Draw the selected run's losses over those shown.", ("run",)),
+    A("run.compare", "Com&pare runs", RUN, "runs.compare", "table", "", "Put the selected runs, or all, beside one another in a table.", ("run",)),
     A("run.folder", "Open run &folder", RUN, "runs.open_folder", "folder", "", "Show the run's files.", ("run",)),
     A("run.trash", "Move to t&rash", RUN, "runs.trash", "trash", "", "Move the selected run to the trash; it can be put back.", ("run",)),
     A("run.restore", "Put the last deleted run &back", RUN, "runs.restore", "undo", "", "Undo the last move to the trash.", ("trash",)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -166,18 +167,30 @@ class RunsFlow(QObject):
             self._window.watching.open(folder)
 
     def overlay(self) -> None:
-        """Draw the losses of the selected run over those shown."""
-        path = self.target
-        if path is None:
-            return
-        try:
-            folder = RunFolder.open(path)
-            name = store.run_label(folder.spec.name, path)
-            self._window.losses.add_overlay(name, list(folder.events()))
-        except CellweaveError as error:
-            self._window.show_error(error, "")
-            return
-        self._window.show_view("losses")
+        """Draw the losses of the selected runs over those shown."""
+        chosen = self._window.runs_panel.selected_runs()
+        self.overlay_runs(chosen if len(chosen) > 1 else [self.target] if self.target is not None else [])
+
+    def overlay_runs(self, paths: Sequence[Path]) -> None:
+        """Draw the losses of runs over those shown; the shown run itself is left out."""
+        for path in paths:
+            if path == self._window.watching.shown and len(paths) > 1:
+                continue
+            try:
+                folder = RunFolder.open(path)
+                name = store.run_label(folder.spec.name, path)
+                self._window.losses.add_overlay(name, list(folder.events()))
+            except CellweaveError as error:
+                self._window.show_error(error, "")
+                return
+        if paths:
+            self._window.show_view("losses")
+
+    def compare(self) -> None:
+        """Put the selected runs beside one another; all of them where fewer than two are selected."""
+        self._window.show_view("compare")
+        view = self._window.centre.view("compare")
+        view.only.setChecked(len(self._window.runs_panel.selected_runs()) > 1)  # type: ignore[attr-defined]
 
     def open_folder(self) -> None:
         """Show the files of the selected run."""

@@ -124,6 +124,7 @@ class RunsPanel(QWidget):
         self.view.setModel(self.model)
         self.view.setItemDelegate(RunDelegate(self.view))
         self.view.setMouseTracking(True)
+        self.view.setSelectionMode(QListView.SelectionMode.ExtendedSelection)
         self.view.setAccessibleName("Runs")
         self.view.setFrameShape(QListView.Shape.NoFrame)
         self.view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -171,6 +172,11 @@ class RunsPanel(QWidget):
         """Return the folder of the current run."""
         index = self.view.currentIndex()
         return index.data(Qt.ItemDataRole.UserRole).path if index.isValid() else None
+
+    def selected_runs(self) -> list[Path]:
+        """Return the folders of the selected runs, from top to bottom."""
+        rows = sorted(index.row() for index in self.view.selectionModel().selectedIndexes())
+        return [self.model.runs[row].path for row in rows if row < len(self.model.runs)]
 
     def set_current(self, path: Path | None) -> None:
         """Make a run the current one."""

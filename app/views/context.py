@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,6 +198,13 @@ class ViewContext(QObject):
         """Select cells in all views, as rows of the study."""
         self._window.centre.select(np.zeros(0, np.int64) if rows is None else np.asarray(rows, np.int64))
 
+    def live_cells(self) -> tuple[Any, NDArray[np.float32] | None]:
+        """Return the cells of the embedding that is shown now and their places, while a run trains; None each where there are none yet."""
+        watching = self._window.watching
+        if watching.cells is None or not self._window.centre.built:
+            return None, None
+        return watching.cells, self._window.embedding.points().xy
+
     def show_view(self, name: str) -> None:
         """Bring a view to the front."""
         self._window.show_view(name)
@@ -205,6 +212,14 @@ class ViewContext(QObject):
     def open_run(self, folder: Path) -> None:
         """Show another run."""
         self._window.runs.open(folder)
+
+    def selected_runs(self) -> list[Path]:
+        """Return the folders of the runs that are selected in the list."""
+        return self._window.runs_panel.selected_runs()
+
+    def overlay(self, folders: Sequence[Path]) -> None:
+        """Draw the losses of runs over those shown, and bring them to the front."""
+        self._window.runs.overlay_runs(folders)
 
     def colour_by(self, name: str, values: ArrayLike, rows: NDArray[np.int64], *, unit: str = "", diverging: bool = False) -> None:
         """Colour the embedding by numbers of cells.

@@ -86,9 +86,14 @@ VIEWS: tuple[ViewInfo, ...] = (
       key="Alt+4"),
     V("differential", "Differential", "volcano", "cellweave.app.views.differential:DifferentialView",
       "Genes that differ between two groups of cells.", kinds=("expression",),
-      why_not="Genes can be compared where the model decodes expression, which the shown run's does not.", key="Alt+4"),
+      why_not="Genes can be compared where the model decodes expression, which the shown run's does not.", key="Alt+6"),
+    V("compare", "Compare", "table", "cellweave.app.views.compare:CompareView", "Runs beside one another: how their settings differ, and what came of them.",
+      key="Alt+7"),
     V("loadings", "Loadings", "weights", "cellweave.app.views.loadings:LoadingsView", "Which genes each latent dimension of a linear decoder stands for.",
       kinds=("loadings",), place="model", why_not="The shown run has no loadings: a linear decoder has them. Train LDVAE.", key="Alt+Shift+L"),
+    V("attribution", "Attribution", "attribution", "cellweave.app.views.attribution:AttributionView",
+      "How far each modality depends on the latents of every modality, cell by cell.", kinds=("attribution",),
+      why_not="The shown run gives no attribution: Multimodal VI does, trained on data with several modalities.", key="Alt+5"),
 )  # fmt: skip
 VIEW_NAMES = tuple(info.name for info in VIEWS)
 

@@ -106,7 +106,10 @@ def test_unknown_genes_are_said_at_the_place(qtbot, view):
 def test_vanilla_and_pseudobulk_show_their_own_options_and_columns(qtbot, view):
     view.group1.choose_levels("condition", ("ill",))
     view._changed({"mode": "vanilla"})
-    shown = {path for path in view.form.paths() if not view.form.row(path).isHidden()}
+    view.options.setChecked(True)
+    shown = {path for path in view.form.paths() if view.form.row(path).is_shown()}
+    assert "n_samples" not in shown, "advanced"
+    assert "batch_correction" in shown
     assert "delta" not in shown
     compared(qtbot, view)
     assert "proba_m1" in [column.name for column in view.table.table.columns]
