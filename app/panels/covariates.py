@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import QPoint, Qt
@@ -27,6 +28,7 @@ from cellweave.app.state.session import Session
 from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.covariates import SINGLE_ROLES
+from cellweave.core.spec.roles import EffectiveRoles, effective_roles, role_conflicts, role_words
 
 SEARCH_FROM = 9
 MOST_LEVELS = 60
@@ -124,16 +126,24 @@ class CovariatesPanel(QWidget):
             self.second.setCurrentText(across)
 
     def _spec(self, spec: RunSpec) -> None:
-        self.view.columns.set_roles(spec.covariates.assigned())
-        clear(self._follows)
         assigned = spec.covariates.assigned()
+        effective = effective_roles(spec.covariates, spec.family)
+        conflicts: dict[str, str] = {}
+        for conflict in role_conflicts(spec.covariates, spec.family):
+            for column in conflict.columns:
+                conflicts[column] = " ".join(filter(None, (conflicts.get(column), conflict.text)))
+        self.view.columns.set_roles(assigned, _fills(assigned, effective), conflicts)
+        self.view.updateGeometry()
+        clear(self._follows)
         if not assigned:
             self._follows.addWidget(text("No column has a role yet: the model will be told of no batch, and nothing is corrected.", secondary=True))
         for role, names in assigned.items():
             use = spec.family.uses(role)
             columns = ", ".join(f"'{name}'" for name in names)
             words = use.help if use is not None else spec.family.why_unused(role)
-            self._follows.addWidget(text(f"{TITLES[role]} {columns}: {words}", secondary=True))
+            filled = [role_words(part) for part in effective.fanned_from(role)]
+            arrow = f" → {', '.join(filled)}" if filled else ""
+            self._follows.addWidget(text(f"{TITLES[role]} {columns}{arrow}: {words}", secondary=True))
         self._choose_cross(spec.covariates)
         self._show_cross()
 
@@ -180,7 +190,7 @@ class CovariatesPanel(QWidget):
         if info is None:
             return
         spec = self._session.spec
-        popup = RolePopup(info, spec.family, spec.covariates.assigned(), self)
+        popup = RolePopup(info, spec.family, spec.covariates, self)
         popup.toggled.connect(lambda role, on: self.assign(name, role, on=on))
         screen = QGuiApplication.screenAt(corner) or QGuiApplication.primaryScreen()
         room = screen.availableGeometry()
@@ -221,6 +231,17 @@ class CovariatesPanel(QWidget):
         levels = {check.level.value for check in own}
         done: Mark = "check" if roles and session.checked_spec is not None else ""
         return "fail" if "fail" in levels else "warn" if "warn" in levels or (not roles and session.checked_spec is not None) else done, words
+
+
+def _fills(assigned: Mapping[str, Sequence[str]], effective: EffectiveRoles) -> dict[str, str]:
+    """Return, by column, the parts of the model that it fills beside its own roles."""
+    found: dict[str, list[str]] = {}
+    for role, names in assigned.items():
+        for part in effective.fanned_from(role):
+            for name in names:
+                if name in effective.columns[part]:
+                    found.setdefault(name, []).append(role_words(part))
+    return {name: ", ".join(dict.fromkeys(parts)) for name, parts in found.items()}
 
 
 class CombineDialog(QDialog):

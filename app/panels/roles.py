@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from qtpy.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QPoint, QRect, QRectF, QSize, Qt, Signal
-from qtpy.QtGui import QFont, QPainter, QPen
+from qtpy.QtGui import QFont, QFontMetrics, QPainter, QPen
 from qtpy.QtWidgets import (
     QCheckBox,
     QFrame,
@@ -22,7 +22,8 @@ from qtpy.QtWidgets import (
 from cellweave.app import theme
 from cellweave.app.panels.parts import subheading, text
 from cellweave.core.models.declare import Family
-from cellweave.core.spec.covariates import ROLES, CovariateSpec
+from cellweave.core.spec.covariates import ROLES, SINGLE_ROLES, CovariateSpec
+from cellweave.core.spec.roles import role_conflicts
 
 Index: TypeAlias = QModelIndex | QPersistentModelIndex
 TITLES = {role: str(CovariateSpec.model_fields[role].title) for role in ROLES}
@@ -47,6 +48,8 @@ class ColumnsModel(QAbstractListModel):
         self._all: list[Any] = []
         self._shown: list[Any] = []
         self._roles: dict[str, tuple[str, ...]] = {}
+        self._fills: dict[str, str] = {}
+        self._conflicts: dict[str, str] = {}
         self._needle = ""
 
     def set_columns(self, infos: Sequence[Any]) -> None:
@@ -64,8 +67,19 @@ class ColumnsModel(QAbstractListModel):
         self._shown = [info for info in self._all if self._needle in info.name.casefold()]
         self.endResetModel()
 
-    def set_roles(self, assigned: Mapping[str, Sequence[str]]) -> None:
-        """Show who has which role."""
+    def set_roles(self, assigned: Mapping[str, Sequence[str]], fills: Mapping[str, str] | None = None, conflicts: Mapping[str, str] | None = None) -> None:
+        """Show who has which role.
+
+        Parameters
+        ----------
+        assigned
+            Columns by role.
+        fills
+            By column, which further parts of the model it fills.
+        conflicts
+            By column, the sentence on roles that contradict one another.
+        """
+        self._fills, self._conflicts = dict(fills or {}), dict(conflicts or {})
         by_column: dict[str, list[str]] = {}
         for role, names in assigned.items():
             for name in names:
@@ -77,6 +91,11 @@ class ColumnsModel(QAbstractListModel):
     def roles_of(self, name: str) -> tuple[str, ...]:
         """Return the roles of a column."""
         return self._roles.get(name, ())
+
+    def lines_below(self, name: str) -> list[tuple[str, str]]:
+        """Return what is written below a column's own two lines, each with its tone."""
+        found = [(f"→ {self._fills[name]}", "accent")] if name in self._fills else []
+        return found + ([(self._conflicts[name], "bad")] if name in self._conflicts else [])
 
     def row_of(self, name: str) -> int:
         """Return the row of a column, or -1 where it is not shown."""
@@ -96,7 +115,8 @@ class ColumnsModel(QAbstractListModel):
         if role in (Qt.ItemDataRole.ToolTipRole, Qt.ItemDataRole.AccessibleTextRole):
             roles = ", ".join(TITLES[name] for name in self.roles_of(info.name)) or "no role"
             levels = "\n".join(f"{level}: {count:,}" for level, count in info.levels[:10])
-            return f"{info.name}: {roles}\n{describe(info)}" + (f"\n{levels}" if role == Qt.ItemDataRole.ToolTipRole and levels else "")
+            below = "".join(f"\n{words}" for words, _ in self.lines_below(info.name))
+            return f"{info.name}: {roles}\n{describe(info)}{below}" + (f"\n{levels}" if role == Qt.ItemDataRole.ToolTipRole and levels else "")
         return None
 
 
@@ -108,8 +128,18 @@ class ColumnDelegate(QStyledItemDelegate):
         self._model = model
 
     def sizeHint(self, option: QStyleOptionViewItem, index: Index) -> QSize:  # noqa: N802
-        """Return room for two lines."""
-        return QSize(option.fontMetrics.horizontalAdvance("m") * 10, 2 * option.fontMetrics.height() + 12)
+        """Return room for two lines, and for what follows from the column's roles or contradicts them."""
+        metrics = option.fontMetrics
+        room = self._room(option)
+        below = sum(wrapped(metrics, words, room) + 2 for words, _ in self._model.lines_below(index.data(Qt.ItemDataRole.DisplayRole)))
+        return QSize(metrics.horizontalAdvance("m") * 10, 2 * metrics.height() + 12 + below)
+
+    @staticmethod
+    def _room(option: QStyleOptionViewItem) -> int:
+        """Return the width that text has in a row."""
+        view = option.widget
+        width = view.viewport().width() if isinstance(view, QListView) else option.rect.width()
+        return max(width - 20, 40)
 
     def paint(self, painter: QPainter | None, option: QStyleOptionViewItem, index: Index) -> None:
         """Draw one column."""
@@ -145,6 +175,12 @@ class ColumnDelegate(QStyledItemDelegate):
         words = f"{against}" if against else describe(info)
         below = QRect(left, top + line + 2, right - left, line)
         painter.drawText(below, Qt.AlignmentFlag.AlignVCenter, metrics.elidedText(words, Qt.TextElideMode.ElideRight, below.width()))
+        place = below.bottom() + 3
+        for words, tone in self._model.lines_below(info.name):
+            height = wrapped(metrics, words, self._room(option))
+            painter.setPen(now.color(tone))
+            painter.drawText(QRect(left, place, right - left, height), Qt.TextFlag.TextWordWrap, words)
+            place += height + 2
         painter.restore()
 
     def _chips(self, painter: QPainter, area: QRect, roles: Sequence[str], metrics: Any) -> int:
@@ -167,6 +203,11 @@ class ColumnDelegate(QStyledItemDelegate):
             painter.drawText(box, Qt.AlignmentFlag.AlignCenter, words)
             right -= width + 4
         return right
+
+
+def wrapped(metrics: QFontMetrics, words: str, width: int) -> int:
+    """Return the height of words that are wrapped to a width."""
+    return metrics.boundingRect(QRect(0, 0, width, 10_000), Qt.TextFlag.TextWordWrap, words).height()
 
 
 class ColumnsView(QListView):
@@ -201,8 +242,8 @@ class ColumnsView(QListView):
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Return room for all columns up to ten."""
-        rows = min(max(self.columns.rowCount(), 2), 10)
-        return QSize(200, rows * (2 * self.fontMetrics().height() + 12) + 4)
+        rows = min(self.columns.rowCount(), 10)
+        return QSize(200, max(sum(self.sizeHintForRow(row) for row in range(rows)), 2 * (2 * self.fontMetrics().height() + 12)) + 4)
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
         """Return room for three columns."""
@@ -221,8 +262,10 @@ class RolePopup(QFrame):
 
     toggled = Signal(str, bool)
 
-    def __init__(self, info: Any, family: Family, assigned: Mapping[str, Sequence[str]], parent: QWidget | None = None) -> None:
+    def __init__(self, info: Any, family: Family, covariates: CovariateSpec, parent: QWidget | None = None) -> None:
         super().__init__(parent, Qt.WindowType.Popup)
+        assigned = covariates.assigned()
+        self._covariates = covariates
         self.setProperty("card", "true")
         self.setAttribute(Qt.WidgetAttribute.WA_DeleteOnClose)
         self.boxes: dict[str, QCheckBox] = {}
@@ -268,13 +311,22 @@ class RolePopup(QFrame):
             note.setIndent(22)
             layout.addWidget(note)
         against = info.advice.get(role, "")
+        conflict = self._conflict(role, info.name, family) if use is not None and not box.isChecked() else ""
+        against = conflict or (f"{against}." if against else "")
         if use is not None and against:
-            warning = text(f"Speaks against it: {against}.")
+            warning = text(f"Speaks against it: {against}")
             warning.setProperty("tone", "warn")
             warning.setIndent(22)
             layout.addWidget(warning)
         box.toggled.connect(lambda on: self.toggled.emit(role, on))
         self.boxes[role] = box
+
+    def _conflict(self, role: str, column: str, family: Family) -> str:
+        """Return the sentence that would hold if the column were given a role; empty where none is new."""
+        before = {conflict.text for conflict in role_conflicts(self._covariates, family)}
+        value: Any = column if role in SINGLE_ROLES else (*getattr(self._covariates, role), column)
+        then = self._covariates.model_copy(update={role: value})
+        return next((conflict.text for conflict in role_conflicts(then, family) if conflict.text not in before), "")
 
     def showEvent(self, event: Any) -> None:  # noqa: N802
         """Put the focus on the first role, for the keyboard."""

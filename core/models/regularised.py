@@ -318,11 +318,11 @@ FAN_OUT = {"batch": ("ambient", "dispersion", "library_size"), "library": ("ambi
 FALLS_BACK = {"feature_scaling": "decoder"}
 ROLES = (
     RoleUse(
-        "batch", "Fills ambient, dispersion and library size; it is not given to the decoder unless the model says so."
+        "batch", "Cells with a background, dispersions and depths of their own; the decoder is not told of it unless the model says so."
     ),
     RoleUse(
         "library",
-        "The finest unit, one capture or lane; fills ambient, dispersion and library size in place of a batch.",
+        "The finest unit, one capture or lane: takes the place of a batch.",
     ),
     RoleUse("dataset", "Each library lies in one data set; compared in the diagnostics."),
     RoleUse("technical", "Further technical columns, compared in the diagnostics."),

@@ -21,7 +21,7 @@ LOG = logging.getLogger("cellweave")
 # What a resume may change: everything that does not alter what the checkpoint means.
 RESUME_MAY_CHANGE = (
     "name", "note", "losses.weights.", "analysis.", "training.max_epochs", "training.learning_rate", "training.gradient_clip",
-    "training.early_stopping", "training.patience", "training.min_delta", "training.min_epochs", "training.checkpoint_every",
+    "training.early_stopping", "training.patience", "training.min_delta", "training.min_delta_per_feature", "training.min_epochs", "training.checkpoint_every",
     "training.preview_every", "training.threads", "training.device", "training.source", "training.validate_every",
     "training.lr_plateau", "training.lr_factor", "training.lr_patience", "training.lr_min",
 )  # fmt: skip

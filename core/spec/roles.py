@@ -91,7 +91,7 @@ def role_conflicts(covariates: CovariateSpec, family: Family) -> list[RoleConfli
     if len(origins) > 1:
         first, second = origins[:2]
         text = (
-            f"{_words(first).capitalize()} and {_words(second)} both fill {_listed(family.fan_out[first])}, so only one of the two can be given: "
+            f"{role_words(first).capitalize()} and {role_words(second)} both fill {_listed(family.fan_out[first])}, so only one of the two can be given: "
             f"take the role away from {_quoted(given[first])} or from {_quoted(given[second])}."
         )
         found.append(RoleConflict(second, given[second], text))
@@ -99,8 +99,8 @@ def role_conflicts(covariates: CovariateSpec, family: Family) -> list[RoleConfli
         for target in family.fan_out[origin]:
             if target in given:
                 text = (
-                    f"{_quoted(given[origin])} is the {_words(origin)}, which fills {_listed(family.fan_out[origin])}, so {_words(target)} cannot be given "
-                    f"beside it: take {_words(target)} away from {_quoted(given[target])}, or name each part by itself and no {_words(origin)}."
+                    f"{_quoted(given[origin])} is the {role_words(origin)}, which fills {_listed(family.fan_out[origin])}, so {role_words(target)} cannot be "
+                    f"given beside it: take {role_words(target)} away from {_quoted(given[target])}, or name each part by itself and no {role_words(origin)}."
                 )
                 found.append(RoleConflict(target, given[target], text))
     if not origins:
@@ -116,18 +116,19 @@ def _unfilled(given: Mapping[str, tuple[str, ...]], family: Family) -> list[Role
     if not family.parts_together or not named or not missing:
         return []
     text = (
-        f"{_quoted(given[named[0]])} is named for {_words(named[0])}, but no column for {_listed(missing)}: name one for each, or make one column the batch, "
-        "which fills them all."
+        f"{_quoted(given[named[0]])} is named for {role_words(named[0])}, but no column for {_listed(missing)}: name one for each, or make one column "
+        "the batch, which fills them all."
     )
     return [RoleConflict(named[0], given[named[0]], text)]
 
 
-def _words(role: str) -> str:
+def role_words(role: str) -> str:
+    """Return the name of a role as it stands in a sentence."""
     return {"library_size": "library size", "feature_scaling": "feature scaling"}.get(role, role)
 
 
 def _listed(roles: tuple[str, ...] | list[str]) -> str:
-    names = [_words(role) for role in roles]
+    names = [role_words(role) for role in roles]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

@@ -63,6 +63,10 @@ class TrainingSpec(Frozen):
         0.0, "Smallest improvement", "An improvement below this does not count.", unit="nats per cell",
         group=STOPPING, ge=0, advanced=True,
     )
+    min_delta_per_feature: float = option(
+        0.0, "Smallest improvement per feature", "As above, times the number of features of all modalities; the larger of the two counts.", unit="nats per cell",
+        group=STOPPING, ge=0, advanced=True,
+    )
     min_epochs: int = option(0, "Not before", "Epochs that are trained in any case.", unit="epochs", group=STOPPING, ge=0, advanced=True)
 
     seed: int = option(0, "Seed", "Fixes the split, the order of the cells, the initial weights and every draw.", group=RECORD, ge=0, le=2**31 - 1)
