@@ -11,11 +11,12 @@ from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QVBoxLayout, QWidget
 from cellweave.app.forms import SpecForm
 from cellweave.app.panels.checks import ChecksList
 from cellweave.app.panels.features import ModalityForm, label_width
-from cellweave.app.panels.mosaic import Mosaic, MosaicGrid
+from cellweave.app.panels.mosaic import MosaicGrid
 from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, set_look, subheading, text
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
+from cellweave.core.study.mosaic import Mosaic
 
 if TYPE_CHECKING:
     from cellweave.core.study.header import FileHeader
@@ -265,11 +266,11 @@ class DataPanel(QWidget):
         self.mosaic.setVisible(bool(column))
         if not column:
             return
-        key = (id(study), column, spec.data.switched_off)
+        key = (id(study), column, spec.data.switched_off, spec.family.modalities)
         if key != self._mosaic_key:
             self._mosaic_key = key
             off = [(item.level, item.modality) for item in spec.data.switched_off if item.column == column]
-            self.mosaic.set_mosaic(Mosaic.of(study, column), off)
+            self.mosaic.set_mosaic(Mosaic.of(study, column), off, together=spec.family.modalities == "many")
 
     def _switch(self, column: str, level: str, modality: str, use: bool) -> None:
         kept = [item.model_dump() for item in self._session.spec.data.switched_off if (item.column, item.level, item.modality) != (column, level, modality)]

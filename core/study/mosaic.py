@@ -125,8 +125,10 @@ class Mosaic:
         return [island for _, island in sorted(found, key=lambda one: -one[0])]
 
     def links(self) -> tuple[str, ...]:
-        """Return the modalities that tie batches of different patterns together: measured in more than one batch."""
-        return tuple(name for name, n in zip(self.modalities, (self.counts > 0).sum(axis=0), strict=True) if n > 1)
+        """Return the modalities through which batches are connected: those of all batches, or else those of more than one."""
+        n_batches, own = int((self.counts > 0).any(axis=1).sum()), (self.counts > 0).sum(axis=0)
+        everywhere = tuple(name for name, n in zip(self.modalities, own, strict=True) if n == n_batches)
+        return everywhere or tuple(name for name, n in zip(self.modalities, own, strict=True) if n > 1)
 
     def sentence(self) -> str:
         """Return whether the batches are connected, and through what, as one sentence."""

@@ -200,7 +200,12 @@ def test_switching_a_cell_of_the_mosaic_off(qtbot, window, example_file):
     grid.boxes["p3_0", "rna"].click()
     assert window.session.spec.data.switched_off[0].level == "p3_0"
     qtbot.waitUntil(lambda: window.session.study is not None and int(window.session.study.modalities["rna"].measured.sum()) == 800, timeout=LONG)
-    qtbot.waitUntil(lambda: grid.boxes["p3_0", "rna"].text() == "off")
+    qtbot.waitUntil(lambda: grid.boxes["p3_0", "rna"].accessibleDescription() == "400 cells held out")
+    grid.boxes["p1_0", "rna"].click()  # all that was measured there
+    qtbot.waitUntil(lambda: window.session.study is not None and "p1_0" not in set(window.session.study.obs["batch"]), timeout=LONG)
+    qtbot.waitUntil(lambda: grid.boxes["p1_0", "rna"].text() == "off")
+    grid.boxes["p1_0", "rna"].click()
+    qtbot.waitUntil(lambda: window.session.study is not None and "p1_0" in set(window.session.study.obs["batch"]), timeout=LONG)
 
 
 def test_features_are_chosen_and_read_again(qtbot, window, small):

@@ -159,17 +159,45 @@ def test_checks_show_the_gravest_first_and_the_rest_on_demand(qtbot):
 
 
 def test_the_grid_of_a_mosaic_without_data(qtbot):
-    from cellweave.app.panels.mosaic import Mosaic
+    from cellweave.core.study.mosaic import Mosaic
 
     grid = MosaicGrid()
     qtbot.addWidget(grid)
-    grid.set_mosaic(Mosaic("batch", ("a", "b"), ("rna", "adt"), np.array([[5, 0], [0, 0]])), [("b", "adt")])
+    patterns, by_pattern = np.array([[True, False]]), np.array([[5], [0]])
+    nothing = np.zeros((2, 2), dtype=int)
+    grid.set_mosaic(Mosaic("batch", ("a", "b"), ("rna", "adt"), np.array([[5, 0], [0, 0]]), nothing, patterns, by_pattern), [("b", "adt")])
     assert set(grid.boxes) == {("a", "rna"), ("b", "adt")}
     assert not grid.boxes["b", "adt"].isChecked()
     told = []
     grid.switched.connect(lambda *what: told.append(what))
     grid.boxes["b", "adt"].click()
     assert told == [("batch", "b", "adt", True)]
+
+
+def test_the_grid_says_whether_batches_are_connected_and_what_is_held_out(qtbot):
+    from cellweave.core.study.mosaic import Mosaic
+
+    grid = MosaicGrid()
+    qtbot.addWidget(grid)
+    grid.show()
+    patterns = np.array([[False, True], [True, False], [True, True]])
+    counts, nothing = np.array([[5, 0], [0, 6], [7, 7]]), np.zeros((3, 2), dtype=int)
+    linked = Mosaic("batch", ("a", "b", "c"), ("rna", "adt"), counts, nothing, patterns, np.diag([6, 5, 7])[[1, 0, 2]])
+    grid.set_mosaic(linked, [])
+    assert grid.connection.text() == "All batches are connected through RNA and ADT."
+    assert grid.connection.property("tone") == "good"
+    grid.set_mosaic(linked, [], together=False)
+    assert not grid.connection.isVisible()
+    held = np.array([[0, 0], [0, 0], [0, 7]])
+    apart = Mosaic("batch", ("a", "b", "c"), ("rna", "adt"), np.array([[5, 0], [0, 6], [7, 0]]), held, patterns, np.array([[0, 5, 0], [6, 0, 0], [0, 7, 0]]))
+    grid.set_mosaic(apart, [("c", "adt"), ("d", "rna")])
+    assert grid.connection.text().startswith("Two islands that share no modality: a, c (RNA); b (ADT).")
+    assert grid.connection.property("tone") == "bad"
+    assert grid.boxes["c", "adt"].text() == "7"
+    assert grid.boxes["c", "adt"].font().strikeOut()
+    assert not grid.boxes["a", "rna"].font().strikeOut()
+    assert "are the truth" in grid.boxes["c", "adt"].toolTip()
+    assert grid.boxes["d", "rna"].text() == "off"  # nothing is left of it in the study, and still it can be switched on again
 
 
 def test_home_paths_are_masked(monkeypatch, home):
