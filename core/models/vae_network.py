@@ -13,10 +13,9 @@ from cellweave.core.models.base import BuildContext, Minibatch, Model, StepConte
 from cellweave.core.models.vae import FAMILY, VaeOptions, learns_library
 from cellweave.core.nn.kl import kl_normal, kl_standard_normal
 from cellweave.core.nn.layers import ACTIVATIONS, Decoder, Encoder, full_precision
-from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.logistic_normal import mean_share
 from cellweave.core.nn.mmd import mmd
-from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll, softmax_poisson_nll
+from cellweave.core.nn.sparse_likelihoods import nb_nll, normal_nll, poisson_nll, softmax_nll, softmax_poisson_nll
 
 if TYPE_CHECKING:
     from cellweave.core.nn.counts import CountBatch
@@ -228,8 +227,7 @@ class VaeNetwork(Model):
                 return softmax_poisson_nll(counts, generated.logits, generated.library)
             return poisson_nll(counts, generated.mu)
         if self.options.gene_likelihood == "normal":
-            sd = theta if group is None else theta.index_select(0, group)
-            return -normal_log_prob(counts.dense, generated.mu, sd).sum(1)
+            return normal_nll(counts.dense, generated.mu, theta, group=group)
         if generated.sums_to_one:
             return softmax_nll(
                 counts, generated.logits, generated.library, theta, zi_logits=generated.zero, group=group

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cellweave.core.nn import compiled_call
 from cellweave.core.nn.compiled_call import without_compiled
 from cellweave.core.nn.counts import CountBatch
-from cellweave.core.nn.likelihoods import nb_log_prob, poisson_log_prob, zinb_log_prob
-from cellweave.core.nn.sparse_likelihoods import nb_nll, poisson_nll, softmax_nll, softmax_poisson_nll
+from cellweave.core.nn.likelihoods import nb_log_prob, normal_log_prob, poisson_log_prob, zinb_log_prob
+from cellweave.core.nn.sparse_likelihoods import nb_nll, normal_nll, poisson_nll, softmax_nll, softmax_poisson_nll
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
 FORMS = ("float64 passes", "float32 passes", "float32 compiled")
@@ -140,6 +140,23 @@ def test_poisson_of_a_softmax(case):
     torch.testing.assert_close(leaves["library"].grad[~some], weight[~some])
     single = softmax_poisson_nll(CountBatch.from_dense(case["x"]), leaves["logits"].detach().float(), leaves["library"].detach().float())
     torch.testing.assert_close(single.double(), wanted.detach(), rtol=2e-5, atol=2e-3)
+
+
+@SETTINGS
+@given(cases())
+def test_normal(case):
+    """Value and gradients, with a standard deviation per feature, per group and feature, and per cell and feature."""
+    leaves, again = (_leaves(case, ("mu", "theta"), torch.float64) for _ in range(2))
+    x, weight = torch.tensor(case["x"]), torch.tensor(case["weight"])
+    group = None if case["group"] is None else torch.tensor(case["group"])
+    wide = again["theta"] if group is None else again["theta"][group]
+    wanted = -normal_log_prob(x, again["mu"], wide).sum(1)
+    found = normal_nll(x, leaves["mu"], leaves["theta"], group=group)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-9)
+    (found * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    for name in ("mu", "theta"):
+        torch.testing.assert_close(leaves[name].grad, again[name].grad, rtol=1e-9, atol=1e-9)
 
 
 def test_poisson_where_a_stored_zero_meets_a_rate_of_zero():
