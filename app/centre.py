@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Centre(QWidget):
         self._key = ""
         self._results: RunResults | None = None
         self._message = ""
+        self._preview: tuple[Path, int] | None = None
         self._stale: set[str] = set()
         self._linking = False
         self.selection: np.ndarray = np.zeros(0, np.int64)
@@ -165,7 +167,7 @@ class Centre(QWidget):
         """
         if results is None or self._results is None or results.folder != self._results.folder:
             self.select(np.zeros(0, np.int64))
-        self._results, self._message = results, message
+        self._results, self._message, self._preview = results, message, None
         self._stale = {name for name, view in self._views.items() if isinstance(view, RunView)}
         self.tabs.offer({info.name: self.why_not(info.name) for info in VIEWS})
         for name in self._views:
@@ -188,7 +190,24 @@ class Centre(QWidget):
             return
         self._stale.discard(name)
         view.set_run(self._results, self.why_not(name) or self._message)
+        if self._preview is not None:
+            view.take_preview(*self._preview)
         view.select(self.selection)
+
+    def take_preview(self, path: Path, epoch: int) -> None:
+        """Tell the views that the run that trains has written a preview; those that are not in sight take it up when they are.
+
+        Parameters
+        ----------
+        path
+            The latent of the preview cells.
+        epoch
+            Its epoch.
+        """
+        self._preview = (path, epoch)
+        for name, view in self._views.items():
+            if isinstance(view, RunView) and name not in self._stale:
+                view.take_preview(path, epoch)
 
     # ------------------------------------------------------------------ one selection
 

@@ -166,6 +166,7 @@ class Watching(QObject):
         if self.cells is not None and len(self.cells.rows) == int(there.sum()) and (self.cells.columns or study is None):
             embedding.move_points(layout[there], epoch)
             self._offer_epochs(earlier_layouts(path.parent))
+            self._window.centre.take_preview(path.with_name(f"latent-{epoch:06d}.npy"), epoch)
             return
         chosen, points = rows[there], layout[there]
 
@@ -174,6 +175,7 @@ class Watching(QObject):
                 self.cells = cells
                 self._window.fill_embedding(points, cells, default_pair(self.spec, list(cells.columns)))
                 self._window.show_view("embedding", only_from="losses", once=True)
+                self._window.centre.take_preview(path.with_name(f"latent-{epoch:06d}.npy"), epoch)
 
         if study is None:  # the engine read the data itself: what the cells are is known when it is done
             done(Cells(chosen, chosen.astype(str), {}))

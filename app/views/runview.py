@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -100,6 +101,9 @@ class RunView(QWidget):
 
     def show_selection(self, rows: NDArray[np.int64]) -> None:
         """Mark cells that were selected elsewhere; views that show no cells leave this as it is."""
+
+    def take_preview(self, path: Path, epoch: int) -> None:
+        """Take in that the run that trains has written a preview: the latent of some cells, and what else lies beside it."""
 
     def clear(self) -> None:
         """Let go of everything that belongs to the run."""

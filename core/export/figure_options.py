@@ -14,8 +14,9 @@ PAGE, CONTENT, POINTS, CURVES, GENES = "Page", "Content", "Points", "Curves", "G
 FIGURES = {
     "losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot",
     "metrics": "Integration metrics",
+    "attribution": "Modality attribution",
 }
-FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics"]
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution"]
 
 
 class FigureOptions(Frozen):
@@ -76,6 +77,11 @@ class FigureOptions(Frozen):
     comparison: str = option("", "Comparison", "Name of a kept comparison; empty takes the newest.", group=GENES)
     label_genes: int = option(12, "Genes named", "How many genes are named in the plot, the surest first; names that would cover others are left out.",
         group=GENES, ge=0, le=200,
+    )
+
+    attribution_score: Literal["total", "own", "other", "frobenius", "own_share"] = option(
+        "total", "Score", "Which attribution score of the decoders is plotted: over all latents, the modality's own or the others', the norm of the Jacobian, "
+        "or the share of own latents in it.", group="Attribution",
     )
 
     @field_validator("columns", "terms", "runs", mode="before")

@@ -1,0 +1,470 @@
+"""The Attribution view: how far each modality depends on the latents of each, cell by cell, beside the embedding and dimension by dimension."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtGui import QAction, QKeySequence
+from qtpy.QtWidgets import QCheckBox, QComboBox, QSplitter, QVBoxLayout, QWidget
+from superqt import QFlowLayout
+
+from cellweave.app.panels.parts import button, row, set_look, subheading, text, tool
+from cellweave.app.state.attributed import Attributed, of_preview, of_run, score_columns
+from cellweave.app.views.columns import ColumnData, column_title
+from cellweave.app.views.dimensionbars import DecoderBars, DimensionBars
+from cellweave.app.views.panelgrid import PanelGrid
+from cellweave.app.views.points import PointSet
+from cellweave.app.views.runview import RunView
+from cellweave.app.views.scatterpanel import ScatterPanel
+from cellweave.app.views.scorepanel import ScorePanel
+
+if TYPE_CHECKING:
+    from cellweave.app.state.results import RunResults
+    from cellweave.app.views.context import ViewContext
+
+#: From this width on, in letters, two embeddings stand beside each other.
+WIDE = 150
+
+
+class AttributionView(RunView):
+    """Scatter of two modalities' scores with margins, the embedding by log-ratio and total, and bars of the latent dimensions.
+
+    Attributes
+    ----------
+    data
+        What is shown, or None.
+    """
+
+    shows = "How far each modality depends on the latents of every modality appears here, cell by cell. Train Multimodal VI to have it."
+
+    def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
+        super().__init__(context, parent)
+        self.data: Attributed | None = None
+        self._columns: dict[str, ColumnData] = {}
+        self._selected: NDArray[np.bool_] | None = None
+        self._wanted: tuple[Path, int] | None = None
+        self._reading = False
+        self._build()
+
+    # ------------------------------------------------------------------ building
+
+    def _build(self) -> None:
+        self.score, self.across, self.up = (_chooser(name) for name in ("Score", "Modality of the abscissa", "Modality of the ordinate"))
+        for box in (self.score, self.across, self.up):
+            box.currentIndexChanged.connect(lambda _: self._show_scores())
+        self.log = QCheckBox("Logarithmic")
+        self.log.setChecked(True)
+        self.log.setToolTip("Logarithmic axes; shares are always shown as they are")
+        self.log.toggled.connect(lambda _: self._show_scores())
+        self.lasso = tool("lasso", "Draw around cells to select them; Shift adds, Ctrl takes away (L)", checkable=True)
+        self.lasso.toggled.connect(self._set_lasso)
+        self.compute = button("Compute", "play", self.attribute)
+        self.compute.setToolTip("Compute the attribution of the shown run anew, or for the first time")
+        self.figure_button = tool("figure", "Export as a figure", lambda: self.context.export_figure("attribution", self.figure_options()))
+        self.csv_button = tool("table", "Export the scores of all cells as CSV", self._export)
+        self.said = text("", secondary=True)
+        self.said.setAccessibleName("What the scores are of")
+        head = QWidget()
+        flow = QFlowLayout(head)
+        flow.setContentsMargins(0, 0, 0, 0)
+        flow.setSpacing(8)
+        for name, box in (("Score", self.score), ("across", self.across), ("up", self.up)):
+            flow.addWidget(_labelled(name, box))
+        flow.addWidget(_side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button))
+        self.scatter = ScorePanel()
+        self.scatter.canvas.setAccessibleName("Scores of two modalities")
+        self.grid = PanelGrid()
+        self.bars = DimensionBars()
+        self.bars.chosen.connect(self._colour_by_dimension)
+        self._wire(self.scatter)
+        self.embeddings = [ScatterPanel(), ScatterPanel()]
+        for panel in self.embeddings:
+            self._wire(panel)
+            panel.set_axes("UMAP")
+            self.grid.add(panel)
+        side = QSplitter(Qt.Orientation.Vertical)
+        below = QWidget()
+        lower = QVBoxLayout(below)
+        lower.setContentsMargins(0, 0, 0, 0)
+        lower.setSpacing(4)
+        self.bars_title = subheading("Latent dimensions")
+        lower.addLayout(row(self.bars_title, None))
+        lower.addWidget(self.bars, 1)
+        side.addWidget(self.grid)
+        side.addWidget(below)
+        side.setStretchFactor(0, 3)
+        side.setStretchFactor(1, 2)
+        side.setChildrenCollapsible(False)
+        side.setSizes([600, 400])
+        whole = QSplitter(Qt.Orientation.Horizontal)
+        whole.addWidget(self.scatter)
+        whole.addWidget(side)
+        whole.setStretchFactor(0, 1)
+        whole.setStretchFactor(1, 1)
+        whole.setChildrenCollapsible(False)
+        whole.setSizes([500, 500])
+        layout = QVBoxLayout(self.body)
+        layout.setContentsMargins(8, 8, 8, 8)
+        layout.setSpacing(8)
+        layout.addWidget(head)
+        layout.addWidget(whole, 1)
+        layout.addWidget(self.said)
+        escape = QAction(self)
+        escape.setShortcut(QKeySequence(Qt.Key.Key_Escape))
+        escape.setShortcutContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+        escape.triggered.connect(lambda: self._take_selection(None))
+        self.addAction(escape)
+
+    def _wire(self, panel: ScatterPanel) -> None:
+        panel.lassoWanted.connect(self.lasso.toggle)
+        panel.lassoed.connect(self._select_some)
+        panel.levelSelected.connect(self._select_some)
+        panel.hovered.connect(lambda index, panel=panel: self._hover(panel, index))
+        panel.set_chosen_colours(self.context.session.settings.colours)
+        panel.colourChanged.connect(self._set_colour)
+
+    @property
+    def panels(self) -> tuple[ScatterPanel, ...]:
+        """Every cloud of the view."""
+        return (self.scatter, *self.embeddings)
+
+    # ------------------------------------------------------------------ the run
+
+    def show_run(self, results: RunResults) -> None:
+        """Read the attribution of a run in a thread."""
+        self.set_message("Reading the attribution…")
+        folder, cells, xy = results.folder / "results", results.cells, results.xy
+        self.work(lambda _: of_run(folder, cells, xy), self._take)
+
+    def clear(self) -> None:
+        """Forget the run."""
+        self.data, self._selected, self._wanted, self._reading = None, None, None, False
+        self._columns = {}
+
+    def _take(self, data: Attributed | None) -> None:
+        if data is None:
+            gives = self.results is not None and any(result.kind == "attribution" for result in self.results.spec.family.results)
+            if not gives:
+                self.set_message("The shown run gives no modality attribution: its model does not decode every modality from the latents of all.")
+            elif self.results is not None and self.results.trains:
+                self.set_message("The attribution is computed when training ends. Step 5, Attribution, can refresh it while a run trains.")
+            else:
+                self.set_message("The attribution of this run was not computed yet. It takes seconds to minutes.", "Compute", self.attribute)
+            return
+        self.set_message("")
+        self._show(data)
+
+    def take_preview(self, path: Path, epoch: int) -> None:
+        """Show the attribution of a sample of cells of the run that trains, where it is written.
+
+        Parameters
+        ----------
+        path
+            The latent of the preview cells; the attribution lies beside it.
+        epoch
+            Its epoch.
+        """
+        found = path.with_name(f"attribution-{epoch:06d}.npz")
+        if self.results is not None or not found.is_file():
+            return
+        self._wanted = (found, epoch)
+        self._read_preview()
+
+    def _read_preview(self) -> None:
+        """Read the newest preview, unless one is being read: those in between are left out."""
+        if self._wanted is None or self._reading:
+            return
+        (path, _), self._wanted, self._reading = self._wanted, None, True
+        cells, xy = self.context.live_cells()
+
+        def done(data: Attributed | None) -> None:
+            self._reading = False
+            if data is not None and self.results is None:
+                self.set_message("")
+                self._show(data)
+            self._read_preview()
+
+        def failed(error: Exception, details: str) -> None:
+            self._reading = False
+
+        self.work(lambda _: of_preview(path, cells, xy), done, failed=failed)
+
+    # ------------------------------------------------------------------ showing
+
+    def _show(self, data: Attributed) -> None:
+        same = self.data is not None and np.array_equal(self.data.rows, data.rows)
+        kept = [panel.column_name() for panel in self.panels]
+        self.data = data
+        if not same:
+            self._selected = None
+        self._fill_choosers(data)
+        ratios = score_columns(data.scores)
+        own = {name: ColumnData.continuous(values, unit=unit, diverging=diverging) for name, (values, unit, diverging) in ratios.items()}
+        others = {name: _column(name, column) for name, column in data.columns.items()}
+        self._columns = {**own, **others}
+        defaults = self._defaults(list(own), list(others))
+        for panel, before, default in zip(self.panels, kept, defaults, strict=True):
+            panel.set_columns(self._columns, before if same and before in self._columns else default)
+        there = bool(np.isfinite(data.xy).all(axis=1).any())
+        self.grid.show_note("" if there else "The embedding of these cells is not there yet.")
+        points = PointSet(data.xy)
+        for panel in self.embeddings:
+            panel.set_points(points)
+        self.grid.fit_unless_moved() if same else self.grid.fit()
+        self._show_scores(fit=not same)
+        self._fit_panels()
+        self._mark_selection()
+        self._say()
+
+    def _defaults(self, scores: list[str], columns: list[str]) -> tuple[str, str, str]:
+        """Return what the scatter and the two embeddings are coloured by at first."""
+        prefer = self.results.prefer if self.results is not None else ()
+        labels = self.results.spec.covariates.labels if self.results is not None else None
+        wanted = [name for name in (labels, *reversed(prefer), "leiden", *columns) if name in columns and not name.startswith("latent:")]
+        by = wanted[0] if wanted else scores[0]
+        total = next((name for name in scores if name.endswith("total attribution")), scores[-1])
+        return by, scores[0], total
+
+    def _fill_choosers(self, data: Attributed) -> None:
+        names, kinds = data.scores.modalities, data.scores.kinds()
+        before = (self.score.currentData(), self.across.currentData(), self.up.currentData())
+        with QSignalBlocker(self.score), QSignalBlocker(self.across), QSignalBlocker(self.up):
+            _refill(self.score, [(kind.title, kind.name, kind.help) for kind in kinds], before[0] or "total")
+            _refill(self.across, [(name, name, "") for name in names], before[1] or names[0])
+            _refill(self.up, [(name, name, "") for name in names], before[2] or names[-1])
+
+    def _show_scores(self, *, fit: bool = True) -> None:
+        data, kind = self.data, self.score.currentData()
+        if data is None or kind is None:
+            return
+        from cellweave.core.analysis.attribution_scores import SCORE_KINDS
+
+        info = SCORE_KINDS[kind]
+        x, y = self.across.currentData(), self.up.currentData()
+        log = self.log.isChecked() and kind != "own_share"
+        self.log.setEnabled(kind != "own_share")
+        titles = (f"{info.title}, {x}", info.unit), (f"{info.title}, {y}", info.unit)
+        self.scatter.set_scores(data.scores.score(kind, x), data.scores.score(kind, y), titles, log=log)
+        self.scatter.canvas.setAccessibleName(self.scatter.accessible_words())
+        self.scatter.canvas.setToolTip(info.help)
+        if fit:
+            self.scatter.fit()
+
+    def _show_bars(self) -> None:
+        data = self.data
+        if data is None:
+            return
+        chosen = np.flatnonzero(self._selected) if self._selected is not None else None
+        rows = []
+        for name in data.scores.modalities:
+            of_chosen = data.scores.by_dimension(name, chosen) if chosen is not None and len(chosen) else None
+            rows.append(DecoderBars(name, data.scores.by_dimension(name), of_chosen, data.scores.block_shares(name, chosen)))
+        self.bars.show_rows(rows, data.scores.blocks)
+        self.bars_title.setText("Latent dimensions" if chosen is None else f"Latent dimensions, {len(chosen):,} selected cells")
+
+    def _say(self) -> None:
+        data = self.data
+        if data is None:
+            return
+        info = data.scores.info
+        parts = [f"{data.size:,} cells"]
+        if data.epoch is not None:
+            parts.insert(0, f"Epoch {data.epoch}, while the run trains")
+        if info.get("features") == "sampled":
+            parts.append(", ".join(f"{n:,} {name} features" for name, n in data.scores.n_features.items()))
+        parts.append("library size at the mean of its group" if info.get("library") == "prior" else "library size of each cell")
+        removed = {"cat_covs": "categorical covariates removed", "feature_scaling": "feature scaling removed", "all": "covariates removed"}
+        if info.get("remove_covariates") in removed:
+            parts.append(removed[info["remove_covariates"]])
+        parts.append("log-ratios are relative to the median cell")
+        self.said.setText("; ".join(parts) + ".")
+
+    def resizeEvent(self, event: Any) -> None:  # noqa: N802
+        """Show one embedding where two would be too narrow."""
+        super().resizeEvent(event)
+        self._fit_panels()
+
+    def _fit_panels(self) -> None:
+        wide = self.width() >= WIDE * self.fontMetrics().horizontalAdvance("n")
+        there = self.data is not None and bool(np.isfinite(self.data.xy).any())
+        shown = len(self.grid.panels)
+        if wide and shown == 1:
+            self.grid.add(self.embeddings[1])
+            self.embeddings[1].setVisible(there)
+        elif not wide and shown == 2:
+            self.grid.panels.pop()
+            self.embeddings[1].hide()
+            self.grid._arrange()
+        if there:
+            self.grid.fit_unless_moved()
+
+    # ------------------------------------------------------------------ selection
+
+    def show_selection(self, rows: NDArray[np.int64]) -> None:
+        """Mark cells that were selected elsewhere."""
+        if self.data is None:
+            return
+        places = self.data.place_of(rows)
+        selected = np.zeros(self.data.size, bool)
+        selected[places] = True
+        self._selected = selected if len(places) else None
+        self._mark_selection()
+
+    def _select_some(self, indices: NDArray[np.intp], modifiers: Qt.KeyboardModifier) -> None:
+        if self.data is None:
+            return
+        chosen = np.zeros(self.data.size, bool)
+        chosen[indices] = True
+        if self._selected is not None and modifiers & Qt.KeyboardModifier.ShiftModifier:
+            chosen |= self._selected
+        elif modifiers & Qt.KeyboardModifier.ControlModifier:
+            chosen = (self._selected if self._selected is not None else np.zeros_like(chosen)) & ~chosen
+        self._take_selection(chosen if chosen.any() else None)
+
+    def _take_selection(self, selected: NDArray[np.bool_] | None) -> None:
+        if self.data is None:
+            return
+        self._selected = selected
+        self._mark_selection()
+        self.selectionChanged.emit(np.zeros(0, np.int64) if selected is None else self.data.rows[selected])
+
+    def _mark_selection(self) -> None:
+        for panel in self.panels:
+            panel.set_selected(self._selected)
+        self._show_bars()
+
+    def _set_lasso(self, on: bool) -> None:
+        for panel in self.panels:
+            panel.box.lasso_on = on
+            panel.canvas.setCursor(Qt.CursorShape.CrossCursor if on else Qt.CursorShape.ArrowCursor)
+
+    def _set_colour(self, column: str, level: str, colour: str) -> None:
+        colours = {name: dict(levels) for name, levels in self.context.session.settings.colours.items()}
+        colours.setdefault(column, {})[level] = colour
+        self.context.session.settings.colours = colours
+        for panel in self.panels:
+            panel.set_chosen_colours(colours)
+
+    def _hover(self, source: ScatterPanel, index: int | None) -> None:
+        for panel in self.panels:
+            panel.show_hovered(index, self._card(index) if index is not None and panel is source else "")
+
+    def _card(self, index: int) -> str:
+        assert self.data is not None
+        lines = [f"<b>{html.escape(str(self.data.names[index]))}</b>"]
+        scores = self.data.scores
+        for name in scores.modalities:
+            total = float(scores.mean_abs[name][index].sum())
+            share = float(scores.share(name, name)[index]) if scores.has_own else float("nan")
+            own = f", {share:.0%} from its own latents" if np.isfinite(share) else ""
+            lines.append(f"{html.escape(name)}: {total:.3g}{own}" if np.isfinite(total) else f"{html.escape(name)}: not measured")
+        for name in dict.fromkeys(panel.column_name() for panel in self.panels):
+            column = self._columns.get(name)
+            if column is not None and name in self.data.columns:
+                lines.append(f"{html.escape(column_title(name))}: {html.escape(column.text_of(index))}")
+        return "<br>".join(lines)
+
+    def _colour_by_dimension(self, dimension: int) -> None:
+        name = f"latent:{dimension + 1}"
+        if name in self._columns:
+            self.embeddings[0].show_column(name)
+
+    # ------------------------------------------------------------------ computing
+
+    def attribute(self) -> None:
+        """Compute the attribution of the shown run and keep it with the run."""
+        results = self.results
+        if results is None:
+            return
+        self.set_message("Computing the attribution…")
+
+        def work(report: Any) -> Attributed | None:
+            from cellweave.core.training.attribution import compute_attribution
+
+            run = self.context.opened(results, report)
+            compute_attribution(
+                results.folder / "results", results.spec, run.model, run.loader, progress=lambda share: report("", share), cancelled=lambda: report.cancelled
+            )
+            return of_run(results.folder / "results", results.cells, results.xy)
+
+        def failed(error: Exception, details: str) -> None:
+            self.set_message(str(error) or "It was cancelled.", "Compute", self.attribute)
+
+        self.work(work, self._take, doing="Modality attribution", failed=failed)
+
+    # ------------------------------------------------------------------ taking away
+
+    def _export(self) -> None:
+        if self.data is not None:
+            data = self.data
+            self.context.save_csv("attribution", lambda: scores_csv(data))
+
+    def figure_options(self) -> dict[str, Any]:
+        """Return what the figure dialog begins with."""
+        column = self.scatter.column_name()
+        known = self.data is not None and column in self.data.columns
+        return {"attribution_score": self.score.currentData() or "total", **({"columns": (column,)} if known else {})}
+
+    def figure(self) -> dict[str, Any] | None:
+        """Return the figure of the view."""
+        return {"what": "attribution", **self.figure_options()} if self.data is not None and self.data.epoch is None else None
+
+
+def scores_csv(data: Attributed) -> str:
+    """Return the scores of all cells as CSV."""
+    columns = data.scores.columns()
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["cell", *columns])
+    table = np.column_stack(list(columns.values()))
+    for name, values in zip(data.names, table, strict=True):
+        writer.writerow([name, *("" if np.isnan(value) else f"{value:.6g}" for value in values)])
+    return out.getvalue()
+
+
+def _column(name: str, column: Any) -> ColumnData:
+    if column.levels is not None:
+        return ColumnData.categorical(column.codes, column.levels)
+    return ColumnData.continuous(column.numbers, unit="log(1 + scaled counts)" if name.startswith("gene:") else "")
+
+
+def _chooser(name: str) -> QComboBox:
+    box = QComboBox()
+    box.setAccessibleName(name)
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
+    return box
+
+
+def _refill(box: QComboBox, items: list[tuple[str, str, str]], chosen: str) -> None:
+    box.clear()
+    for title, value, tip in items:
+        box.addItem(title, value)
+        if tip:
+            box.setItemData(box.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+    place = box.findData(chosen)
+    box.setCurrentIndex(max(0, place))
+
+
+def _side_by_side(like: QComboBox, *widgets: QWidget) -> QWidget:
+    """Return widgets in a row as high as a field, so that they stand in one line with it."""
+    holder = QWidget()
+    holder.setLayout(row(*widgets))
+    holder.setMinimumHeight(like.sizeHint().height())
+    return holder
+
+
+def _labelled(name: str, box: QComboBox) -> QWidget:
+    holder = QWidget()
+    label = text(name, wrap=False)
+    label.setBuddy(box)
+    line = row(label, box, spacing=4)
+    holder.setLayout(line)
+    set_look(holder, "plain", "true")
+    return holder
