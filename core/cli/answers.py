@@ -43,11 +43,11 @@ def answer(
         Shows progress.
     """
     show.phase("opening the run", None)
-    run = _open(folder, files, minified).watched(lambda share: show.phase(question.what, share))
+    run = opened(folder, files, minified).watched(lambda share: show.phase(question.what, share))
     run = run.of_modality(question.modality)
     for text in run.notes:
         note(text)
-    cells = _cells(run, conditions)
+    cells = chosen_cells(run, conditions)
     if question.what == "expression":
         return _expression(run, question, cells)
     if question.what == "minify":
@@ -59,7 +59,8 @@ def answer(
     return _table(_TABLES[question.what](run, question, cells), question)
 
 
-def _open(folder: Path, files: Sequence[Path], minified: Path | None) -> TrainedRun:
+def opened(folder: Path, files: Sequence[Path], minified: Path | None) -> TrainedRun:
+    """Return the run, opened on its own cells, on those of other files, or on minified data."""
     from cellweave.core.query.minified import open_minified
     from cellweave.core.query.opened import open_on_files, open_run
 
@@ -68,7 +69,8 @@ def _open(folder: Path, files: Sequence[Path], minified: Path | None) -> Trained
     return open_on_files(folder, files) if files else open_run(folder)
 
 
-def _cells(run: TrainedRun, conditions: Mapping[str, str]) -> np.ndarray | None:
+def chosen_cells(run: TrainedRun, conditions: Mapping[str, str]) -> np.ndarray | None:
+    """Return a mask of the cells that have all these levels; None for all cells."""
     if not conditions:
         return None
     keep = run.data.usable.copy()

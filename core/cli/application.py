@@ -18,6 +18,7 @@ from cellweave.core.cli import (
     data,
     export,
     first_look,
+    imputation,
     information,
     metrics,
     neighbourhood,
@@ -56,7 +57,7 @@ def build() -> typer.Typer:
     ) -> None:
         """Integrate single-cell data with deep generative models."""
 
-    for module in (data, training, query, metrics, export, control, information, neighbourhood, first_look):
+    for module in (data, training, query, imputation, metrics, export, control, information, neighbourhood, first_look):
         module.register(app)
     return app
 

@@ -128,7 +128,7 @@ def query(
         library_size=_number(library_size, "latent", "--library-size") if library_size else 1.0, draws=draws, pearson=pearson,
         groupby=groupby, group1=group1, group2=group2, mode=mode or "change", delta=_delta(delta), fdr=0.05 if fdr is None else fdr,
         batch_correction=batch_correction, sample=tuple(sample or ()), covariate=tuple(covariate or ()), with_counts=with_counts,
-        modality=modality, as_level=_levels(as_level or [], "--as-level"),
+        modality=modality, as_level=levels_of(as_level or [], "--as-level"),
         method=_one_of(method, ("exact", "forward", "finite"), "--method"), keep=keep,
         remove_covariates=_one_of(remove_covariates, ("none", "cat_covs", "feature_scaling", "all"), "--remove-covariates"),
         covariate_reference=_one_of(covariate_reference, ("zero", "mean", "reference"), "--covariate-reference"),
@@ -136,7 +136,7 @@ def query(
     from cellweave.core.cli.answers import answer
 
     with reporter() as show:
-        return answer(run, question, data or [], minified, _levels(cells or [], "--cells"), show)
+        return answer(run, question, data or [], minified, levels_of(cells or [], "--cells"), show)
 
 
 def map_data(
@@ -221,7 +221,8 @@ def _delta(text: str | None) -> float | None:
     return None if isinstance(value, str) else value
 
 
-def _levels(texts: Sequence[str], option: str) -> dict[str, str]:
+def levels_of(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Return level by column of texts of the form ``COLUMN=LEVEL``."""
     found = {}
     for text in texts:
         column, equals, level = text.partition("=")

@@ -329,6 +329,17 @@ class VaeitNetwork(Model):
         encoded = self.encode(view, None, 1)
         return self._values(view, encoded, encoded.mean, in_counts=in_counts, borrow=transform_batch is None)
 
+    #: Whether single entries of a minibatch may be hidden from it (``Minibatch.hidden``).
+    hides_entries = True
+
+    def impute_normalised(self, batch: Minibatch, *, given: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Return what :meth:`impute` gives, on the scale of training."""
+        return self.impute(batch, given=given, in_counts=False)
+
+    def value_scale(self, name: str) -> str:
+        """Return what becomes of the counts of a modality: ``log1p``, ``binary`` or ``none``."""
+        return self.parts[name].normalisation
+
     def impute_draws(
         self, batch: Minibatch, n_draws: int, generator: torch.Generator, *, given: Sequence[str] | None = None, in_counts: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -95,7 +95,7 @@ def _of_modality(modality: Modality, rows: np.ndarray, groups: np.ndarray, optio
     if bad.any():
         raise DataError(
             f"{int(bad.sum()):,} observed values of {name} are not finite numbers.",
-            "Mark them as missing (data.missing), or correct the file.",
+            "Where NaN means not measured, set data.nan_is_missing; otherwise correct the file.",
         )
     totals = row_totals(counts)
     values = normalise(counts.data, np.repeat(totals, np.diff(counts.indptr)), options.normalisation_of(name))

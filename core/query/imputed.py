@@ -1,0 +1,228 @@
+"""Imputed values of all modalities: expected values given what a person chooses, with their spread, blended with what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import pandas as pd
+import torch
+
+from cellweave.core.files import write_atomic
+from cellweave.core.query.latent import Cells
+from cellweave.core.query.trained_run import QueryError, require_finite
+
+if TYPE_CHECKING:
+    from cellweave.core.query.trained_run import TrainedRun
+
+BATCH = 256
+CHUNK = 256
+
+
+@dataclass(frozen=True)
+class ImputedQuestion:
+    """What is asked.
+
+    Attributes
+    ----------
+    given
+        Modalities that may be looked at; None for all that were measured in a cell.
+    modalities
+        Modalities that are wanted; None for all.
+    draws
+        Draws of the latent over which mean and standard deviation are taken; None takes the posterior mean, without a spread.
+    blended
+        Keep what was measured and fill in only what was not.
+    normalised
+        On the scale of training instead of counts.
+    seed
+        Determines the draws.
+    """
+
+    given: tuple[str, ...] | None = None
+    modalities: tuple[str, ...] | None = None
+    draws: int | None = None
+    blended: bool = False
+    normalised: bool = False
+    seed: int = 0
+
+    def check(self, run: TrainedRun) -> None:
+        """Refuse what this run cannot answer.
+
+        Raises
+        ------
+        QueryError
+            Where the model imputes nothing, has no such modality, or cannot draw.
+        """
+        if not any(result.kind == "imputation" for result in run.spec.family.results):
+            raise QueryError(f"{run.spec.family.title} imputes nothing.", "Train scVAEIT or MIDAS on data of several modalities.")
+        names = [modality.name for modality in run.data.modalities]
+        for name in (*(self.given or ()), *(self.modalities or ())):
+            if name not in names:
+                raise QueryError(f"The model has no modality '{name}'.", f"It has {', '.join(names)}.")
+        if self.draws is not None and self.draws < 2:
+            raise QueryError(f"{self.draws} draws give no spread.", "Ask for 2 or more; 50 is usual.")
+        if self.draws is not None and not hasattr(run.model, "impute_draws"):
+            raise QueryError(f"{run.spec.family.title} gives imputed values without a spread.", "Leave --draws out.")
+        if self.normalised and not hasattr(run.model, "impute_normalised"):
+            raise QueryError(f"{run.spec.family.title} gives imputed values as counts only.", "Leave --normalised out.")
+
+
+@torch.no_grad()
+def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Iterate over imputed values in order.
+
+    Yields
+    ------
+    where
+        Which of ``rows``.
+    mean
+        By modality, float32 ``(n, n_features)``.
+    sd
+        The same with the standard deviation over the draws; empty without draws. 0 where a measured value was kept.
+    """
+    question.check(run)
+    generator = run.generator(question.seed)
+    names = question.modalities or tuple(modality.name for modality in run.data.modalities)
+    for where, batch in run.minibatches(rows, BATCH):
+        sd: dict[str, torch.Tensor] = {}
+        if question.draws is not None:
+            mean, sd = run.model.impute_draws(batch, question.draws, generator, given=question.given, in_counts=not question.normalised)  # type: ignore[operator]
+        elif question.normalised:
+            mean = run.model.impute_normalised(batch, given=question.given)  # type: ignore[operator]
+        else:
+            mean = run.model.impute(batch, given=question.given)
+        means, spreads = {}, {}
+        for name in names:
+            value = mean[name].float()
+            require_finite(value, "imputed value")
+            means[name] = value.cpu().numpy()
+            if sd:
+                spreads[name] = sd[name].float().cpu().numpy()
+        if question.blended:
+            _blend(run, rows[where], question, means, spreads)
+        yield where, means, spreads
+
+
+def _blend(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, means: dict[str, np.ndarray], spreads: dict[str, np.ndarray]) -> None:
+    """Put measured values in the place of imputed ones."""
+    for modality in run.data.modalities:
+        if modality.name not in means:
+            continue
+        known = np.repeat(modality.measured[rows][:, None], modality.n_features, axis=1)
+        if modality.feature_mask is not None and run.data.mask_group is not None:
+            known &= modality.feature_mask[run.data.mask_group[rows]]
+        measured = modality.counts[rows].toarray().astype(np.float32)
+        if question.normalised:
+            from cellweave.core.models.vaeit_ranges import normalise
+
+            scale = getattr(run.model, "value_scale", lambda name: "log1p")(modality.name)
+            measured = normalise(measured, measured.sum(1, keepdims=True), scale).astype(np.float32)
+        means[modality.name] = np.where(known, measured, means[modality.name])
+        if spreads:
+            spreads[modality.name] = np.where(known, 0.0, spreads[modality.name])
+
+
+def latent_given(run: TrainedRun, given: Sequence[str], cells: Cells = None) -> np.ndarray:
+    """Return the posterior mean of the latent given some modalities only, float32 ``(n_rows, n_latent)``; NaN where none of them was measured.
+
+    Raises
+    ------
+    QueryError
+        Where the model always looks at all it has.
+    """
+    if not hasattr(run.model, "latent_given"):
+        raise QueryError(f"{run.spec.family.title} cannot be asked for a latent given some modalities only.", "Train scVAEIT.")
+    ImputedQuestion(given=tuple(given)).check(run)
+    with torch.no_grad():
+        parts = [run.model.latent_given(batch, given).float().cpu().numpy() for _, batch in run.minibatches(run.rows(cells))]
+    return np.concatenate(parts)
+
+
+def write_imputed(run: TrainedRun, path: Path, cells: Cells, question: ImputedQuestion) -> None:
+    """Write imputed values as ``.h5``, ``.h5mu``, ``.h5ad`` or ``.csv``, in chunks where the format allows it.
+
+    ``.h5``: a group a modality with ``X`` and, with draws, ``sd``, float32 ``(n_cells, n_features)``, and ``features``; ``cells`` beside them. ``.h5ad`` and
+    ``.csv`` hold one modality; of the spread, ``.h5ad`` and ``.h5mu`` have a layer ``sd``.
+
+    Raises
+    ------
+    QueryError
+        Where the question cannot be answered, or the format cannot hold it.
+    """
+    question.check(run)
+    modalities = [modality for modality in run.data.modalities if question.modalities is None or modality.name in question.modalities]
+    if path.suffix in {".csv", ".h5ad"} and len(modalities) > 1:
+        names = ", ".join(modality.name for modality in modalities)
+        raise QueryError(f"'{path.name}' holds one modality, and the model imputes {names}.", "Choose one with --modality, or write a .h5mu or .h5 file.")
+    if path.suffix == ".csv" and question.draws is not None:
+        raise QueryError("A CSV file holds no spread beside the values.", "Write a .h5ad, .h5mu or .h5 file, or leave --draws out.")
+    rows = run.rows(cells)
+    write_atomic(path.absolute(), lambda temporary: _WRITERS[path.suffix](run, temporary, rows, question, modalities))
+
+
+def _h5(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+    with h5py.File(path, "w") as file:
+        text = h5py.string_dtype()
+        file.create_dataset("cells", data=[str(name) for name in run.cell_names[rows]], dtype=text)
+        for modality in modalities:
+            group = file.create_group(modality.name)
+            group.create_dataset("features", data=[str(name) for name in modality.var.index], dtype=text)
+            shape = (len(rows), modality.n_features)
+            for key in ("X", "sd") if question.draws is not None else ("X",):
+                group.create_dataset(key, shape, "f4", chunks=(min(CHUNK, max(1, shape[0])), shape[1]), compression="lzf")
+        for where, means, spreads in imputed_chunks(run, rows, question):
+            for name, value in means.items():
+                file[name]["X"][where] = value
+                if spreads:
+                    file[name]["sd"][where] = spreads[name]
+
+
+def _adata(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> dict:
+    import anndata as ad
+
+    obs = run.study.obs.iloc[rows]
+    found = {}
+    for modality in modalities:
+        values = np.empty((len(rows), modality.n_features), dtype=np.float32)
+        found[modality.name] = ad.AnnData(values, obs=obs.copy(), var=pd.DataFrame(index=modality.var.index.astype(str)))
+        found[modality.name].uns["imputed"] = {
+            "given": list(question.given or ()), "scale": "training" if question.normalised else "counts", "blended": question.blended, "run": run.path.name
+        }  # fmt: skip
+        if question.draws is not None:
+            found[modality.name].layers["sd"] = np.empty_like(values)
+    for where, means, spreads in imputed_chunks(run, rows, question):
+        for name, value in means.items():
+            found[name].X[where] = value
+            if spreads:
+                found[name].layers["sd"][where] = spreads[name]
+    return found
+
+
+def _h5ad(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+    _adata(run, rows, question, modalities)[modalities[0].name].write_h5ad(path, compression="gzip")
+
+
+def _h5mu(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+    import warnings
+
+    import mudata
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # mudata's own, of columns that it pulls together
+        mudata.MuData(_adata(run, rows, question, modalities)).write_h5mu(path, compression="gzip")
+
+
+def _csv(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+    columns = modalities[0].var.index
+    for where, means, _ in imputed_chunks(run, rows, question):
+        table = pd.DataFrame(means[modalities[0].name], index=run.cell_names[rows[where]], columns=columns).rename_axis("cell")
+        table.to_csv(path, mode="a", header=where.start == 0)
+
+
+_WRITERS = {".h5": _h5, ".h5ad": _h5ad, ".h5mu": _h5mu, ".csv": _csv}
+SUFFIXES = tuple(_WRITERS)
