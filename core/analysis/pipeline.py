@@ -35,6 +35,8 @@ LOG = logging.getLogger("cellweave.analysis")
 VERSION = 1
 #: Up to this many cells the layout is computed in one thread, so that the same seed gives the same picture.
 REPRODUCIBLE_UP_TO = 200_000
+#: Points of the picture of all modalities together; a sample of the cells where there are more.
+MOST_LAID_OUT = 60_000
 STAMPS, WORK = "analysis.json", ".analysis"
 Emit = Callable[[Event], None]
 
@@ -94,6 +96,11 @@ def scored_columns(spec: RunSpec) -> dict[str, str]:
     return {role: column for role, column in columns.items() if column}
 
 
+def modality_latents(results: Path) -> dict[str, Path]:
+    """Return the latents that single modalities give, by modality in the order of their names; none where the model has no such."""
+    return {path.stem.removeprefix("c_"): path for path in sorted(results.glob("c_*.npy"))}
+
+
 class _Pipeline:
     def __init__(
         self,
@@ -143,6 +150,8 @@ class _Pipeline:
         if has_baseline and analysis.baseline_umap:
             key = {"baseline": sha256_of(self.results / "baseline_pca.npy"), **self._layout_options()}
             self._stage("baseline_umap", "UMAP of the baseline", key, "baseline_umap.npy", self._baseline_umap)
+        if analysis.alignment:
+            self._modalities()
         if analysis.neighbourhood:
             self._neighbourhood(has_baseline)
         shutil.rmtree(self.work, ignore_errors=True)
@@ -254,6 +263,44 @@ class _Pipeline:
             tree = load(self.results)
             for row in metric_rows(tree) if tree else ():
                 self.emit(Metric(**row))
+
+    def _modalities(self) -> None:
+        """Judge how modalities lie together, and lay out what each alone says of its cells beside what all say; where the model gives a latent of each."""
+        latents = modality_latents(self.results)
+        if not latents:
+            return
+        label = scored_columns(self.spec).get("labels")
+        coded = _codes(self.obs[label]) if label and label in self.obs else None
+        sums = {name: sha256_of(path) for name, path in latents.items()}
+        key: dict[str, Any] = {"latents": sums, "labels": None if coded is None else zlib.crc32(coded[0].tobytes()), "seed": self.spec.training.seed}
+
+        def judge(out: Path) -> None:
+            codes = None if coded is None else self.work / "alignment_labels.npy"
+            if codes is not None and coded is not None:
+                save_array(codes, coded[0])
+            paths = {name: str(path) for name, path in latents.items()}
+            found = self._do("alignment", "Alignment of modalities", latents=paths, codes=codes, seed=self.spec.training.seed)
+            write_json_atomic(out, {**found, "labels": label if coded is not None else None})
+
+        if len(latents) > 1:
+            self._stage("alignment", "Alignment of modalities", key, "alignment.json", judge)
+        if self.spec.analysis.umap:
+            layout_key = {"latents": sums, "joint": self.latent_sum, **self._layout_options()}
+            self._stage("modality_umap", "UMAP of the modalities", layout_key, "modality_umap.npy", lambda out: self._modality_umap(out, latents))
+
+    def _modality_umap(self, out: Path, latents: dict[str, Path]) -> None:
+        """Lay out joint and single latents in one picture: ``(1 + n_modalities, n_cells, 2)``, the joint first, NaN where there is none."""
+        parts = [np.asarray(load_array(path), dtype=np.float32) for path in (self.latent, *latents.values())]
+        chosen = np.arange(self.n_cells)
+        most = MOST_LAID_OUT // len(parts)
+        if self.n_cells > most:
+            chosen = np.sort(np.random.default_rng([self.spec.training.seed, 29]).choice(self.n_cells, most, replace=False))
+        stacked, placed = self.work / "modalities.npy", self.work / "modality_layout.npy"
+        save_array(stacked, np.concatenate([part[chosen] for part in parts]))
+        self._do("umap", "UMAP of the modalities", latent=stacked, out=placed, **self._layout_options())
+        layout = np.full((len(parts), self.n_cells, 2), np.nan, dtype=np.float32)
+        layout[:, chosen] = np.asarray(load_array(placed)).reshape(len(parts), len(chosen), 2)
+        save_array(out, layout)
 
     def _neighbourhood(self, has_baseline: bool) -> None:
         covariates, analysis = self.spec.covariates, self.spec.analysis

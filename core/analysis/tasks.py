@@ -251,6 +251,13 @@ def neighbourhood(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     return {"composite": found["composite"], "n_cells": found["n_cells"]}
 
 
+def alignment(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Judge how the modalities of a run lie together: ``latents`` (path by modality), ``codes`` of labels (path or None), ``seed``."""
+    from cellweave.core.analysis.alignment import alignment_task
+
+    return alignment_task(arguments, progress)
+
+
 TASKS: dict[str, Task] = {
     "warm": warm,
     "neighbours": neighbours,
@@ -264,4 +271,5 @@ TASKS: dict[str, Task] = {
     "measure_run": measure_run,
     "figure": figure,
     "neighbourhood": neighbourhood,
+    "alignment": alignment,
 }

@@ -284,6 +284,8 @@ FAMILY = Family(
     results=(
         Result("latent", "latent", "Biological latent space", "Posterior mean of c of every cell, from all modalities it has."),
         Result("imputed", "imputation", "Imputed modalities", "Expected values of every modality in every cell, measured or not."),
+        Result("corrected", "imputation", "Batch-corrected values", "Expected values as if all cells were of one batch."),
+        Result("translated", "imputation", "Translated modalities", "Expected values of each modality from any set of others."),
     ),
     paper="He et al., Nature Biotechnology 42 (2024) 1594-1605",
 )  # fmt: skip

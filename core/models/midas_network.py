@@ -324,6 +324,10 @@ class MidasNetwork(Model):
         wanted = names or [info.name for info in self.infos]
         return {name: self.values[name].mean(eta) for name, eta in self.decode(z, wanted).items()}
 
+    def sampled(self, z: Tensor, names: Sequence[str], generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Return draws of the values by modality, ``(n_cells, n_features)``, in the units of the data."""
+        return {name: self.values[name].sample(eta, generator) for name, eta in self.decode(z, names).items()}
+
     def with_technical(self, z: Tensor, u: Tensor) -> Tensor:
         """Return latents with another u, ``(n_technical,)``, for all cells."""
         return torch.cat([z[:, : self.options.n_latent], u.to(z).expand(len(z), -1)], 1)

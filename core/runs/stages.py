@@ -298,6 +298,16 @@ class Stages:
             path = results / "denoised.h5"
             write_denoised(path, model, loader, progress=lambda f: report(f, ""), cancelled=cancelled)
             self.journal.emit(ResultReady(name="denoised", path=str(path)))
+        self._values(data, model, loader)
+
+    def _values(self, data: TrainingData, model: Model, loader: Loader) -> None:
+        """Write imputed, corrected and translated values, where the spec asks for them."""
+        from cellweave.core.training.mosaic_results import wanted_values, write_values
+
+        for name, questions in wanted_values(self.spec.analysis, tuple(modality.name for modality in data.modalities)).items():
+            report, path = self._progress(f"{name} values"), self.run_folder.results / f"{name}.h5"
+            write_values(path, model, loader, questions, progress=lambda f, report=report: report(f, ""), cancelled=lambda: self.control.cancelled)  # type: ignore[misc]
+            self.journal.emit(ResultReady(name=name, path=str(path)))
 
     def _attribution(self, model: Model, loader: Loader) -> None:
         """Compute the modality attribution, where the family gives it; the other results do not depend on it."""

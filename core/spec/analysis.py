@@ -53,6 +53,21 @@ class AnalysisSpec(Frozen):
         None, "Labels of the metrics", "Column whose levels are to stay apart.", group="Comparison", auto="the labels", advanced=True
     )
     denoised: bool = option(False, "Denoised expression", "Write the model's expected expression as a layer of the exported h5ad.", group="Expression")
+    imputed: bool = option(
+        False, "Imputed values", "Write what the model expects of every modality in every cell, measured or not; of models of several modalities.",
+        group="Expression",
+    )
+    corrected: bool = option(
+        False, "Batch-corrected values", "Write the same with the technical part of the latent replaced by one for all cells; of MIDAS.", group="Expression"
+    )
+    translated: bool = option(
+        False, "Translated values", "Write every modality as it is told from each set of others alone; large, and of models of several modalities.",
+        group="Expression", advanced=True,
+    )
+    alignment: bool = option(
+        True, "Alignment of modalities", "How near the modalities of a cell lie together, and a UMAP of each beside the joint one. Only of models that give it.",
+        group="Comparison",
+    )
     colour_by: tuple[str, ...] = option(tuple, "Colour by", "Columns shown on the embedding: one panel each.", group="Embedding")
 
     @field_validator("integration_metrics", mode="before")

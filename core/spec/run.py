@@ -91,6 +91,8 @@ class RunSpec(Frozen):
                 problems.append(f"losses.weights.{name}: {family.title} with these options has no such term; {hint}")
         if self.training.kl_warmup_epochs and self.training.kl_warmup_steps:
             problems.append("training.kl_warmup_steps counts only where training.kl_warmup_epochs is 0: set one of the two")
+        given = {result.name for result in family.results}
+        problems += [f"analysis.{name} is on, but {family.title} gives no such values" for name in VALUES if getattr(self.analysis, name) and name not in given]
         problems.extend(family.check(self))
         if problems:
             raise ValueError("; ".join(problems))
@@ -166,6 +168,8 @@ class RunSpec(Frozen):
         return parse_spec(tree)
 
 
+#: Settings of the analysis that write values of every cell, which not every family gives.
+VALUES = ("imputed", "corrected", "translated")
 # Tables whose keys are names of the user's data (columns, modalities, loss terms), which may hold dots themselves.
 OPEN_TABLES = ("losses.weights", "data.layers", "data.masks", "data.blocks", "data.features", "data.fill_missing", "data.combine")
 
@@ -213,6 +217,9 @@ def _change_family(tree: dict[str, Any], kind: str) -> None:
     old, new = families()[tree["model"]["kind"]].training, family(kind).training
     # Another family has other options: those that both know are carried over, where they are valid.
     tree["model"] = _carry_over(tree["model"], kind)
+    given = {result.name for result in family(kind).results}
+    for name in VALUES:
+        tree["analysis"][name] = tree["analysis"][name] and name in given
     plain, training = TrainingSpec().model_dump(mode="python"), tree["training"]
     for name in {**old, **new}:
         if training[name] == old.get(name, plain[name]):

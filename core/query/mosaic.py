@@ -1,0 +1,199 @@
+"""What a model of many modalities says of values: imputed, freed of the batch, or translated from some modalities to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cellweave.core.query.latent import Cells
+from cellweave.core.query.trained_run import QueryError, TrainedRun
+
+if TYPE_CHECKING:
+    from cellweave.core.models.base import Minibatch, Model
+
+What = Literal["imputed", "corrected", "translated"]
+Batches = Callable[[], Iterator[tuple[np.ndarray, "Minibatch"]]]
+SEPARATOR = "_to_"
+
+
+@dataclass(frozen=True)
+class MosaicQuestion:
+    """What is asked.
+
+    Attributes
+    ----------
+    what
+        ``"imputed"``: expected values of every modality from all that a cell has; ``"corrected"``: the same with the technical part of the latent
+        replaced by one for all cells; ``"translated"``: expected values from the modalities ``given`` alone.
+    given
+        Modalities that may be looked at; None for all that were measured in a cell.
+    modalities
+        Modalities that are wanted; None for all (of a translation: those that are not given).
+    sampled
+        Draw counts from the distributions instead of giving their means (``"corrected"`` and ``"imputed"`` of MIDAS).
+    seed
+        Determines the draws.
+    """
+
+    what: What = "imputed"
+    given: tuple[str, ...] | None = None
+    modalities: tuple[str, ...] | None = None
+    sampled: bool = False
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """Name of the result: ``imputed``, ``corrected``, ``rna_to_adt``."""
+        if self.what != "translated":
+            return self.what
+        return "_".join(sorted(self.given or ())) + SEPARATOR + "_".join(self.modalities or ())
+
+    def among(self, known: Sequence[str]) -> MosaicQuestion:
+        """Return the question with its modalities written out.
+
+        Raises
+        ------
+        QueryError
+            Where one is not known, or nothing is left to translate.
+        """
+        for name in (*(self.given or ()), *(self.modalities or ())):
+            if name not in known:
+                raise QueryError(f"The model has no modality '{name}'.", f"It has {', '.join(known)}.")
+        if self.what == "translated" and not self.given:
+            raise QueryError("A translation needs the modalities it starts from.", f"Name some of {', '.join(known)} with --given.")
+        if self.what == "corrected" and self.given:
+            raise QueryError("Corrected values are told from all that a cell has.", "Leave out --given, or ask for a translation.")
+        wanted = self.modalities
+        if wanted is None:
+            wanted = tuple(name for name in known if self.what != "translated" or name not in (self.given or ()))
+        if not wanted:
+            raise QueryError("All modalities are given, so none is left to translate to.", "Give fewer, or ask for 'imputed'.")
+        return MosaicQuestion(self.what, self.given, wanted, self.sampled, self.seed)
+
+
+def translations(known: Sequence[str]) -> list[MosaicQuestion]:
+    """Return every translation between modalities: from each subset that leaves some out, to those."""
+    found = []
+    for size in range(1, len(known)):
+        for given in combinations(known, size):
+            found.append(MosaicQuestion("translated", given).among(known))
+    return found
+
+
+def values_of(
+    model: Model, batches: Batches, question: MosaicQuestion, known: Sequence[str]
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Iterate over the values that are asked for, one minibatch after the other.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    batches
+        Gives places and minibatches of the cells; called twice for corrected values, whose technical part is found first.
+    question
+        What is asked.
+    known
+        Modalities of the model.
+
+    Yields
+    ------
+    where
+        Places of the cells, as ``batches`` gives them.
+    values
+        By modality float32 ``(n_cells, n_features)``; NaN in cells that have none of the given modalities.
+
+    Raises
+    ------
+    QueryError
+        Where the model cannot answer.
+    """
+    from cellweave.core.models.midas_network import MidasNetwork
+
+    question = question.among(known)
+    wanted = question.modalities or ()
+    if not isinstance(model, MidasNetwork):
+        if question.what == "corrected" or question.sampled:
+            raise QueryError(f"{model.family.title} gives expected values only, imputed or translated.", "Ask for 'imputed' or 'translated'.")
+        with torch.no_grad():
+            for where, batch in batches():
+                found = model.impute(batch, given=question.given)
+                yield where, {name: found[name].float().cpu().numpy() for name in wanted}
+        return
+    with torch.no_grad():
+        technical = centroid(model, batches) if question.what == "corrected" else None
+        device = next(model.parameters()).device
+        generator = torch.Generator(device=device).manual_seed(question.seed) if question.sampled else None
+        for where, batch in batches():
+            seen = model.see(batch, draw=False, told=model.options.batch_expert, given=question.given)
+            z = seen.joint.mean if technical is None else model.with_technical(seen.joint.mean, technical)
+            found = model.sampled(z, wanted, generator) if generator is not None else model.means(z, wanted)
+            told = model.any_known(seen, z)
+            yield where, {name: _known(value, told) for name, value in found.items()}
+
+
+def _known(value: Tensor, told: Tensor) -> np.ndarray:
+    return value.where(told, value.new_full((), float("nan"))).float().cpu().numpy()
+
+
+def centroid(model: Model, batches: Batches) -> Tensor:
+    """Return the technical latent that all cells are decoded with: of the batch whose mean lies nearest the mean of all cells, ``(n_technical,)``."""
+    from cellweave.core.models.midas_network import MidasNetwork
+
+    assert isinstance(model, MidasNetwork)
+    n_u = model.options.n_technical
+    sums, sizes = torch.zeros(model.n_batches, n_u, dtype=torch.float64), torch.zeros(model.n_batches, dtype=torch.float64)
+    for _, batch in batches():
+        u = model.latent(batch)["u"].double().cpu()
+        codes = model.codes_of(batch).cpu()
+        finite = torch.isfinite(u).all(1)
+        sums.index_add_(0, codes[finite], u[finite])
+        sizes.index_add_(0, codes[finite], torch.ones(int(finite.sum()), dtype=torch.float64))
+    present = sizes > 0
+    means = sums[present] / sizes[present, None]
+    return means[((means - sums.sum(0) / sizes.sum()) ** 2).sum(1).argmin()].float()
+
+
+def mosaic_chunks(run: TrainedRun, cells: Cells = None, question: MosaicQuestion | None = None) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """Iterate over what an open run says of values, in the order of the cells.
+
+    Parameters
+    ----------
+    run
+        An open run of a model of many modalities.
+    cells
+        Rows or a mask; None for all usable cells.
+    question
+        What is asked; None for imputed values of everything.
+
+    Yields
+    ------
+    where
+        Which of the cells these are.
+    values
+        By modality float32 ``(n_rows, n_features)``.
+
+    Raises
+    ------
+    QueryError
+        Where the model cannot answer.
+    """
+    if run.spec.family.modalities != "many":
+        raise QueryError(f"{run.spec.family.title} knows one modality, so nothing of another can be told.", "Train a model of several modalities.")
+    rows = run.rows(cells)
+    yield from values_of(run.model, lambda: run.minibatches(rows), question or MosaicQuestion(), tuple(run.trained.features))  # type: ignore[arg-type,misc]
+
+
+def mosaic_values(run: TrainedRun, cells: Cells = None, question: MosaicQuestion | None = None) -> dict[str, np.ndarray]:
+    """Return what :func:`mosaic_chunks` gives, whole: by modality float32 ``(n_rows, n_features)``."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for _, values in mosaic_chunks(run, cells, question):
+        for name, value in values.items():
+            parts.setdefault(name, []).append(value)
+    return {name: np.concatenate(own) for name, own in parts.items()}
