@@ -213,7 +213,8 @@ def tables(tree: dict) -> list[str]:
         f"{about['warmup']} epochs; the same cells are trained on and held out in both programs for each seed. Mean ± seed-to-seed standard",
         "deviation; the difference is also given in units of that deviation (pooled), and marked where it is more than two of them.", "",
         "## Held-out loss: negative ELBO per cell, last five epochs", "",
-        "| set | cells x genes, batches | seeds | Cellweave | scvi-tools | difference | in % | CPU s a run, ours / theirs |", "|---|---|---|---|---|---|---|---|",
+        "| set | cells x genes, batches | seeds | Cellweave | scvi-tools | difference | in % | CPU s a run, ours / theirs |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, found in tree["sets"].items():
         row, seconds = found["rows"]["loss"], found["cpu seconds"]
@@ -251,7 +252,8 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     if options.peer is not None:
         # absolute(), not resolve(): the interpreter of a virtual environment is a link that must not be followed
-        print("all trained" if train_for(options.minutes, options.peer.absolute(), options.work, options.data, options.sets, options.seeds) else "goes on next time")
+        done = train_for(options.minutes, options.peer.absolute(), options.work, options.data, options.sets, options.seeds)
+        print("all trained" if done else "goes on next time")
     if options.report:
         report(options.work)
 
