@@ -13,6 +13,7 @@ from cellweave.app.panels.notice import NoticeBar
 from cellweave.app.panels.parts import ElidedLabel, row
 from cellweave.app.panels.welcome import WelcomePage
 from cellweave.app.state.settings import column_key
+from cellweave.app.views.columns import EXPRESSION
 from cellweave.app.views.context import ViewContext
 from cellweave.app.views.declared import VIEW_NAMES, VIEWS, view_info
 from cellweave.app.views.runview import RunView
@@ -151,6 +152,7 @@ class Centre(QWidget):
         view.set_colours(self._window.session.settings.colours)
         view.coloursChanged.connect(self._keep_colours)
         view.columnsChanged.connect(self._keep_columns)
+        view.genesWanted.connect(self._window.expression.show)
         return view
 
     # ------------------------------------------------------------------ the run they show
@@ -250,7 +252,7 @@ class Centre(QWidget):
         before, self._cells = self._cells, cells
         same = before is not None and np.array_equal(before.rows, cells.rows) and self.embedding.points().size == len(xy)
         columns = column_data(cells)
-        self._key = column_key([name for name in columns if not name.startswith(("latent:", "gene:")) and name not in ("leiden", "split")])
+        self._key = column_key([name for name in columns if not name.startswith(("latent:", *EXPRESSION)) and name not in ("leiden", "split")])
         remembered = self._window.session.settings.colour_by.get(self._key, [])
         prefer = tuple(name for name in remembered if name in columns) or prefer
         ordered = {name: columns[name] for name in (*prefer, *columns) if name in columns}
@@ -269,7 +271,7 @@ class Centre(QWidget):
     def _keep_columns(self, names: list[str]) -> None:
         """Remember what the person colours by, for data with the same columns."""
         settings = self._window.session.settings
-        kept = [name for name in names if not name.startswith("gene:")]
+        kept = [name for name in names if not name.startswith(tuple(EXPRESSION))]
         settings.colour_by = {**settings.colour_by, self._key: kept}
         self._window.arrangement.save_soon()
 

@@ -19,6 +19,7 @@ from cellweave.app.flows import dialogs
 from cellweave.app.flows.analysing import Analysing
 from cellweave.app.flows.arrangement import Arrangement
 from cellweave.app.flows.exporting import Exporting
+from cellweave.app.flows.expression import ExpressionFlow
 from cellweave.app.flows.opening import Opening
 from cellweave.app.flows.runs import RunsFlow
 from cellweave.app.flows.shell import Shell
@@ -99,6 +100,7 @@ class MainWindow(QMainWindow):
         self.opening = Opening(self, self.session, self.tasks)
         self.training = TrainFlow(self, self.session)
         self.watching = Watching(self, self.session, self.analysis, self.tasks)
+        self.expression = ExpressionFlow(self)
         self.runs = RunsFlow(self, self.session)
         self.exporting = Exporting(self, self.session, self.analysis, self.tasks)
         self.analysing = Analysing(self, self.session, self.analysis, self.tasks)

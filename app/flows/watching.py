@@ -17,7 +17,6 @@ from cellweave.app.state.results import (
     RunResults,
     default_pair,
     earlier_layouts,
-    gene_values,
     load_layout,
     read_run,
     study_cells,
@@ -80,6 +79,7 @@ class Watching(QObject):
         losses.set_message(self.progress.sentence())
         embedding.clear()
         embedding.set_message(self._waiting_words(spec))
+        self._window.expression.offer(None)
         self._window.centre.set_run(None, f"'{label}' trains; this view fills when its results are there.")
         self._window.show_view("losses")
 
@@ -113,7 +113,7 @@ class Watching(QObject):
         """Whether the shown run has its final embedding."""
         return self.results is not None and self.results.xy is not None
 
-    def _study(self) -> Any:
+    def study(self) -> Any:
         """Return the loaded data of the shown run, or None."""
         training = self._window.training
         if training.current is not None and training.current.folder == self.shown:
@@ -162,7 +162,7 @@ class Watching(QObject):
             return
         there = np.isfinite(layout).all(axis=1)
         embedding = self._window.embedding
-        study, generation = self._study(), self._generation
+        study, generation = self.study(), self._generation
         if self.cells is not None and len(self.cells.rows) == int(there.sum()) and (self.cells.columns or study is None):
             embedding.move_points(layout[there], epoch)
             self._offer_epochs(earlier_layouts(path.parent))
@@ -228,6 +228,7 @@ class Watching(QObject):
             window.embedding.clear()
             window.embedding.set_message(f"{self._why_no_embedding(results)} {results.note}".strip())
             self._take_up_previews(results)
+        window.expression.offer(results)
         window.run_shown(results)
 
     def _why_no_losses(self, results: RunResults) -> str:
@@ -285,28 +286,8 @@ class Watching(QObject):
             self.colour_by_gene(gene)
 
     def colour_by_gene(self, gene: str) -> None:
-        """Add a gene to the columns and colour the first panel by it."""
-        folder, spec, cells = self.shown, self.spec, self.cells
-        if folder is None or spec is None or cells is None:
-            return
-        study = self._window.opening.study_of(spec.data)
-
-        def done(values: np.ndarray) -> None:
-            self._window.status.say_idle()
-            if self.cells is cells:
-                from cellweave.core.export.run_data import ColumnValues
-
-                name = f"gene:{gene}"
-                cells.columns[name] = ColumnValues.of_numbers(gene, values)
-                self._window.centre.add_column(name, cells)
-
-        def failed(error: Exception, details: str) -> None:
-            self._window.status.say_idle()
-            if not isinstance(error, Cancelled):
-                self._window.show_error(error, details)
-
-        self._window.status.say_busy(f"Reading {gene}")
-        self._tasks.run(lambda report: gene_values(folder, spec, gene, cells.rows, study), done, failed)
+        """Colour the first panel by the log-normalised counts of a gene."""
+        self._window.expression.show([gene])
 
     def lose(self) -> None:
         """The folder of the shown run is gone; say so."""

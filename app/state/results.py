@@ -159,41 +159,6 @@ def load_layout(path: Path) -> np.ndarray:
     return layout[np.isfinite(layout).all(axis=1)]
 
 
-def gene_values(folder: Path, spec: RunSpec, gene: str, rows: np.ndarray, study: Any) -> np.ndarray:
-    """Return the log-normalised counts of a gene in some cells.
-
-    Parameters
-    ----------
-    folder, spec
-        The run.
-    gene
-        Name of a feature of the modality the run was trained on.
-    rows
-        Rows of the study.
-    study
-        The study where it is loaded, or None: then the run's data are read.
-
-    Raises
-    ------
-    SpecError
-        Where there is no such feature.
-    """
-    import difflib
-
-    from cellweave.core.analysis.baseline import log_normalised
-    from cellweave.core.errors import SpecError
-    from cellweave.core.export.run_data import RunData
-
-    if study is None:
-        return RunData(folder).column(f"gene:{gene}").numbers[rows]
-    modality = study.main_modality(spec.data.modality)
-    names = [str(name) for name in modality.var.index]
-    if gene not in names:
-        near = difflib.get_close_matches(gene, names, n=1, cutoff=0.5)
-        raise SpecError(f"{modality.name} has no feature '{gene}'.", f"Did you mean '{near[0]}'?" if near else "Check the name.")
-    return log_normalised(modality.counts[rows])[:, [names.index(gene)]].toarray().ravel()
-
-
 def run_cells(path: Path) -> Cells:
     """Return the cells that have a latent, with their columns, also where the run has no embedding.
 

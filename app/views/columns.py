@@ -15,12 +15,18 @@ from cellweave.core.export.palette import category_colours, colour_table, hex_to
 ThemeName = Literal["light", "dark"]
 STEPS = 256
 GENE, LATENT = "gene:", "latent:"
+EXPRESSION = {GENE: "gene", "counts:": "counts", "denoised:": "denoised", "corrected:": "corrected"}
+"""Prefixes of columns that hold a gene, and what is said behind its name."""
 
 
 def column_title(name: str) -> str:
-    """Return what a column holds in words: ``gene:CD3E`` is 'CD3E', ``latent:3`` is 'Latent dimension 3'."""
+    """Return what a column holds in words: ``gene:CD3E`` is 'CD3E', ``denoised:CD3E`` 'CD3E, denoised', ``latent:3`` 'Latent dimension 3'."""
     if name.startswith(GENE):
         return name.removeprefix(GENE)
+    prefix = next((prefix for prefix in EXPRESSION if name.startswith(prefix)), "")
+    if prefix:
+        gene, _, batch = name.removeprefix(prefix).partition("@")
+        return f"{gene}, {EXPRESSION[prefix]}" + (f" as {batch}" if batch else "")
     return f"Latent dimension {name.removeprefix(LATENT)}" if name.startswith(LATENT) else name
 
 

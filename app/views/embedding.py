@@ -50,6 +50,7 @@ class EmbeddingView(QWidget):
     columnsChanged = Signal(list)  # noqa: N815
     epochChosen = Signal(int)  # noqa: N815
     coloursChanged = Signal(object)  # noqa: N815
+    genesWanted = Signal(list, str, str)  # noqa: N815
 
     def __init__(self, parent: QWidget | None = None, *, panels: int = 2) -> None:
         super().__init__(parent)
@@ -80,6 +81,7 @@ class EmbeddingView(QWidget):
         self.bar.moreWanted.connect(self._add_panel)
         self.bar.fewerWanted.connect(self.remove_panel)
         self.bar.exportWanted.connect(self.exportRequested)
+        self.bar.genesWanted.connect(self.genesWanted)
         self.epochs = EpochBar(self)
         self.epochs.loaded.connect(self._epoch_loaded)
         self._status = QLabel("", self)
@@ -260,10 +262,14 @@ class EmbeddingView(QWidget):
             panel.set_columns(self._columns, name)
         self._refresh()
 
-    def offer_column(self, name: str, column: ColumnData) -> None:
-        """Offer a further column, or another of the same name, and colour the first panel by it."""
-        shown = self.shown_columns()
+    def add_column(self, name: str, column: ColumnData) -> None:
+        """Offer a further column, or another of the same name."""
         self.set_columns({**{kept: data for kept, data in self._columns.items() if kept != name}, name: column})
+
+    def offer_column(self, name: str, column: ColumnData) -> None:
+        """Offer a further column and colour the first panel by it."""
+        shown = self.shown_columns()
+        self.add_column(name, column)
         self.show_columns([name, *shown[1:]])
 
     def set_message(self, text: str) -> None:
@@ -404,4 +410,5 @@ class EmbeddingView(QWidget):
         self._status.setText(f"{shown:,} cells" + (f", {chosen:,} selected" if chosen else "") if shown else "")
         self._clear.setVisible(bool(chosen))
         self.bar.setVisible(bool(shown))
+        self.bar.genes.setEnabled(bool(shown))
         self.bar.enable(cells=bool(shown), more=len(self._panels) < MOST_PANELS, fewer=len(self._panels) > 1)

@@ -2,12 +2,124 @@
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QHBoxLayout, QLabel, QSlider, QToolButton, QWidget
+from collections.abc import Sequence
+
+from qtpy.QtCore import QStringListModel, Qt, Signal
+from qtpy.QtWidgets import QComboBox, QCompleter, QHBoxLayout, QLabel, QLineEdit, QSlider, QToolButton, QWidget
 from superqt import QFlowLayout
 
 from cellweave.app.theme import SPACE, icon
 from cellweave.app.views.pointcloud import Mode
+from cellweave.core.export.gene_values import SOURCES
+
+MOST_BATCHES = 40
+"""With more batches only the mean over all is offered."""
+
+
+class GeneField(QWidget):
+    """Genes to colour by, several separated by commas, and what of them: counts, or what the model decodes.
+
+    Attributes
+    ----------
+    wanted
+        Names of genes, the source, and for corrected expression the batch that cells are decoded as (empty for all).
+    """
+
+    wanted = Signal(list, str, str)
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.names = QLineEdit()
+        self.names.setPlaceholderText("Gene, gene …")
+        self.names.setAccessibleName("Colour by genes")
+        self.names.setToolTip("Genes to colour by; several, separated by commas, stand side by side")
+        self.names.setMinimumWidth(self.fontMetrics().horizontalAdvance("m") * 9)
+        self.names.returnPressed.connect(self.ask)
+        self._model = QStringListModel(self)
+        self._completer = QCompleter(self._model, self)
+        self._completer.setCaseSensitivity(Qt.CaseSensitivity.CaseInsensitive)
+        self._completer.setMaxVisibleItems(12)
+        self._completer.setWidget(self.names)
+        self._completer.activated.connect(self._complete)
+        self.names.textEdited.connect(self._propose)
+        self.source = QComboBox()
+        self.source.setAccessibleName("What of the genes is shown")
+        self.source.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.source.setMinimumContentsLength(8)
+        self.source.activated.connect(lambda _index: self.ask())
+        self.problem = QLabel("")
+        self.problem.setProperty("tone", "bad")
+        self.problem.setTextFormat(Qt.TextFormat.PlainText)
+        self.problem.hide()
+        layout = QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.setSpacing(SPACE)
+        layout.addWidget(self.names)
+        layout.addWidget(self.source)
+        self.set_sources((), decodes=False)
+
+    def set_names(self, names: Sequence[str]) -> None:
+        """Propose these names while one types."""
+        self._model.setStringList(list(names))
+
+    def set_sources(self, batches: Sequence[str], *, decodes: bool) -> None:
+        """Offer what the shown run can say of a gene.
+
+        Parameters
+        ----------
+        batches
+            Batches that cells can be decoded as.
+        decodes
+            Whether there is a trained model that decodes expression.
+        """
+        before = self.source.currentData()
+        self.source.clear()
+        for name, (title, _unit, tip) in SOURCES.items():
+            if name in ("denoised", "corrected") and not (decodes and (name == "denoised" or batches)):
+                continue
+            self._offer(title, (name, ""), tip)
+        for batch in batches[:MOST_BATCHES] if decodes and len(batches) <= MOST_BATCHES else ():
+            self._offer(f"Corrected as {batch}", ("corrected", batch), f"Every cell decoded as a cell of '{batch}'.")
+        self.source.setCurrentIndex(max(0, self.source.findData(before)))
+        self.say("")
+
+    def _offer(self, title: str, data: tuple[str, str], tip: str) -> None:
+        self.source.addItem(title, data)
+        self.source.setItemData(self.source.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+
+    def say(self, sentence: str) -> None:
+        """Say what is wrong; an empty text takes it away."""
+        self.problem.setText(sentence)
+        self.problem.setVisible(bool(sentence))
+        set_error(self.names, on=bool(sentence))
+
+    def ask(self) -> None:
+        """Ask for the genes that are named."""
+        genes = [name.strip() for name in self.names.text().replace(";", ",").split(",") if name.strip()]
+        if genes:
+            source, batch = self.source.currentData()
+            self.wanted.emit(genes, source, batch)
+
+    def _propose(self, text: str) -> None:
+        """Propose names for the gene that is being typed, the last one."""
+        last = text.rsplit(",", 1)[-1].strip()
+        if len(last) < 2:
+            self._completer.popup().hide()
+            return
+        self._completer.setCompletionPrefix(last)
+        self._completer.complete()
+
+    def _complete(self, name: str) -> None:
+        before, comma, _ = self.names.text().rpartition(",")
+        self.names.setText(f"{before}, {name}" if comma else name)
+        self.ask()
+
+
+def set_error(field: QWidget, *, on: bool) -> None:
+    """Mark a field whose content cannot be used."""
+    field.setProperty("error", "true" if on else "false")
+    field.style().unpolish(field)
+    field.style().polish(field)
 
 
 class EmbeddingBar(QWidget):
@@ -26,13 +138,14 @@ class EmbeddingBar(QWidget):
     moreWanted = Signal()  # noqa: N815
     fewerWanted = Signal()  # noqa: N815
     exportWanted = Signal()  # noqa: N815
+    genesWanted = Signal(list, str, str)  # noqa: N815
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.lasso = _button("Lasso", "lasso", "Draw around cells to select them; Shift adds, Ctrl takes away (L)")
         self.lasso.setCheckable(True)
         self.lasso.toggled.connect(self.lassoToggled)
-        self.fit = _button("Fit", "grid", "Show all cells (0)")
+        self.fit = _button("", "grid", "Show all cells (0)")
         self.fit.clicked.connect(self.fitWanted)
         self.more = _button("", "plus", "Add a panel")
         self.more.clicked.connect(self.moreWanted)
@@ -52,14 +165,17 @@ class EmbeddingBar(QWidget):
         self.size_slider.valueChanged.connect(lambda: self.scaleChanged.emit(self.scale()))
         self.export = _button("Export…", "figure", "Export as a figure")
         self.export.clicked.connect(self.exportWanted)
+        self.genes = GeneField()
+        self.genes.wanted.connect(self.genesWanted)
         row = QFlowLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(2 * SPACE)
         for group in (
-            (self.lasso, self.fit), (_label("Draw as", self.mode), self.mode), (_label("Size", self.size_slider), self.size_slider),
-            (QLabel("Panels"), self.fewer, self.more), (self.export,),
+            (self.lasso, self.fit), (self.mode,), (_label("Size", self.size_slider), self.size_slider),
+            (QLabel("Panels"), self.fewer, self.more), (self.genes,), (self.export,),
         ):  # fmt: skip
             row.addWidget(self._side_by_side(group))
+        row.addWidget(self.genes.problem)
 
     def _side_by_side(self, group: tuple[QWidget, ...]) -> QWidget:
         holder = QWidget(self)
@@ -70,6 +186,18 @@ class EmbeddingBar(QWidget):
             inner.addWidget(widget)
         holder.setMinimumHeight(self.mode.sizeHint().height())
         return holder
+
+    def set_gene_names(self, names: Sequence[str]) -> None:
+        """Propose these names in the field of genes."""
+        self.genes.set_names(names)
+
+    def set_sources(self, batches: Sequence[str], *, decodes: bool) -> None:
+        """Offer what the shown run can say of a gene (see :meth:`GeneField.set_sources`)."""
+        self.genes.set_sources(batches, decodes=decodes)
+
+    def say_gene_problem(self, sentence: str) -> None:
+        """Say what is wrong with the genes; an empty text takes it away."""
+        self.genes.say(sentence)
 
     def scale(self) -> float:
         """Return how much larger than usual the dots shall be."""
