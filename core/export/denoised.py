@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellweave.core.export.annotate import add_column, add_layer, mapping
+from cellweave.core.export.annotate import add_column, add_layer, free_name, mapping
 from cellweave.core.export.inputs import Input, Progress
 from cellweave.core.export.run_data import RunData
 
@@ -83,6 +83,50 @@ def add_denoised(file: h5py.File, run: RunData, given: Input, row: NDArray[np.in
             prefix = "" if path == "/" else f"{path.rpartition('/')[2]}."
             names |= {f"{prefix}layers.denoised": layer, f"{prefix}var.cellweave_denoised": column}
     return names
+
+
+def imputed_features(run: RunData) -> dict[str, NDArray[np.object_]]:
+    """Return the features of each modality of which the run holds imputed values, under the names they have in uns; nothing for other runs."""
+    path = run.folder.results / "denoised.h5"
+    if not path.exists():
+        return {}
+    with h5py.File(path, "r") as stored:
+        if stored.attrs.get("what") != "imputed":
+            return {}
+        return {f"imputed_features_{name}": np.array([each.decode() for each in stored[name]["features"][:]], dtype=object) for name in stored}
+
+
+def add_imputed(file: h5py.File, run: RunData, row: NDArray[np.int64], n_cells: int, block: int = 2048) -> None:
+    """Add imputed values of all cells as ``obsm["X_imputed_MODALITY"]``, NaN in cells that have none; block by block.
+
+    Parameters
+    ----------
+    file
+        The export.
+    run
+        The run.
+    row
+        Row of the export of each study cell.
+    n_cells
+        Rows of the export.
+    block
+        Rows written at a time.
+    """
+    if not imputed_features(run):
+        return
+    obsm = mapping(file, "obsm")
+    with h5py.File(run.folder.results / "denoised.h5", "r") as stored:
+        for name in stored:
+            values = stored[name]["X"]
+            made = obsm.create_dataset(
+                free_name(f"X_imputed_{name}", set(obsm)), (n_cells, values.shape[1]), "f4", chunks=(min(256, n_cells), values.shape[1]),
+                compression="lzf", fillvalue=np.nan,
+            )  # fmt: skip
+            made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
+            for start in range(0, len(row), block):
+                own = row[start : start + block]
+                order = np.argsort(own)  # h5py writes rising rows only
+                made[own[order]] = values[start : start + block][order]
 
 
 def _table_of(file: h5py.File, modality: str) -> str:

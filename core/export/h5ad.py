@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cellweave.core.analysis.attribution_scores import AttributionScores
 from cellweave.core.errors import CellweaveError, DataError, RunFolderError, SpecError
 from cellweave.core.export.annotate import Additions, add
-from cellweave.core.export.denoised import add_denoised
+from cellweave.core.export.denoised import add_denoised, add_imputed, imputed_features
 from cellweave.core.export.inputs import Input, Progress, StudyLoader, check_unchanged, open_input
 from cellweave.core.export.provenance import uns_entry
 from cellweave.core.export.run_data import RunData, input_paths
@@ -108,7 +108,11 @@ def export_h5ad(
 def export_h5mu(
     run_folder: str | Path, out: str | Path, *, denoised: bool = False, force: bool = False, progress: Progress | None = None
 ) -> Path:
-    """Write a copy of the input h5mu with all its modalities, and the results in its top-level obs, obsm and uns.
+    """Write an h5mu with all modalities of the input, and the results in its top-level obs, obsm and uns.
+
+    One h5mu is copied and added to. Other data of several modalities (several files, a folder, a table with features of several kinds) are written as they
+    were read, each modality with the cells in which it was measured. Values that a model imputes in all cells are in ``obsm["X_imputed_MODALITY"]``, their
+    features in ``uns["cellweave"]["imputed_features_MODALITY"]``; the layer of a modality has those of its own cells.
 
     Parameters
     ----------
@@ -125,8 +129,9 @@ def export_h5mu(
     Raises
     ------
     DataError
-        Where the input is not one h5mu; and as :func:`export_h5ad`.
+        Where the input holds one modality only; and as :func:`export_h5ad`.
     """
+    from cellweave.core.export.study_h5mu import input_of, paths_are_one_h5mu, whole_study
     from cellweave.core.study.readers.detect import open_source
 
     run, report = RunData(run_folder), progress or _silent
@@ -134,15 +139,19 @@ def export_h5mu(
     _require(run, denoised)
     check_unchanged(run.spec, report, force=force)
     paths = input_paths(run.spec)
-    with open_source(paths[0]) as source:
-        kind, n_cells = source.format, source.n_cells
-    if len(paths) > 1 or kind != "h5mu" or paths[0].is_dir():
-        raise DataError("The input of this run is not one h5mu file.", "Export it as .h5ad.")
-    given = Input(None, paths[0], "h5mu", n_cells, np.zeros(1, dtype=np.int64))
+    if paths_are_one_h5mu(run):
+        with open_source(paths[0]) as source:
+            n_cells = source.n_cells
 
-    def write(temporary: Path) -> None:
-        shutil.copyfile(paths[0], temporary)
-        _finish(temporary, run, given, denoised, report)
+        def write(temporary: Path) -> None:
+            shutil.copyfile(paths[0], temporary)
+            _finish(temporary, run, Input(None, paths[0], "h5mu", n_cells, np.zeros(1, dtype=np.int64)), denoised, report)
+    else:
+        report(None, "reading the input")
+        study = whole_study(run)
+
+        def write(temporary: Path) -> None:
+            _finish(temporary, run, input_of(run, study, temporary), denoised, report)
 
     _write(out, write)
     report(1.0, "written")
@@ -228,6 +237,8 @@ def _finish(path: Path, run: RunData, given: Input, denoised: bool, report: Prog
             additions.names.update(add_denoised(file, run, given, rows.row, report))
         report(None, "adding the results")
         add(file, additions)
+        if denoised:
+            add_imputed(file, run, rows.row, rows.n_cells)
     if given.format != "h5mu" or given.adata is not None:
         import anndata
 
@@ -249,6 +260,8 @@ def _n_cells(file: h5py.Group) -> int:
 def _rows(run: RunData, given: Input) -> _Rows:
     cells = run.cells
     row = given.starts[cells["file"].to_numpy()] + cells["row"].to_numpy()
+    if given.place is not None:
+        row = given.place[row]
     if len(row) and row.max() >= given.n_cells:
         raise DataError("The input has fewer cells than the run was trained on.", "Put the original file back.")
     return _Rows(row, given.n_cells)
@@ -266,11 +279,13 @@ def _additions(run: RunData, given: Input, rows: _Rows) -> Additions:
     if scores is not None and len(scores.frobenius) == len(run.cells):
         obs |= {name: pd.Series(rows.spread(values)) for name, values in scores.columns().items()}
         obsm |= {name: rows.spread(values) for name, values in scores.matrices().items()}
+    libraries = sorted(path.stem for path in run.folder.results.glob("library_*.npy"))
+    obs |= {f"cellweave_{name}": pd.Series(rows.spread(run.array(name))) for name in libraries}
     if run.has("umap.npy"):
         obsm["X_umap"] = rows.spread(run.array("umap"))
     obs |= _diagnosed(run, rows)
     without = int(given.n_cells - np.isfinite(latents["latent"]).all(axis=1).sum())
-    more: dict[str, Any] = {"cells_without_latent": without}
+    more: dict[str, Any] = {"cells_without_latent": without, **imputed_features(run)}
     if scores is not None:
         more["attribution"] = json.dumps(scores.info)
     if given.left_behind:

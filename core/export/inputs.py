@@ -45,6 +45,8 @@ class Input:
         Modalities of a MuData that an h5ad has no place for.
     notes
         Sentences on what could not be kept as it was.
+    place
+        Row of each input cell in ``path``, where cells of several files are one cell there, ``(n_input,)`` int; None where they are all cells in order.
     """
 
     adata: AnnData | None
@@ -54,6 +56,7 @@ class Input:
     starts: np.ndarray
     left_behind: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    place: np.ndarray | None = None
 
 
 def check_unchanged(spec: RunSpec, progress: Progress | None = None, *, force: bool = False) -> None:

@@ -177,8 +177,9 @@ class RunData:
         return json.loads((self.folder.results / "scores.json").read_text(encoding="utf-8"))
 
     def latents(self) -> dict[str, NDArray[np.float32]]:
-        """Return every latent the run has by name, the main one first."""
+        """Return every latent the run has by name, the main one first: those declared, and those of single modalities."""
         names = ["latent", *(result.name for result in self.spec.family.results if result.kind == "latent")]
+        names += sorted(path.stem for pattern in ("latent_*.npy", "u.npy", "u_*.npy") for path in self.folder.results.glob(pattern))
         return {name: self.array(name) for name in dict.fromkeys(names) if self.has(f"{name}.npy")}
 
     def default_columns(self) -> tuple[str, ...]:
@@ -196,8 +197,9 @@ class RunData:
         Parameters
         ----------
         name
-            ``leiden``, ``split``, ``latent:3`` (dimensions are counted from 1), ``gene:CD3E`` (log-normalised), or a
-            column of obs.
+            ``leiden``, ``split``, ``latent:3`` (dimensions are counted from 1), ``gene:CD3E`` (log-normalised),
+            ``neighbourhood:failure_mode`` and the other columns of ``neighbourhood.csv``, ``attribution:rna_decoder_total_attr`` and the other
+            scores, or a column of obs.
 
         Raises
         ------
@@ -211,6 +213,10 @@ class RunData:
             return ColumnValues.of_numbers(f"Latent dimension {detail}", self.latent[:, int(detail) - 1])
         if kind == "gene" and detail:
             return self._gene(detail)
+        if kind == "neighbourhood" and detail:
+            return self._diagnosed(detail)
+        if kind == "attribution" and detail:
+            return self._attributed(detail)
         if name == "leiden" and self.clusters is not None:
             return ColumnValues.of_series("Leiden clusters", self.clusters)
         if name == "split":
@@ -259,6 +265,33 @@ class RunData:
             raise SpecError(f"{modality.name} has no feature '{name}'.", f"Did you mean '{near[0]}'?" if near else "Check the name.")
         values = log_normalised(modality.counts)[:, [names.index(name)]].toarray().ravel()
         return ColumnValues.of_numbers(name, values)
+
+    def _diagnosed(self, name: str) -> ColumnValues:
+        from cellweave.core.analysis.neighbourhood_failures import LEAVES
+        from cellweave.core.analysis.neighbourhood_run import read_cells
+
+        table = read_cells(self.folder.results)
+        if name not in table:
+            near = difflib.get_close_matches(name, [str(each) for each in table.columns], n=1, cutoff=0.5)
+            raise SpecError(f"The neighbourhood diagnostics have no '{name}'.", f"Did you mean '{near[0]}'?" if near else "See neighbourhood.csv.")
+        if not name.startswith(("leaf_", "failure")):
+            return ColumnValues.of_series(name.replace("_", " "), table[name])
+        titles = {leaf: info.title for leaf, info in LEAVES.items()} | {"ideal": "Nothing: fits everywhere"}
+        present = [leaf for leaf in titles if (table[name] == leaf).any()]
+        codes = pd.Categorical(table[name], categories=present).codes
+        title = {"failure_mode": "What went wrong"}.get(name, name.removeprefix("leaf_").replace("_", " ").capitalize())
+        return ColumnValues.of_levels(title, codes, [titles[leaf] for leaf in present])
+
+    def _attributed(self, name: str) -> ColumnValues:
+        from cellweave.core.analysis.attribution_scores import AttributionScores
+
+        scores = AttributionScores.load(self.folder.results)
+        columns = {} if scores is None else scores.columns()
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+            hint = f"Did you mean '{near[0]}'?" if near else f"Compute it: cellweave query {self.folder.path} attribution --keep."
+            raise SpecError(f"The run has no attribution score '{name}'.", hint)
+        return ColumnValues.of_numbers(name.replace("_", " "), columns[name])
 
     def _require(self, path: Path) -> None:
         if not path.is_file():

@@ -97,20 +97,25 @@ def write_denoised(
 
     One HDF5 group a modality with ``X`` float32 ``(n_cells, n_features)``, the expected share of each feature scaled to the
     median library size of the trained cells (attribute ``scaled_to``; the median size factor where one is used, since the decoder's
-    values are then no shares), and ``features``. Rows of cells that were not in the training are NaN.
+    values are then no shares), and ``features``. Rows of cells that were not in the training are NaN. A model that imputes and gives no
+    expression is asked for the expected values of every modality in every cell instead, measured or not; the file then says ``what = "imputed"``.
     """
     data = loader.data
     rows = np.flatnonzero(data.usable)
+    kinds = {result.kind for result in model.family.results}
+    imputes = "imputation" in kinds and "expression" not in kinds
     model.eval()
 
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w") as file:
+            file.attrs["what"] = "imputed" if imputes else "denoised"
             scales = {}
             for modality in data.modalities:
                 sizes = row_totals(modality.counts) if data.size_factor is None else data.size_factor
-                scales[modality.name] = float(np.median(sizes[rows]))
+                scales[modality.name] = 1.0 if imputes else float(np.median(sizes[rows[modality.measured[rows]]]))
                 group = file.create_group(modality.name)
-                group.attrs["scaled_to"] = scales[modality.name]
+                if not imputes:
+                    group.attrs["scaled_to"] = scales[modality.name]
                 group.create_dataset("features", data=[str(name) for name in modality.var.index], dtype=h5py.string_dtype())
                 shape = (data.n_cells, modality.n_features)
                 group.create_dataset("X", shape, "f4", chunks=(min(256, shape[0]), shape[1]), compression="lzf", fillvalue=np.nan)
@@ -118,7 +123,7 @@ def write_denoised(
             for part, batch in loader.in_order(rows, BATCH):
                 if cancelled():
                     raise Cancelled
-                for name, value in model.expression(batch, scaled_to=1.0).items():
+                for name, value in (model.impute(batch) if imputes else model.expression(batch, scaled_to=1.0)).items():
                     # h5py wants increasing row numbers; ``rows`` is sorted.
                     file[name]["X"][part] = (value.float() * scales[name]).cpu().numpy()
                 done += len(part)
