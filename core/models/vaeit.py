@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from pydantic import field_validator
 
+from cellweave.core.errors import SpecError
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result, RoleUse
 from cellweave.core.models.latent_mmd import LatentMmdOptions
 from cellweave.core.spec.fields import option
@@ -178,6 +179,24 @@ class VaeitOptions(LatentMmdOptions):
         """Return what becomes of the counts of a modality."""
         auto = "binary" if self.distribution_of(modality) == "bernoulli" else "log1p"
         return self.normalisation.get(modality, auto)  # type: ignore[return-value]
+
+    def shares_of(self, n_features: Mapping[str, int]) -> dict[str, float]:
+        """Return how often each modality is hidden, given the numbers of their features; the shares sum to 1.
+
+        Raises
+        ------
+        SpecError
+            Where a share is given of a modality that is not among them.
+        """
+        if self.modality_shares:
+            strange = [name for name in self.modality_shares if name not in n_features]
+            if strange:
+                raise SpecError(f"model.modality_shares names '{strange[0]}', which the data do not have.", f"They have {', '.join(n_features)}.")
+            found = {name: float(self.modality_shares.get(name, 0.0)) for name in n_features}
+        else:
+            found = {name: 1.0 if self.mask_modality == "uniform" else float(n) for name, n in n_features.items()}
+        total = sum(found.values())
+        return {name: share / total for name, share in found.items()}
 
 
 def _number(text: str, name: str) -> float:

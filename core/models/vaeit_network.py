@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cellweave.core.errors import SpecError
-from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, StepContext
+from cellweave.core.models.base import BuildContext, Minibatch, Model, StepContext
 from cellweave.core.models.vaeit import FAMILY, VaeitOptions, conditions
 from cellweave.core.models.vaeit_part import Encoded, ModalityPart, View, within
 from cellweave.core.nn.hiding import Hiding, Observed, draw_hiding
@@ -82,7 +82,8 @@ class VaeitNetwork(Model):
         self.covariates_out = CovariateTable(levels, n_continuous, back[0], n_in + n_covariates)
         self.decoder = HiddenStack(back[0], back[1:])
         self.to_blocks = Dense(back[-1], n_units)
-        self.register_buffer("shares", _shares(options, context.modalities), persistent=False)
+        shares = options.shares_of({info.name: info.n_features for info in context.modalities})
+        self.register_buffer("shares", torch.tensor([shares[name] for name in self.names]), persistent=False)
         self.register_buffer("pattern_share", torch.from_numpy(np.asarray(context.extras["pattern_share"], dtype=np.float32)), persistent=False)
         n = len(self.names)
         for name, value in (("factor", torch.ones(n)), ("seen_nll", torch.zeros(n)), ("seen_cells", torch.zeros(n)), ("struck", torch.zeros(()))):
@@ -393,21 +394,6 @@ def kl_views(mean0: Tensor, log_var0: Tensor, mean1: Tensor, log_var1: Tensor) -
     ratio = torch.exp((log_var0 - log_var1).clamp(-6, 6))
     distance = (mean1 - mean0) ** 2 * torch.exp(-log_var1.clamp(-6, 6))
     return 0.5 * (ratio + distance - 1 + log_var1 - log_var0).sum(-1)
-
-
-def _shares(options: VaeitOptions, infos: Sequence[ModalityInfo]) -> Tensor:
-    """Return how often each modality is hidden, ``(n_modalities,)``."""
-    names = [info.name for info in infos]
-    if options.modality_shares:
-        strange = [name for name in options.modality_shares if name not in names]
-        if strange:
-            raise SpecError(f"model.modality_shares names '{strange[0]}', which the data do not have.", f"They have {', '.join(names)}.")
-        found = torch.tensor([float(options.modality_shares.get(name, 0.0)) for name in names])
-    elif options.mask_modality == "uniform":
-        found = torch.ones(len(names))
-    else:
-        found = torch.tensor([float(info.n_features) for info in infos])
-    return found / found.sum()
 
 
 def build(context: BuildContext) -> VaeitNetwork:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cellweave.core.nn.hiding_shares import UNTOUCHED
+
 MISSING, SEEN, HIDDEN = -1, 0, 1
-#: In this share of the cells no feature is hidden by chance.
-UNTOUCHED = 0.5
 
 
 @dataclass(frozen=True)
