@@ -10,7 +10,7 @@ from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
 
-PAGE, CONTENT, POINTS, CURVES, GENES = "Page", "Content", "Points", "Curves", "Genes"
+PAGE, CONTENT, POINTS, CURVES, GENES, RUNS = "Page", "Content", "Points", "Curves", "Genes", "Runs"
 FIGURES = {
     "losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot",
     "metrics": "Integration metrics",
@@ -50,7 +50,7 @@ class FigureOptions(Frozen):
         None, "Panels in a row", "How many panels stand beside one another.", unit="panels", group=CONTENT, ge=1, le=20, auto="up to three"
     )
     runs: tuple[str, ...] = option(
-        tuple, "Other runs", "Folders of further runs of the same data, shown as points beside this one.", group=CONTENT, advanced=True
+        tuple, "Other runs", "Folders of further runs of the same data, shown as points beside this one.", group=RUNS, advanced=True
     )
     layout: Literal["umap", "baseline"] = option(
         "umap", "Embedding", "UMAP of the latent space, or of the baseline without integration.", group=CONTENT
