@@ -166,6 +166,8 @@ class Family:
         ``"shuffled"``: minibatches over all cells; ``"pattern"``: each minibatch from one batch and one pattern of measured
         modalities, small batches oversampled (an option ``n_max`` of the family bounds the length of an epoch), and minibatches
         that never mix patterns where cells are looked at.
+    hidden_units
+        Function from the spec to the hidden units that each feature is connected to, for estimates of memory and time; None reads ``n_hidden`` of the options.
     blocks
         Whether the features of a modality are read in blocks (``data.blocks``: peaks by chromosome); its features then come in
         the order of the blocks, and ``ModalityInfo.blocks`` holds their sizes.
@@ -176,7 +178,8 @@ class Family:
         on (mean expression, moments of the counts); they come to ``build`` as ``BuildContext.extras`` and are kept with the model.
     training
         Training settings of this family that differ from the defaults of the spec (learning rate, optimiser, minibatch ...), by field. A spec
-        that does not say otherwise takes them; they follow when the family is changed.
+        that does not say otherwise takes them; they follow when the family is changed. Those of fields that a spec may leave to the program
+        (epochs, warm-up) are what the program then takes.
     fan_out
         Roles that a role fills where they are not given: ``{"batch": ("ambient", "dispersion")}``; giving both is a conflict
         (:mod:`cellweave.core.spec.roles`).
@@ -204,6 +207,7 @@ class Family:
     modalities: Literal["one", "many"] = "one"
     sampler: Literal["shuffled", "pattern"] = "shuffled"
     blocks: bool = False
+    hidden_units: Callable[[Any], int] | None = None
     metrics: Callable[[Any], Sequence[Metric]] = lambda spec: ()
     summaries: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)

@@ -172,11 +172,12 @@ class Stages:
         """Write out what the spec left to the program, so that the run folder says exactly what was done."""
         training = self.spec.training
         changes: dict[str, Any] = {}
-        max_epochs = training.max_epochs or default_max_epochs(len(data.train))
+        own = self.spec.family.training
+        max_epochs = training.max_epochs or own.get("max_epochs") or default_max_epochs(len(data.train))
         if training.max_epochs is None:
             changes["training.max_epochs"] = max_epochs
         if training.kl_warmup_epochs is None:
-            changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else default_kl_warmup(max_epochs)
+            changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else min(own.get("kl_warmup_epochs", default_kl_warmup(max_epochs)), max_epochs)
         for modality in data.modalities:
             if self.spec.data.layers.get(modality.name) is None:
                 changes[f"data.layers.{modality.name}"] = modality.location

@@ -75,7 +75,7 @@ class RunSpec(Frozen):
         kind = model.get("kind") if isinstance(model, Mapping) else getattr(model, "kind", None)
         if kind not in families() or not isinstance(training, Mapping):
             return value
-        return {**value, "training": {**families()[kind].training, **training}}
+        return {**value, "training": {**_stated(families()[kind].training), **training}}
 
     @model_validator(mode="after")
     def _agrees_with_family(self) -> RunSpec:
@@ -212,9 +212,14 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     here[last] = value
 
 
+def _stated(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a family's training settings but for those that a spec may leave to the program, which is when the family's hold."""
+    return {name: value for name, value in training.items() if TrainingSpec.model_fields[name].default is not None}
+
+
 def _change_family(tree: dict[str, Any], kind: str) -> None:
     """Give a tree the options of another family, and its training settings where the person had not chosen others."""
-    old, new = families()[tree["model"]["kind"]].training, family(kind).training
+    old, new = _stated(families()[tree["model"]["kind"]].training), _stated(family(kind).training)
     # Another family has other options: those that both know are carried over, where they are valid.
     tree["model"] = _carry_over(tree["model"], kind)
     given = {result.name for result in family(kind).results}

@@ -16,7 +16,7 @@ class TrainingSpec(Frozen):
 
     max_epochs: int | None = option(
         None, "Epochs", "Passes over the training cells.", unit="epochs", group=LENGTH, ge=1,
-        auto="from the number of cells (400 up to 20,000 cells)",
+        auto="by model and number of cells (scVI: 400 up to 20,000 cells)",
     )
     batch_size: int = option(
         128, "Minibatch", "Cells per step. Larger minibatches are faster; raise the learning rate with them.",
@@ -48,7 +48,7 @@ class TrainingSpec(Frozen):
 
     kl_warmup_epochs: int | None = option(
         None, "KL warm-up", "Epochs over which the weight of the annealed terms rises to its full value.",
-        unit="epochs", group=LENGTH, ge=0, auto="400, or all epochs where there are fewer",
+        unit="epochs", group=LENGTH, ge=0, auto="by model (scVI: 400, or all epochs where there are fewer)",
     )
     kl_warmup_steps: int | None = option(
         None, "KL warm-up in steps", "Used where the warm-up in epochs is 0.", unit="steps", group=LENGTH, ge=1, auto="off", advanced=True

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import psutil
 
 from cellweave.core.spec import RunSpec
-from cellweave.core.training.schedule import default_max_epochs, split_sizes
+from cellweave.core.training.schedule import N_MAX, default_max_epochs, split_sizes
+
+if TYPE_CHECKING:
+    from cellweave.core.study.study import Study
 
 # Measured on one core (AVX-512, 100 GFLOP/s in float32): time of a step beside its matrix products, and per element of the
 # cells x features matrix. Only the order of magnitude matters: the activity bar shows the measured rate from the first epoch on.
@@ -67,7 +72,16 @@ class Estimate:
         return self.data_bytes + self.model_bytes + self.step_bytes
 
 
-def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_covariate_levels: int = 0, cells_per_second: float | None = None) -> Estimate:
+def estimate(
+    spec: RunSpec,
+    n_cells: int,
+    n_features: int,
+    n_stored: int,
+    *,
+    n_covariate_levels: int = 0,
+    cells_per_second: float | None = None,
+    streams: Sequence[int] = (),
+) -> Estimate:
     """Estimate memory and time of a run on a CPU.
 
     Parameters
@@ -75,13 +89,15 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
     spec
         The run's spec.
     n_cells, n_features
-        Of the modality the model is trained on, after feature selection.
+        Of the modality the model is trained on, after feature selection; features of all modalities together where it is trained on several.
     n_stored
         Non-zero counts.
     n_covariate_levels
         Levels of all categorical covariates together, which widen the decoder.
     cells_per_second
         Speed of an earlier run with the same model, where one is known.
+    streams
+        Cells of each batch and pattern of modalities (:func:`stream_sizes`), which say how long an epoch of the pattern sampler is.
 
     Returns
     -------
@@ -90,7 +106,9 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
     """
     training = spec.training
     hidden, layers, latent = (_largest(getattr(spec.model, name, otherwise)) for name, otherwise in (("n_hidden", 128), ("n_layers", 1), ("n_latent", 10)))
-    heads = 3  # mean, dispersion and drop-out heads of the decoder
+    if spec.family.hidden_units is not None:
+        hidden = spec.family.hidden_units(spec)
+    heads = 3 if spec.family.hidden_units is None else 1  # mean, dispersion and drop-out heads of the decoder
     weights = n_features * hidden * (1 + heads) + 2 * (layers - 1) * hidden**2 + hidden * (3 * latent + 2 * n_covariate_levels)
     batch = min(training.batch_size, max(2, n_cells))
     on_disk = training.source == "disk"
@@ -99,7 +117,7 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
     step_bytes = batch * n_features * 4 * PASSES + batch * hidden * 4 * 8 * layers
     free = int(psutil.virtual_memory().available)
     n_train, n_validation = split_sizes(n_cells, training.validation_share)
-    epochs = training.max_epochs or default_max_epochs(max(1, n_train))
+    epochs = training.max_epochs or spec.family.training.get("max_epochs") or default_max_epochs(max(1, n_train))
     if cells_per_second:
         seconds = epochs * n_train / cells_per_second
     else:
@@ -117,6 +135,37 @@ def estimate(spec: RunSpec, n_cells: int, n_features: int, n_stored: int, *, n_c
             mend = "Take the counts from the disk cache (training.source = 'disk')."
     text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and about {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
     return Estimate(data_bytes, model_bytes, step_bytes, free, seconds, fit, text, mend)
+
+
+def cells_per_epoch(spec: RunSpec, n_train: int, streams: Sequence[int] = ()) -> int:
+    """Return how many cells the steps of an epoch take together: every training cell once, or what the pattern sampler draws.
+
+    Parameters
+    ----------
+    spec
+        The run's spec.
+    n_train
+        Training cells.
+    streams
+        Cells of each batch and pattern, validation cells included.
+    """
+    if spec.family.sampler != "pattern" or not streams:
+        return n_train
+    sizes = [split_sizes(n, spec.training.validation_share)[0] for n in streams]
+    rounds = -(-min(max(sizes), int(getattr(spec.model, "n_max", N_MAX))) // spec.training.batch_size)
+    return rounds * len(sizes) * spec.training.batch_size
+
+
+def stream_sizes(spec: RunSpec, study: Study) -> tuple[int, ...]:
+    """Return the cells of each batch and pattern of measured modalities; empty for a family whose minibatches may mix them."""
+    from cellweave.core.study.mosaic import Mosaic
+
+    if spec.family.sampler != "pattern":
+        return ()
+    batch = spec.covariates.batch
+    mosaic = Mosaic.of(study, batch if batch is not None and batch in study.obs.columns else None)
+    found = mosaic.by_pattern[:, mosaic.patterns.any(axis=1)]
+    return tuple(int(n) for n in found[found > 0])
 
 
 def _largest(value: object) -> int:

@@ -50,7 +50,7 @@ def test_defaults_are_those_of_the_original_for_whoever_chooses_midas():
     for spec in (chosen, RunSpec.model_validate({"model": {"kind": "midas"}}), RunSpec().with_changes({"model.kind": "midas"})):
         training = spec.training
         assert (training.optimizer, training.learning_rate, training.adam_eps, training.weight_decay) == ("adamw", 1e-4, 1e-8, 0.01)
-        assert (training.batch_size, training.kl_warmup_epochs, training.gradient_clip) == (256, 0, 0.0)
+        assert (training.batch_size, training.gradient_clip) == (256, 0.0)
     kept, _ = chosen.with_changes({"training.learning_rate": 5e-4}).with_model("vae")
     assert kept.training.learning_rate == 5e-4
     assert kept.training.adam_eps == RunSpec().training.adam_eps

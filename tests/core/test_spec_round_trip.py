@@ -18,6 +18,7 @@ from cellweave.core.spec import RunSpec, from_toml, load_spec, parse_spec, save_
 from cellweave.core.spec.analysis import AnalysisSpec
 from cellweave.core.spec.covariates import LIST_ROLES
 from cellweave.core.spec.data import DataSpec, FeatureSelection, SwitchedOff
+from cellweave.core.spec.run import VALUES
 from cellweave.core.spec.training import TrainingSpec
 
 # Every character a file name or a column name may hold; TOML is UTF-8, which has no surrogates.
@@ -84,7 +85,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         "covariates": roles,
         "model": draw(tables(family.options)),
         "training": draw(tables(TrainingSpec).map(one_warmup)),
-        "analysis": draw(tables(AnalysisSpec)),
+        "analysis": draw(tables(AnalysisSpec)) | {name: False for name in VALUES if name not in {result.name for result in family.results}},
     }
     try:
         spec = parse_spec(tree)
