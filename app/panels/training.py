@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from qtpy.QtWidgets import QVBoxLayout, QWidget
@@ -90,7 +92,7 @@ class TrainingPanel(QWidget):
 
 def estimate_of(session: Session, spec: RunSpec) -> Any:
     """Return the engine's estimate for the open study."""
-    from cellweave.core.training.estimate import estimate
+    from cellweave.core.training.estimate import estimate, stream_sizes
 
     study = session.study
     assert study is not None
@@ -100,7 +102,8 @@ def estimate_of(session: Session, spec: RunSpec) -> Any:
         modalities = list(study.modalities.values())
     groups = set(spec.covariates.columns()) - set(spec.covariates.continuous)
     levels = sum(info.n_levels for info in session.columns if info.name in groups)
-    n_cells = max(int(item.measured.sum()) for item in modalities)
+    n_cells = int(reduce(or_, [item.measured for item in modalities]).sum())
     return estimate(
-        spec, n_cells, sum(item.n_features for item in modalities), sum(int(item.counts.nnz) for item in modalities), n_covariate_levels=levels
-    )
+        spec, n_cells, sum(item.n_features for item in modalities), sum(int(item.counts.nnz) for item in modalities), n_covariate_levels=levels,
+        streams=stream_sizes(spec, study),
+    )  # fmt: skip

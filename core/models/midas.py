@@ -269,6 +269,7 @@ FAMILY = Family(
     modalities="many",
     sampler="pattern",
     blocks=True,
+    hidden_units=lambda spec: max(sizes_of(spec.model.shared_encoder)),
     training={
         "max_epochs": 1500, "batch_size": 256, "learning_rate": 1e-4, "optimizer": "adamw", "adam_eps": 1e-8, "weight_decay": 0.01,
         "kl_warmup_epochs": 0, "patience": 100,

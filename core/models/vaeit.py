@@ -347,6 +347,7 @@ FAMILY = Family(
     check=check,
     modalities="many",
     blocks=True,
+    hidden_units=lambda spec: max(spec.model.units_of(name) for name in USUAL),
     metrics=metrics,
     summaries="cellweave.core.models.vaeit_ranges:summaries",
     training={

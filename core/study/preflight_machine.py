@@ -13,7 +13,7 @@ from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.header import FileHeader
 from cellweave.core.study.preflight_data import used_modalities
 from cellweave.core.study.study import Study
-from cellweave.core.training.estimate import Estimate, Fit, describe_bytes, estimate
+from cellweave.core.training.estimate import Estimate, Fit, describe_bytes, estimate, stream_sizes
 from cellweave.core.training.schedule import split_sizes
 
 CHECKPOINT_COPIES = 3  # the last, the best, and the one being written
@@ -30,7 +30,8 @@ def check_machine(spec: RunSpec, study: Study, folder: Path | None) -> list[Chec
     n_stored = sum(modality.counts.nnz for modality in used)
     levels = sum(study.obs[name].nunique() for name in spec.covariates.columns() if name in study.obs.columns)
     # the counts are in memory (or mapped from disk) already, and training reads them there
-    need = estimate(spec, int(measured.sum()), n_features, 0, n_covariate_levels=int(levels))
+    streams = stream_sizes(spec, study)
+    need = estimate(spec, int(measured.sum()), n_features, 0, n_covariate_levels=int(levels), streams=streams)
     held = sum(modality.counts.data.nbytes + modality.counts.indices.nbytes for modality in study.modalities.values())
     found = [_memory(spec, need, f"The counts take {describe_bytes(held)} already. ")]
     found += _disk(spec, need, folder or Path.cwd(), n_stored)
@@ -77,6 +78,9 @@ def _minibatches(spec: RunSpec, n_cells: int) -> Iterator[Check]:
         fix = Fix("Train on nine tenths", {"training.validation_share": 0.1})
         text = f"Of {n_cells:,} cells only {n_train} would be trained on."
         yield Check("minibatches", Level.FAIL, "Minibatches", text, (fix,), "training.validation_share")
+    elif spec.family.sampler == "pattern":
+        text = f"Each minibatch holds {size:,} cells of one batch and one set of modalities; small batches are drawn several times in an epoch."
+        yield Check("minibatches", Level.OK, "Minibatches", text, where=where)
     elif size > n_train:
         text = f"A minibatch of {size:,} holds all {n_train:,} training cells, so that an epoch is a single step."
         yield Check("minibatches", Level.OK, "Minibatches", text, where=where)

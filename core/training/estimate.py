@@ -118,6 +118,7 @@ def estimate(
     free = int(psutil.virtual_memory().available)
     n_train, n_validation = split_sizes(n_cells, training.validation_share)
     epochs = training.max_epochs or spec.family.training.get("max_epochs") or default_max_epochs(max(1, n_train))
+    n_train = cells_per_epoch(spec, n_train, streams)
     if cells_per_second:
         seconds = epochs * n_train / cells_per_second
     else:

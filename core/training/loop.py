@@ -31,8 +31,8 @@ from cellweave.core.training.control import RunControl
 from cellweave.core.training.objective import EpochSums, Objective, StepMeans
 from cellweave.core.training.position import Position, pack
 from cellweave.core.training.preview import Preview
-from cellweave.core.training.schedule import EarlyStopping, LearningRate, kl_factor
-from cellweave.core.training.sources import N_MAX, Loader
+from cellweave.core.training.schedule import N_MAX, EarlyStopping, LearningRate, kl_factor
+from cellweave.core.training.sources import Loader
 from cellweave.core.training.tools import make_optimizers, memory_in_use, own_draws, seed_everything
 
 STEP_EVENTS = 0.1  # seconds between two progress events

@@ -9,6 +9,8 @@ from cellweave.core.spec.training import TrainingSpec
 
 FULL_EPOCHS, FULL_CELLS = 400, 20_000
 DEFAULT_KL_WARMUP = 400
+#: Cells that an epoch of the pattern sampler takes of one stream at most, where the family has no option ``n_max``.
+N_MAX = 10_000
 
 
 def default_max_epochs(n_cells: int) -> int:

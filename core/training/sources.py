@@ -18,9 +18,7 @@ from torch import Tensor
 from cellweave.core.models.base import Minibatch
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.training.data import TrainingData
-
-#: Cells that an epoch of the pattern sampler takes of one stream at most, where the family has no option ``n_max``.
-N_MAX = 10_000
+from cellweave.core.training.schedule import N_MAX
 
 
 class CountSource(Protocol):

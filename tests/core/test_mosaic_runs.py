@@ -74,7 +74,7 @@ def test_files_joined_by_name_are_exported_as_one_h5mu(tmp_path, monkeypatch):
         return anndata.AnnData(counts, obs=pd.DataFrame(obs, index=list(names)), var=pd.DataFrame(index=genes))
 
     rna = table(cells, [f"g{k}" for k in range(12)], batch=["x"] * 30 + ["y"] * 30)
-    adt = table(cells[::-1][:45] + ["d0", "d1"], ["CD3", "CD4", "CD8"], batch=["y"] * 30 + ["x"] * 15 + ["y"] * 2)
+    adt = table([*cells[::-1][:45], "d0", "d1"], ["CD3", "CD4", "CD8"], batch=["y"] * 30 + ["x"] * 15 + ["y"] * 2)
     adt.var["feature_types"] = "Antibody Capture"
     adt.uns["mask_x"] = np.array([1, 1, 0])
     rna.write_h5ad(tmp_path / "rna.h5ad")

@@ -18,6 +18,7 @@ from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.data import prepare
+from cellweave.core.training.estimate import cells_per_epoch, estimate, stream_sizes
 from cellweave.core.training.loop import Trainer
 from cellweave.core.training.objective import StepMeans
 from cellweave.core.training.position import pack, unpack
@@ -222,3 +223,17 @@ def test_means_over_steps_survive_a_checkpoint():
     second.load(first.state())
     second.add(values[2])
     assert second.means() == whole.means() == {"a": 4.0, "b": 4.0 / 3}
+
+
+def test_the_estimate_knows_how_long_an_epoch_is(tmp_path, spec):
+    study = mosaic_study(SIZES)
+    one = trainer(tmp_path / "run", spec, study)
+    one.fit()
+    sizes = stream_sizes(spec, study)
+    assert sorted(sizes) == [7, 25, 41, 60]
+    assert cells_per_epoch(spec, len(one.train_rows), sizes) == one.epoch_cells == 4 * 4 * 16
+    short = spec.with_changes({"model.n_max": 20})
+    assert cells_per_epoch(short, len(one.train_rows), sizes) == 2 * 4 * 16
+    longer = estimate(spec, 133, 38, 1000, streams=sizes)
+    assert longer.seconds > estimate(spec, 133, 38, 1000).seconds
+    assert stream_sizes(RunSpec(), study) == ()
