@@ -70,8 +70,13 @@ def measure_files(
     known = np.ones(n_all, dtype=bool)
     for each in points.values():
         known &= np.isfinite(each).all(axis=1)
-    n_latent = int(known.sum())
     notes, codes = [], {}
+    if BASELINE in points:
+        empty = known & _one_point(points[BASELINE])
+        known &= ~empty
+        if empty.any():
+            notes.append(f"{int(empty.sum()):,} cells have no counts in the modality of the baseline and are left out, so that both are of the same cells.")
+    n_latent = int(known.sum())
     for role, column in (("batch", batch), ("label", labels)):
         if column is not None:
             codes[role] = np.asarray(column, dtype=np.int64)
@@ -98,6 +103,16 @@ def measure_files(
         names=names, seed=seed, progress=progress,
     )  # fmt: skip
     return {"values": found["values"], "notes": [*notes, *found["notes"]], "n_cells": len(chosen), "n_known": len(rows), "n_all": n_all, "seed": seed}
+
+
+def _one_point(baseline: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which cells lie exactly on one point together with at least ``FEWEST`` others.
+
+    Principal components of counts do so only for cells without a single count: those in which the modality was not measured.
+    """
+    rows = np.ascontiguousarray(baseline).view(np.dtype((np.void, baseline.dtype.itemsize * baseline.shape[1]))).ravel()
+    _, where, sizes = np.unique(rows, return_inverse=True, return_counts=True)
+    return sizes[where.ravel()] > FEWEST
 
 
 def store(results: Path, found: Mapping[str, Any], columns: Mapping[str, str], names: Sequence[str]) -> dict[str, Any]:

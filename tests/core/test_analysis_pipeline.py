@@ -80,6 +80,34 @@ def test_every_result_is_written_in_study_order(case):
     assert not (case.results / ".analysis").exists()
 
 
+def test_integration_metrics_are_told_kept_and_not_computed_twice(case):
+    events, runner = case()
+    told = {event.name: event for event in of(events, Metric) if not event.group}
+    assert {"ilisi", "kbet", "nmi", "batch_score", "bio_score", "scib_total"} <= set(told)
+    assert told["ilisi"].value > told["ilisi"].baseline, "the latent mixes batches, the counts do not"
+    stored = json.loads((case.results / "integration.json").read_text())
+    assert stored["columns"] == {"batch": "batch", "labels": "cell_type"}
+    assert stored["n_cells"] == 237
+    assert told["scib_total"].value == stored["values"]["latent"]["scib_total"]
+    assert list(pd.read_csv(case.results / "integration.csv").columns) == ["metric", "title", "about", "latent", "baseline"]
+    again, second = case()
+    assert "integration" in runner.tasks
+    assert "integration" not in second.tasks
+    assert {event.name for event in of(again, Metric)} >= {"ilisi", "scib_total"}, "a resumed run begins a new list of metrics"
+
+
+def test_integration_metrics_follow_their_options(case):
+    spec = case.spec.with_changes({"analysis.integration_metrics": ["ilisi"], "analysis.integration_cells": 100, "analysis.integration_labels": "nothing"})
+    events, _ = case(spec)
+    stored = json.loads((case.results / "integration.json").read_text())
+    assert set(stored["values"]["latent"]) == {"ilisi", "batch_score"}
+    assert stored["n_cells"] == 100
+    assert any("no column 'nothing' for the integration metrics" in event.text for event in of(events, Warned))
+    (case.results / "integration.json").unlink()
+    case(case.spec.with_changes({"analysis.integration": False}))
+    assert not (case.results / "integration.json").exists()
+
+
 def test_scores_show_mixing_and_labels_beside_baseline_and_chance(case):
     events, _ = case()
     found = {event.name: event for event in of(events, Metric) if not event.group}

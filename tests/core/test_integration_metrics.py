@@ -229,6 +229,16 @@ def test_cells_without_latent_or_label_are_left_out_and_said(files):
     assert "2 of 358 cells have no label and are left out." in found["notes"]
 
 
+def test_cells_without_the_modality_of_the_baseline_are_left_out_and_said(files):
+    embeddings, batch, labels = files
+    baseline = np.load(embeddings[BASELINE])
+    baseline[:60] = baseline[0]
+    np.save(embeddings[BASELINE], baseline)
+    found = measure_files(embeddings, batch=batch, labels=labels, names=("clisi",), progress=quiet)
+    assert found["n_cells"] == 300
+    assert any(note.startswith("58 cells have no counts in the modality of the baseline") for note in found["notes"])
+
+
 def test_above_the_limit_a_sample_is_taken_and_said(files):
     embeddings, batch, labels = files
     found = measure_files(embeddings, batch=batch, labels=labels, names=("ilisi", "clisi"), limit=120, seed=5, progress=quiet)
