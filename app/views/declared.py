@@ -94,6 +94,13 @@ VIEWS: tuple[ViewInfo, ...] = (
     V("attribution", "Attribution", "attribution", "cellweave.app.views.attribution:AttributionView",
       "How far each modality depends on the latents of every modality, cell by cell.", kinds=("attribution",),
       why_not="The shown run gives no attribution: Multimodal VI does, trained on data with several modalities.", key="Alt+5"),
+    V("neighbourhood", "Neighbourhood", "neighbourhood", "cellweave.app.views.neighbourhood:NeighbourhoodView",
+      "Whether neighbours express the same markers, and where an integration went wrong.", place="model", key="Alt+Shift+N"),
+    V("imputation", "Imputation", "imputation", "cellweave.app.views.imputation:ImputationView",
+      "How well hidden values are imputed, beside the mean of each feature.", kinds=("imputation",), place="model",
+      why_not="The shown run imputes nothing: scVAEIT and MIDAS do, trained on data of several modalities.", key="Alt+Shift+I"),
+    V("masks", "Masks", "grid", "cellweave.app.views.maskview:MaskView", "What was measured in which cells, and what training hides of it.",
+      families=("vaeit", "midas"), place="model", why_not="The shown run knows no masks: scVAEIT and MIDAS do.", key="Alt+Shift+M"),
 )  # fmt: skip
 VIEW_NAMES = tuple(info.name for info in VIEWS)
 
