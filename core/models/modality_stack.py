@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from cellweave.core.models.regularised import RegularisedOptions
 from cellweave.core.nn import hyperpriors as priors
+from cellweave.core.nn.ambient_likelihood import ambient_nll, usable
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.moment_start import MomentStart, burst_start, dispersion_start
 from cellweave.core.nn.regularised_layers import Expressed, Reference, RegularisedDecoder, RegularisedEncoder
@@ -41,7 +42,9 @@ class Levels(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """Levels of the cells of a minibatch; None where a role has no column. Lists of columns are ``(n_cells, n_columns)``."""
+    """Levels of the cells of a minibatch; None where a role has no column. Lists of columns are ``(n_cells, n_columns)``;
+    ``index`` are the rows of the study.
+    """
 
     ambient: Tensor | None = None
     decoder: Tensor | None = None
@@ -49,6 +52,7 @@ class Codes(NamedTuple):
     encoder: Tensor | None = None
     dispersion: Tensor | None = None
     library_size: Tensor | None = None
+    index: Tensor | None = None
 
 
 class Rates(NamedTuple):
@@ -382,6 +386,49 @@ class ModalityStack(nn.Module):
     def nll(self, counts: CountBatch, rates: Rates) -> Tensor:
         """Return the negative log-likelihood of each cell, gamma-Poisson, ``(n_cells,)``."""
         return nb_nll(counts, rates.mean, rates.theta, group=rates.group, eps=0.0)
+
+    def reconstruction(
+        self,
+        counts: CountBatch,
+        decoded: Expressed,
+        library: Tensor,
+        codes: Codes,
+        *,
+        draw: bool,
+        factor: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return :meth:`nll` at :meth:`rates`, in one compiled loop where no table has several columns; arguments as there."""
+        table = self._one_table(codes)
+        if table is None or not usable(decoded.scale, self.log_theta):
+            return self.nll(counts, self.rates(decoded, library, codes, draw=draw, factor=factor, generator=generator))
+        background, factors, rows = table
+        if factor is not None:
+            library = library * factor
+        sd, noise, log_theta = None, None, self.log_theta
+        if draw and self.log_theta_log_sd is not None:
+            sd = torch.exp(self.log_theta_log_sd)
+            shape = sd.shape if self.options.dispersion_draws == "group" else decoded.scale.shape
+            noise = torch.randn(shape, generator=generator, dtype=sd.dtype, device=sd.device)
+            if self.options.dispersion_draws == "group":
+                sd, noise, log_theta = None, None, log_theta + sd * noise
+        return ambient_nll(counts, decoded.scale, library, (background, rows[0]), (factors, rows[1]), (log_theta, rows[2]), sd, noise)
+
+    def _one_table(self, codes: Codes) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+        """Return background, factors and the rows of each cell in them and in the dispersions; None where the loop does not serve."""
+        several = [table for table in (self.background, self.scaling) if table is not None and len(table.levels) > 1]
+        if self.burst or several or codes.index is None:
+            return None
+        none = codes.index.new_zeros(len(codes.index))
+        like = self.log_theta
+        background = torch.exp(self.background.raw) if self.background is not None else like.new_zeros(1, self.n_features)
+        factors = priors.scaling_factor(self.scaling.raw) if self.scaling is not None else like.new_ones(1, self.n_features)
+        rows = (
+            none if len(background) == 1 or codes.ambient is None else codes.ambient[:, 0],
+            none if len(factors) == 1 or codes.feature_scaling is None else codes.feature_scaling[:, 0],
+            none if len(like) == 1 or codes.dispersion is None else codes.dispersion,
+        )
+        return background, factors, rows
 
     # ------------------------------------------------------------------ penalties
 

@@ -183,7 +183,7 @@ class RegularisedNetwork(Model):
                 else:
                     changed[:, self.columns[part].index(column)] = code
                 found[part] = changed
-        return Codes(**found)
+        return Codes(**found, index=batch.index)
 
     def transform_of(self, transform_batch: int | None, transform: Mapping[str, int] | None) -> dict[str, int]:
         """Return the levels that cells are decoded as, the batch (or library) among them."""
@@ -311,10 +311,11 @@ class RegularisedNetwork(Model):
             stack = self.stacks[name]
             prior_mean, prior_var = stack.library_prior(codes.library_size, batch.n_cells)
             decoded = stack.decode(self._with_continuous(z, batch), codes.decoder)
-            rates = stack.rates(
-                decoded, library, codes, draw=context.training, factor=self.modality_factor(name), generator=generator
-            )
-            terms[self.term("reconstruction", name)] = _where(present, stack.nll(batch.counts[name], rates))
+            how: dict[str, Any] = {"draw": context.training, "factor": self.modality_factor(name), "generator": generator}
+            rates = stack.rates(decoded, library, codes, **how) if self.shared.compute_pearson else None
+            counts = batch.counts[name]
+            nll = stack.reconstruction(counts, decoded, library, codes, **how) if rates is None else stack.nll(counts, rates)
+            terms[self.term("reconstruction", name)] = _where(present, nll)
             terms[self.term("kl_l", name)] = _where(present, kl_normal(mean, var.sqrt(), prior_mean, prior_var.sqrt()))
             if self.shared.hidden_sparsity:
                 options = self.modality_options[name]
@@ -324,7 +325,7 @@ class RegularisedNetwork(Model):
                 )
                 sparse_hidden = penalty if sparse_hidden is None else sparse_hidden + penalty
             if context.training:
-                told |= self._tell(batch.counts[name], encoded, name, decoded, rates)
+                told |= self._tell(counts, encoded, name, decoded, rates)
         if self.shared.z_sparsity_prior == "gamma":
             terms["z_sparsity"] = priors.sparsity_penalty(z, self.shared.n_active_latent_per_cell / self.n_latent)
         if self.shared.hidden_sparsity:
@@ -357,7 +358,7 @@ class RegularisedNetwork(Model):
 
     @torch.no_grad()
     def _tell(
-        self, counts: CountBatch, encoded: Encoded, name: str, decoded: Expressed, rates: Rates
+        self, counts: CountBatch, encoded: Encoded, name: str, decoded: Expressed, rates: Rates | None
     ) -> dict[str, Tensor]:
         """Return the metrics of one modality in this minibatch."""
         stack, told = self.stacks[name], dict[str, Tensor]()
@@ -368,7 +369,7 @@ class RegularisedNetwork(Model):
         if decoded.size is not None:
             told[f"burst_frequency_mean{suffix}"] = torch.nn.functional.softplus(decoded.scale).mean()
             told[f"burst_size_mean{suffix}"] = stack.burst_size(decoded).mean()
-        if self.shared.compute_pearson:
+        if rates is not None:
             rows = encoded.present[name]
             observed, predicted = counts.dense, rates.mean
             if rows is not None:
