@@ -253,7 +253,11 @@ def _compute_baseline(run: Any, out: Path, progress: Progress) -> None:
     from cellweave.core.study import load_study
     from cellweave.core.training.data import prepare
 
-    study = load_study(run.spec.data, progress=lambda fraction, text="": progress(0.02, text or "reading the counts"))
+
+    def tell(fraction: float | None, text: str = "") -> None:
+        progress(0.02 + 0.02 * (fraction or 0.0), text or "reading the counts")
+
+    study = load_study(run.spec.data, progress=tell)
     counts = prepare(run.spec, study).modalities[0].counts
     if counts.shape[0] != len(run.cells):
         raise DataError(

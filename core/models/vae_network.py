@@ -345,7 +345,7 @@ def level_of(context: BuildContext, role: str) -> int:
     return max(1, levels if isinstance(levels, int) else levels[0])
 
 
-def _norms(options: VaeOptions, where: str) -> dict[str, bool]:
+def _norms(options: VaeOptions, where: str) -> dict[str, Any]:
     return {
         "batch_norm": options.use_batch_norm in (where, "both"),
         "layer_norm": options.use_layer_norm in (where, "both"),
