@@ -56,6 +56,8 @@ def answer(
         return _evaluate(run, question, cells)
     if question.what == "attribution":
         return _attribution(run, question, cells, files or minified)
+    if question.what in {"imputed", "corrected", "translated"}:
+        return _values(run, question, cells)
     return _table(_TABLES[question.what](run, question, cells), question)
 
 
@@ -131,7 +133,35 @@ def _pseudobulk(run: TrainedRun, question: Question, cells: np.ndarray | None) -
     )  # fmt: skip
 
 
-_TABLES = {"latent": _latent, "library": _library, "correlation": _correlation, "differential": _differential, "pseudobulk": _pseudobulk}
+def _alignment(run: TrainedRun, question: Question, cells: np.ndarray | None) -> pd.DataFrame:
+    from cellweave.core.query.alignment import alignment_table
+
+    return alignment_table(run, cells, labels=question.groupby)
+
+
+def _transfer(run: TrainedRun, question: Question, cells: np.ndarray | None) -> pd.DataFrame:
+    from cellweave.core.query.transfer import transfer_table
+
+    column = _required(question.groupby, "--groupby")
+    return transfer_table(run, column, cells, neighbours=question.neighbours, threshold=question.threshold)
+
+
+_TABLES = {
+    "latent": _latent, "library": _library, "correlation": _correlation, "differential": _differential, "pseudobulk": _pseudobulk,
+    "alignment": _alignment, "transfer": _transfer,
+}  # fmt: skip
+
+
+def _values(run: TrainedRun, question: Question, cells: np.ndarray | None) -> int:
+    """Write imputed, corrected or translated values."""
+    from cellweave.core.query.mosaic import MosaicQuestion
+    from cellweave.core.query.mosaic_files import write_mosaic
+
+    assert question.out is not None
+    wanted = (question.modality,) if question.modality else None
+    asked = MosaicQuestion(question.what, question.given, wanted, question.sampled, question.seed)  # type: ignore[arg-type]
+    say(f"{write_mosaic(run, question.out, cells, asked)}")
+    return EXIT_DONE
 
 
 def _required(value: str | None, option: str) -> str:
@@ -217,6 +247,26 @@ def _attribution(run: TrainedRun, question: Question, cells: np.ndarray | None, 
         note(f"The {name} decoder is driven by the latents of: {shares}.")
     note(f"{len(table):,} cells in {seconds:.1f} s.")
     return _table(table, question)
+
+
+def _effects(run: TrainedRun, question: Question, cells: np.ndarray | None, others: object) -> int:
+    """Show the ambient genes of each library and what else covariates do; with --keep also store it as the run's own."""
+    from cellweave.core.query.effects import covariate_effects, gene_table
+
+    if cells is not None or (question.keep and others):
+        raise SpecError("The effects of covariates are those of all cells.", "Leave --cells out, and --data where --keep is given.")
+    found = covariate_effects(
+        run.model, run.loader, run.trained.features, run.trained.encoding.levels, progress=run.progress, cancelled=run.cancelled
+    )
+    if question.keep:
+        for path in found.save(run.path / "results"):
+            note(f"{path} is written.")
+    for name, norms in found.norms.items():
+        note(f"{name}: covariates have {norms['share']:.1%} of the norm of the decoder's first layer.")
+        for column, table in found.background.get(name, {}).items():
+            shares = ", ".join(f"{level} {share:.1%}" for level, share in zip(table.levels, found.level_share(name, column), strict=True))
+            note(f"{name}: share of background in the expected counts, by {column}: {shares}.")
+    return _table(gene_table(found), question)
 
 
 def _evaluate(run: TrainedRun, question: Question, cells: np.ndarray | None) -> int:

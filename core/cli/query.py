@@ -26,9 +26,16 @@ TAKES = {
     "pseudobulk": ("groupby", "group1", "group2", "sample", "covariate", "fdr"),
     "evaluate": ("draws", "seed"),
     "minify": ("with_counts",),
+    "imputed": ("modality", "sampled", "seed"),
+    "corrected": ("modality", "sampled", "seed"),
+    "translated": ("given", "modality", "sampled", "seed"),
+    "alignment": ("groupby",),
+    "transfer": ("groupby", "neighbours", "threshold"),
     "attribution": ("method", "remove_covariates", "covariate_reference", "library_size", "keep"),
+    "effects": ("keep",),
 }
-SUFFIXES = {"expression": (".h5ad", ".h5", ".csv"), "minify": (".h5ad",)}
+VALUES = (".h5mu", ".h5ad", ".h5")
+SUFFIXES = {"expression": (".h5ad", ".h5", ".csv"), "minify": (".h5ad",), "imputed": VALUES, "corrected": VALUES, "translated": VALUES}
 FORMS = {name: "--" + name.replace("_", "-") for names in TAKES.values() for name in names}
 
 
@@ -61,6 +68,10 @@ class Question:
     keep: bool = False
     modality: str | None = None
     as_level: Mapping[str, str] = field(default_factory=dict)
+    given: tuple[str, ...] | None = None
+    sampled: bool = False
+    neighbours: int = 5
+    threshold: float | None = None
 
 
 def register(app: typer.Typer) -> None:
@@ -105,20 +116,28 @@ def query(
     covariate_reference: Annotated[
         str | None, typer.Option("--covariate-reference", help="zero, mean or reference (the most frequent level).", show_default="zero")
     ] = None,
+    given: Annotated[list[str] | None, typer.Option("--given", metavar="NAME,NAME", help="Modalities that a translation starts from.")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Draw counts instead of giving their expected values.")] = False,
+    neighbours: Annotated[int | None, typer.Option("--neighbours", min=1, help="Labelled cells that vote on a label.", show_default="5")] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Cells whose surroundings are new by more than this share are 'unknown'; 0.83 by the authors.")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the answer as a result of the run.")] = False,
     seed: Seed = None,
 ) -> int:
     """Ask a trained run about its cells, or about others.
 
-    latent, library, expression, correlation, differential, pseudobulk, evaluate, minify, attribution. Without --out a table is shown in short.
+    latent, library, expression, correlation, differential, pseudobulk, evaluate, minify, imputed, corrected, translated, alignment, transfer, attribution.
+    Without --out a table is shown in short.
     """
-    given = {
+    asked = {
         "genes": genes, "as_batch": as_batch, "all_batches": all_batches, "library_size": library_size, "draws": draws, "pearson": pearson,
         "groupby": groupby, "group1": group1, "group2": group2, "mode": mode, "delta": delta, "fdr": fdr, "batch_correction": batch_correction,
         "sample": sample, "covariate": covariate, "with_counts": with_counts, "seed": seed, "modality": modality, "as_level": as_level,
         "method": method, "remove_covariates": remove_covariates, "covariate_reference": covariate_reference, "keep": keep,
+        "given": given, "sampled": sampled, "neighbours": neighbours, "threshold": threshold,
     }  # fmt: skip
-    _refuse(what, given, out)
+    _refuse(what, asked, out)
     if data and minified:
         raise SpecError("--data and --minified name different cells.", "Give one of them.")
     if as_batch and all_batches:
@@ -132,6 +151,7 @@ def query(
         method=_one_of(method, ("exact", "forward", "finite"), "--method"), keep=keep,
         remove_covariates=_one_of(remove_covariates, ("none", "cat_covs", "feature_scaling", "all"), "--remove-covariates"),
         covariate_reference=_one_of(covariate_reference, ("zero", "mean", "reference"), "--covariate-reference"),
+        given=_names(given), sampled=sampled, neighbours=neighbours or 5, threshold=threshold,
     )  # fmt: skip
     from cellweave.core.cli.answers import answer
 
@@ -177,7 +197,7 @@ def _refuse(what: str, given: Mapping[str, object], out: Path | None) -> None:
     suffixes = SUFFIXES.get(what, (".csv",))
     if out is not None and out.suffix not in suffixes:
         raise SpecError(f"'{what}' is written as {' or '.join(suffixes)}, not as '{out.suffix or out.name}'.", f"Name the file '{out.stem}{suffixes[0]}'.")
-    if out is None and what in {"expression", "correlation", "minify"}:
+    if out is None and what in {"expression", "correlation", "minify", "imputed", "corrected", "translated"}:
         raise SpecError(f"'{what}' is too large to be shown.", f"Name a file: --out {what}{suffixes[0]}.")
 
 

@@ -119,6 +119,12 @@ class MidasOptions(ModelOptions):
         1.0, "Their learning rate", "Learning rate of the discriminators as a multiple of the network's.", group=DISCRIMINATORS, gt=0, log=True, advanced=True
     )
 
+    reciprocal: bool = option(
+        True, "Pull to the reference", "In a run that maps data onto a reference: the discriminators also tell stored latents of the reference, so that new cells come "
+        "to lie among them. Switched off, the reference only lends its weights.",
+        group=DISCRIMINATORS, advanced=True,
+    )  # fmt: skip
+
     @field_validator(*SIZES, mode="before")
     @classmethod
     def _sizes(cls, value: object) -> str:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 JOINT = "joint"
 MEASURED_IN = "midas_measured_in"
+#: Beginning of the names of stored latents c of a reference, by discriminator.
+REFERENCE = "midas_reference_"
 
 
 @dataclass
@@ -102,21 +104,25 @@ class MidasNetwork(Model):
         self.shared_decoder = Mlp([n_latent, *decoder], bare_end=False, **how)
         self.batch_encoder = BatchEncoder(self.n_batches, sizes_of(options.batch_encoder), 2 * n_latent, how)
         self.batch_decoder = Mlp([options.n_technical, *sizes_of(options.batch_decoder), self.n_batches], **how)
-        self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), n_c, how)
+        self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), context.extras, n_c, how)
         self._kept: tuple[Minibatch, Seen] | None = None
         self._hits: dict[str, list[Tensor]] = {}
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
             self.register_buffer(f"mask_{info.name}", mask, persistent=False)
 
-    def _make_discriminators(self, measured_in: np.ndarray, n_c: int, how: Mapping[str, Any]) -> None:
+    def _make_discriminators(self, measured_in: np.ndarray, stored: Mapping[str, Any], n_c: int, how: Mapping[str, Any]) -> None:
         """Make a discriminator for each modality and one for all together; each numbers the batches that have its modality."""
         rows = np.concatenate([np.ones((1, self.n_batches), dtype=bool), measured_in])
         # A code for every batch: its running number among those that have the modality, -1 for the others.
         codes = np.where(rows, np.cumsum(rows, axis=1) - 1, -1)
         self.register_buffer("own_code", torch.from_numpy(codes.astype(np.int64)), persistent=False)
         sizes, keys = sizes_of(self.options.discriminator), [JOINT, *(info.name for info in self.infos)]
-        self.n_classes = {key: int(max(1, row.sum())) for key, row in zip(keys, rows, strict=True)}
+        # Where data are mapped onto a reference, its cells are one more class of every discriminator that knows stored latents of them.
+        self.stored = [key for key in keys if REFERENCE + key in stored]
+        for key in self.stored:
+            self.register_buffer(REFERENCE + key, torch.from_numpy(np.asarray(stored[REFERENCE + key], dtype=np.float32)), persistent=False)
+        self.n_classes = {key: int(max(1, row.sum())) + (key in self.stored) for key, row in zip(keys, rows, strict=True)}
         self.discriminators = Discriminators(n_c, sizes, self.n_classes, how)
         self._row = {key: place for place, key in enumerate(keys)}
 
@@ -202,17 +208,33 @@ class MidasNetwork(Model):
         seen = self._forward(batch, context)
         self._kept = batch, seen
         optimizer = optimizers["discriminators"]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         keys, c, codes = self._discriminated(batch, seen)
         if not keys:
             return {}
+        if self.stored and context.step % self.n_batches == 0:
+            self._learn_reference(batch.n_cells, context, optimizer)
+        self._learn(keys, c, codes, context, optimizer)
+        return {}
+
+    def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> None:
+        """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes."""
         for _ in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
-            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / batch.n_cells, context.generator)
+            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / c.shape[1], context.generator)
             if self.clip > 0:
+                parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False)
             optimizer.step()
-        return {}
+
+    def _learn_reference(self, n_cells: int, context: StepContext, optimizer: torch.optim.Optimizer) -> None:
+        """Show the discriminators stored latents of the reference, once for each round over the new batches."""
+        parts, codes = [], []
+        for key in self.stored:
+            known = getattr(self, REFERENCE + key)
+            rows = torch.randint(len(known), (n_cells,), generator=context.generator, device=known.device)
+            parts.append(known[rows])
+            codes.append(torch.full((n_cells,), self.n_classes[key] - 1, device=known.device))
+        self._learn(self.stored, torch.stack(parts), torch.stack(codes), context, optimizer)
 
     def _discriminated(self, batch: Minibatch, seen: Seen) -> tuple[list[str], Tensor, Tensor]:
         """Return the discriminators that have anything to tell, what each is shown ``(n_keys, n_cells, n_c)``, and its batch codes (-1: not measured)."""

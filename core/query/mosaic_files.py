@@ -17,6 +17,8 @@ from cellweave.core.query.trained_run import QueryError, TrainedRun
 
 CHUNK_ROWS = 128
 ANNDATA = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
+#: What every MuData file begins with, so that it is known as one without being opened.
+HEADER = b"MuData (format-version=0.1.0;creator=cellweave;creator-version=0)".ljust(512, b"\0")
 MUDATA = {"encoding-type": "MuData", "encoding-version": "0.1.0", "encoder": "cellweave"}
 
 
@@ -56,12 +58,16 @@ def write_mosaic(run: TrainedRun, out: str | Path, cells: Cells = None, question
     features = {name: run.trained.features[name] for name in wanted}
 
     def write(temporary: Path) -> None:
-        with h5py.File(temporary, "w") as file:
+        is_mudata = out.suffix == ".h5mu"
+        with h5py.File(temporary, "w", **({"userblock_size": len(HEADER)} if is_mudata else {})) as file:
             groups = _groups(file, out.suffix, obs, features, run, rows, question)
             targets = {name: _matrix(group, len(rows), len(features[name])) for name, group in groups.items()}
             for where, values in mosaic_chunks(run, cells, question):
                 for name, value in values.items():
                     targets[name][where] = value
+        if is_mudata:
+            with temporary.open("r+b") as raw:
+                raw.write(HEADER)
 
     write_or_say(out, write)
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from cellweave.core.spec import RunSpec
 from cellweave.core.study.study import Study
 from cellweave.core.training.data import CONTINUOUS, SIZE_FACTOR, Encoding, TrainingData
 from cellweave.core.training.model_files import TrainedModel
+
+if TYPE_CHECKING:
+    from cellweave.core.query.midas_surgery import MidasReference
 
 #: Epochs where none are named: few weights are learned.
 EPOCHS = 100
@@ -50,6 +53,8 @@ def mapping_spec(reference: str | Path, paths: Sequence[str | Path], changes: Ma
     """
     run, trained, _ = open_model(reference)
     spec = run.spec
+    if spec.model.kind == "midas":
+        return _midas_spec(run.path, spec, paths, changes or {})
     _network_of(trained, spec)
     base: dict[str, Any] = {
         "name": "", "note": "", "reference": str(run.path), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
@@ -57,6 +62,23 @@ def mapping_spec(reference: str | Path, paths: Sequence[str | Path], changes: Ma
         "training.max_epochs": EPOCHS, "training.kl_warmup_epochs": None, "training.threads": None,
     }  # fmt: skip
     return spec.with_changes({**base, **(changes or {})})
+
+
+def _midas_spec(reference: Path, spec: RunSpec, paths: Sequence[str | Path], changes: Mapping[str, Any]) -> RunSpec:
+    """Return the spec of a run that maps data onto a trained MIDAS."""
+    from cellweave.core.query.midas_surgery import EPOCHS as MIDAS_EPOCHS
+
+    base: dict[str, Any] = {
+        "name": "", "note": "", "reference": str(reference), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
+        "data.layers": {}, "data.features": {}, "data.masks": {}, "data.switched_off": (), "data.drop_empty_features": False, "covariates.labels": None,
+        "losses.weights": {}, "training.max_epochs": MIDAS_EPOCHS, "training.kl_warmup_epochs": None, "training.threads": None,
+    }  # fmt: skip
+    plain = spec.model_copy(update={"losses": spec.losses.model_copy(update={"weights": {}})})
+    base.pop("losses.weights")
+    made = plain.with_changes({**base, **changes})
+    known = {term.name for term in made.terms()}
+    kept = {f"losses.weights.{name}": weight for name, weight in spec.losses.weights.items() if name in known and name not in made.losses.weights}
+    return made.with_changes(kept)
 
 
 def _network_of(trained: TrainedModel, spec: RunSpec) -> VaeNetwork:
@@ -89,7 +111,7 @@ class Reference:
     notes: list[str]
 
     @classmethod
-    def open(cls, spec: RunSpec) -> Reference:
+    def open(cls, spec: RunSpec) -> Reference | MidasReference:
         """Open the reference of a mapping run, and make sure that the run means the same model.
 
         Raises
@@ -100,6 +122,10 @@ class Reference:
             Where the spec has other options or covariates than the reference.
         """
         assert spec.reference is not None
+        if spec.model.kind == "midas":
+            from cellweave.core.query.midas_surgery import MidasReference
+
+            return MidasReference.open(spec)
         run, trained, _ = open_model(spec.reference)
         _network_of(trained, run.spec)
         for part in ("model", "covariates"):

@@ -45,6 +45,7 @@ from cellweave.core.training.sources import Loader
 from cellweave.core.training.tools import seed_everything
 
 if TYPE_CHECKING:
+    from cellweave.core.query.midas_surgery import MidasReference
     from cellweave.core.query.surgery import Reference
 
 LOG = logging.getLogger("cellweave.run")
@@ -80,7 +81,7 @@ class Stages:
         self.extended = self.resumed and finished(journal.before)
         self.training_began = False
         journal.spec, journal.on_restored = spec, control.checkpoint_now
-        self.reference: Reference | None = None
+        self.reference: Reference | MidasReference | None = None
 
     def run(self) -> FinishReason:
         """Do all stages and return why the run ended."""
@@ -294,6 +295,7 @@ class Stages:
         if any(result.kind == "loadings" for result in model.family.results):
             self.journal.emit(ResultReady(name="loadings", path=str(write_loadings(results, model, data))))
         self._attribution(model, loader)
+        self._effects(model, loader)
         if self.spec.analysis.denoised:
             report = self._progress("denoised expression")
             path = results / "denoised.h5"
@@ -309,6 +311,25 @@ class Stages:
             report, path = self._progress(f"{name} values"), self.run_folder.results / f"{name}.h5"
             write_values(path, model, loader, questions, progress=lambda f, report=report: report(f, ""), cancelled=lambda: self.control.cancelled)  # type: ignore[misc]
             self.journal.emit(ResultReady(name=name, path=str(path)))
+
+    def _effects(self, model: Model, loader: Loader) -> None:
+        """Write what covariates do, where the family says it can tell; the other results do not depend on it."""
+        from cellweave.core.query.effects import covariate_effects
+
+        if not any(result.kind == "covariate_effects" for result in model.family.results):
+            return
+        report, data = self._progress("covariate effects"), loader.data
+        try:
+            features = {m.name: [str(name) for name in m.var.index] for m in data.modalities}
+            found = covariate_effects(
+                model, loader, features, data.encoding.levels, progress=lambda f: report(f, ""), cancelled=lambda: self.control.cancelled
+            )
+            paths = found.save(self.run_folder.results)
+        except (CellweaveError, OSError, RuntimeError, MemoryError) as error:
+            LOG.warning("covariate effects", exc_info=True)
+            self.journal.emit(Warned(text=f"The covariate effects were not written: {error}", mend="'cellweave query RUN effects --keep' tries again."))
+        else:
+            self.journal.emit(ResultReady(name="covariate_effects", path=str(paths[-1])))
 
     def _attribution(self, model: Model, loader: Loader) -> None:
         """Compute the modality attribution, where the family gives it; the other results do not depend on it."""
