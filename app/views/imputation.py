@@ -1,0 +1,296 @@
+"""The Imputation view: known values are hidden, imputed by the model and compared with the truth, feature by feature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QSignalBlocker
+from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QGridLayout, QLabel, QSplitter, QVBoxLayout, QWidget
+
+from cellweave.app.panels.parts import button, row, subheading, text, tool
+from cellweave.app.theme import tabular_font
+from cellweave.app.views.runview import RunView
+from cellweave.app.views.tables import DataTable, TableColumn
+from cellweave.app.views.truthplot import SpreadPlot, TruthPicture, TruthPlot, reliability_picture, truth_picture
+
+if TYPE_CHECKING:
+    from cellweave.app.state.results import RunResults
+    from cellweave.app.views.context import ViewContext
+    from cellweave.core.analysis.imputation import Comparison, Evaluation
+
+HIDES = (
+    ("held-out", "What was switched off", "What the mosaic grid kept from training: a modality in a batch or in a cell type."),
+    ("modality", "A whole modality", "All of a modality in held-out cells in which another one was measured."),
+    ("entries", "A share of the values", "Single values of held-out cells, drawn at random."),
+)
+COLUMNS = (
+    TableColumn("feature", "Feature", "Name of the feature."),
+    TableColumn("pearson", "Pearson", "Correlation of imputed and measured values over the cells.", "number"),
+    TableColumn("spearman", "Spearman", "Correlation of their ranks.", "number"),
+    TableColumn("mse", "MSE", "Mean squared error.", "number"),
+    TableColumn("mse_baseline", "MSE of the mean", "Mean squared error of predicting the mean of the feature.", "number"),
+    TableColumn("mean", "Mean", "Mean of the measured values.", "number"),
+    TableColumn("n", "Values", "Values that were hidden and compared.", "count"),
+)
+AUROC = TableColumn("auroc", "AUROC", "Probability that a value of 1 gets a higher number than a value of 0; 0.5 is chance.", "number")
+SUMMARY = (
+    ("mse", "mse_baseline", "Mean squared error"),
+    ("pearson", "pearson_baseline", "Pearson, all values"),
+    ("spearman", "spearman_baseline", "Spearman, all values"),
+    ("auroc", "auroc_baseline", "AUROC, all values"),
+    ("pearson_by_feature", "", "Pearson, median of the features"),
+    ("auroc_by_feature", "", "AUROC, median of the features"),
+)
+
+
+class ImputationView(RunView):
+    """Numbers beside the mean of each feature, truth against imputed values, the spread of the scores, and a table of all features."""
+
+    shows = "How well values are imputed appears here. Train scVAEIT or MIDAS on data of several modalities."
+
+    def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
+        super().__init__(context, parent)
+        self.found: Evaluation | None = None
+        self._build()
+
+    # ------------------------------------------------------------------ building
+
+    def _build(self) -> None:
+        self.hide_choice = QComboBox()
+        self.hide_choice.setAccessibleName("What is hidden")
+        for name, title, help_text in HIDES:
+            self.hide_choice.addItem(title, name)
+            self.hide_choice.setItemData(self.hide_choice.count() - 1, help_text, 3)  # the tooltip
+        self.hide_choice.currentIndexChanged.connect(self._hide_changed)
+        self.share = QDoubleSpinBox()
+        self.share.setRange(1, 90)
+        self.share.setValue(10)
+        self.share.setDecimals(0)
+        self.share.setSuffix(" %")
+        self.share.setAccessibleName("Share of the values that is hidden")
+        self.judge = button("Judge", "play", self._judge, primary=True)
+        self.judge.setToolTip("Hide these values, impute them with the trained model and compare")
+        self.modality = QComboBox()
+        self.modality.setAccessibleName("Modality")
+        self.modality.currentIndexChanged.connect(lambda _: self._show_modality())
+        self.every = button("Back to all", "", lambda: self.choose(-1))
+        self.every.setToolTip("Show the values of all features together")
+        self.png = tool("figure", "Export the plot as PNG", self._export_png)
+        self.csv = tool("table", "Export the table as CSV", self._export_csv)
+        self.plot_title = subheading("All features")
+        self.plot, self.spread = TruthPlot(), SpreadPlot()
+        self.table = DataTable("Scores of every feature", "Search features")
+        self.table.chosen.connect(lambda source: self.choose(source) if source >= 0 else None)
+        self.notes = text("", secondary=True)
+        self.words = text("Choose what to hide, then press Judge: the model imputes it, and the truth is laid beside.", secondary=True)
+        self.numbers = QGridLayout()
+        self.numbers.setHorizontalSpacing(16)
+        self.numbers.setVerticalSpacing(2)
+        left, right = QWidget(), QWidget()
+        beside = QVBoxLayout(left)
+        beside.setContentsMargins(0, 0, 8, 0)
+        beside.addLayout(row(self.plot_title, None, self.every, self.png))
+        beside.addWidget(self.plot, 1)
+        table_side = QVBoxLayout(right)
+        table_side.setContentsMargins(8, 0, 0, 0)
+        table_side.setSpacing(8)
+        table_side.addLayout(self.numbers)
+        table_side.addWidget(self.spread)
+        table_side.addWidget(self.table, 1)
+        self.halves = QSplitter()
+        self.halves.addWidget(left)
+        self.halves.addWidget(right)
+        self.halves.setStretchFactor(0, 1)
+        self.halves.setStretchFactor(1, 1)
+        self.halves.setChildrenCollapsible(False)
+        layout = QVBoxLayout(self.body)
+        layout.setContentsMargins(12, 8, 12, 8)
+        layout.setSpacing(8)
+        layout.addLayout(row(text("Hide", wrap=False), self.hide_choice, self.share, self.judge, None, text("Show", wrap=False), self.modality, self.csv))
+        layout.addWidget(self.words)
+        layout.addWidget(self.halves, 1)
+        layout.addWidget(self.notes)
+        self._hide_changed()
+
+    # ------------------------------------------------------------------ the run
+
+    def show_run(self, results: RunResults) -> None:
+        """Read what was judged before, in a thread."""
+        wanted = "held-out" if results.spec.data.switched_off else "modality"
+        self.hide_choice.setCurrentIndex(self.hide_choice.findData(wanted))
+        self.hide_choice.model().item(0).setEnabled(bool(results.spec.data.switched_off))
+        self.hide_choice.model().item(2).setEnabled(results.spec.model.kind == "vaeit")
+        self.judge.setEnabled(not results.trains)
+        self.set_message("Reading what was judged…")
+
+        def work(_report: Any) -> Evaluation | None:
+            from cellweave.core.analysis.imputation import load
+
+            return load(results.folder / "results")
+
+        self.work(work, self._take)
+
+    def clear(self) -> None:
+        """Forget what was judged."""
+        self.found = None
+        self._empty()
+
+    def _empty(self) -> None:
+        with QSignalBlocker(self.modality):
+            self.modality.clear()
+        self.plot.set_picture(None)
+        self.notes.setText("")
+        self.halves.setVisible(False)
+        self.words.setVisible(True)
+        for widget in (self.modality, self.csv, self.png):
+            widget.setEnabled(False)
+
+    def _hide_changed(self, *_: object) -> None:
+        self.share.setVisible(self.hide_choice.currentData() == "entries")
+
+    def _judge(self) -> None:
+        results = self.results
+        if results is None:
+            return
+        hide, share = self.hide_choice.currentData(), self.share.value() / 100
+
+        def work(report: Any) -> Evaluation:
+            from cellweave.core.analysis.imputation import ImputationQuestion, evaluate, save
+
+            found = evaluate(self.context.opened(results, report), ImputationQuestion(hide=hide, share=share))
+            save(results.folder / "results", found)
+            return found
+
+        def failed(error: Exception, details: str) -> None:
+            self.judge.setEnabled(True)
+            from cellweave.core.errors import Cancelled
+
+            if not isinstance(error, Cancelled):
+                self.context.show_error(error, details)
+
+        def done(found: Evaluation) -> None:
+            self.judge.setEnabled(True)
+            self._take(found)
+
+        self.judge.setEnabled(False)
+        self.work(work, done, doing="Imputing", failed=failed)
+
+    def _take(self, found: Evaluation | None) -> None:
+        self.set_message("")
+        self.found = found
+        if found is None:
+            self._empty()
+            return
+        self.halves.setVisible(True)
+        self.words.setVisible(False)
+        for widget in (self.modality, self.csv, self.png):
+            widget.setEnabled(True)
+        with QSignalBlocker(self.modality):
+            self.modality.clear()
+            self.modality.addItems([name.upper() if len(name) <= 4 else name for name in found.comparisons])
+            for number, name in enumerate(found.comparisons):
+                self.modality.setItemData(number, name)
+        place = self.hide_choice.findData(found.question.hide)
+        if place >= 0:
+            self.hide_choice.setCurrentIndex(place)
+        hidden = next((title for name, title, _ in HIDES if name == found.question.hide), found.question.hide)
+        self.notes.setText(f"Hidden: {hidden.lower()}. {' '.join(found.notes)}")
+        self._show_modality()
+
+    # ------------------------------------------------------------------ one modality
+
+    def comparison(self) -> Comparison | None:
+        """Return the values that are shown."""
+        return None if self.found is None else self.found.comparisons.get(self.modality.currentData())
+
+    def _show_modality(self) -> None:
+        found, shown = self.found, self.comparison()
+        if found is None or shown is None:
+            return
+        name = self.modality.currentData()
+        own = found.by_feature[found.by_feature["modality"] == name]
+        columns = [COLUMNS[0], AUROC, *COLUMNS[1:]] if shown.binary else list(COLUMNS)
+        self.table.set_table(
+            columns, {column.name: own[column.name].to_numpy() for column in columns}, text_column="feature",
+            sort_by="auroc" if shown.binary else "pearson",
+        )
+        score = "auroc" if shown.binary else "pearson"
+        low = 0.0 if shown.binary else min(-0.2, float(np.nanmin(own["pearson"].to_numpy(), initial=0.0)))
+        self.spread.set_values(own[score].to_numpy(), "AUROC of the features" if shown.binary else "Pearson of the features", low, 1.0)
+        self._fill_numbers(found.overall[name])
+        self.choose(-1)
+
+    def _fill_numbers(self, overall: dict[str, float]) -> None:
+        while self.numbers.count():
+            widget = self.numbers.takeAt(0).widget()
+            if widget is not None:
+                widget.hide()
+                widget.deleteLater()
+        for column, title in enumerate(("", "Imputed", "Feature mean")):
+            self.numbers.addWidget(text(title, secondary=True, wrap=False), 0, column)
+        line = 1
+        for own, baseline, title in SUMMARY:
+            if own not in overall:
+                continue
+            self.numbers.addWidget(text(title, wrap=False), line, 0)
+            better = baseline and (overall[own] < overall[baseline]) == (own == "mse")
+            self.numbers.addWidget(_number(overall[own], strong=bool(better)), line, 1)
+            if baseline:
+                self.numbers.addWidget(_number(overall[baseline]), line, 2)
+            line += 1
+        self.numbers.setColumnStretch(3, 1)
+
+    def choose(self, source: int) -> None:
+        """Show the values of one feature, by its row in the table; -1 shows all together."""
+        shown = self.comparison()
+        if shown is None:
+            return
+        names = self.table.table.values("feature")
+        column, title = None, "All features"
+        if source >= 0:
+            found = np.flatnonzero(shown.features == names[source])
+            if len(found):
+                column, title = int(found[0]), str(names[source])
+        else:
+            self.table.choose(-1, scroll=False)
+        self.plot_title.setText(title)
+        self.every.setEnabled(column is not None)
+        score = "auroc" if shown.binary else "pearson"
+        self.spread.mark(float("nan") if column is None else float(self.table.table.values(score)[source]))
+        baseline = float("nan") if column is None else float(shown.baseline[column])
+        binary = shown.binary
+        unit = "(log of counts per 10,000)"
+        titles = ("Imputed probability", "Share measured as 1") if binary else (f"Imputed {unit}", f"Measured {unit}")
+        imputed, truth = (shown.imputed, shown.truth) if column is None else (shown.imputed[:, column], shown.truth[:, column])
+        self.plot_title.setToolTip(title)
+
+        def picture(_report: Any) -> TruthPicture:
+            return (reliability_picture if binary else truth_picture)(imputed.ravel(), truth.ravel())
+
+        self.work(picture, lambda made: self.plot.set_picture(made, titles, baseline))
+
+    # ------------------------------------------------------------------ taking away
+
+    def _export_png(self) -> None:
+        image = self.plot.grab().toImage()
+
+        def write(out: Any) -> None:
+            if not image.save(str(out), "PNG"):
+                message = "the picture could not be written"
+                raise OSError(message)
+
+        self.context.save("Export the plot", "-imputation.png", "PNG (*.png)", write)
+
+    def _export_csv(self) -> None:
+        found = self.found
+        if found is not None:
+            self.context.save_csv("imputation", lambda: found.by_feature.to_csv(index=False))
+
+
+def _number(value: float, *, strong: bool = False) -> QLabel:
+    label = QLabel("" if not np.isfinite(value) else f"{value:.3f}".replace("-", "\N{MINUS SIGN}"))
+    font = tabular_font()
+    font.setBold(strong)
+    label.setFont(font)
+    return label
