@@ -18,6 +18,7 @@ from cellweave.app.centre import Centre
 from cellweave.app.flows import dialogs
 from cellweave.app.flows.analysing import Analysing
 from cellweave.app.flows.arrangement import Arrangement
+from cellweave.app.flows.asking import Asking
 from cellweave.app.flows.exporting import Exporting
 from cellweave.app.flows.expression import ExpressionFlow
 from cellweave.app.flows.opening import Opening
@@ -100,7 +101,7 @@ class MainWindow(QMainWindow):
         self.opening = Opening(self, self.session, self.tasks)
         self.training = TrainFlow(self, self.session)
         self.watching = Watching(self, self.session, self.analysis, self.tasks)
-        self.expression = ExpressionFlow(self)
+        self.expression, self.asking = ExpressionFlow(self), Asking(self)
         self.runs = RunsFlow(self, self.session)
         self.exporting = Exporting(self, self.session, self.analysis, self.tasks)
         self.analysing = Analysing(self, self.session, self.analysis, self.tasks)

@@ -37,6 +37,7 @@ class Status(QObject):
             "run": target is not None,
             "files": window.exporting.target is not None,
             "finished": shown is not None and (shown.folder / "results" / "latent.npy").is_file(),
+            "asked": shown is not None and not shown.trains and (shown.folder / "model" / "model.json").is_file(),
             "embedding": window.watching.cells is not None,
             "resumable": summary is not None and summary.resumable,
             "trash": session.trash.filled,

@@ -124,6 +124,10 @@ class TrainFlow(QObject):
         self._begin_next()
         self.changed.emit()
 
+    def begin_with(self, spec: RunSpec) -> None:
+        """Train with a spec that is not the one being edited; during another run it waits in the queue."""
+        self._enqueue(spec, None)
+
     def _is_of(self, spec: RunSpec) -> bool:
         """Return whether the open study was read with the data settings of a spec."""
         return self._session.study is not None and self._window.opening.loaded == data_key(spec.data)

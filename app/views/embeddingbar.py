@@ -163,7 +163,7 @@ class EmbeddingBar(QWidget):
         self.size_slider.setAccessibleName("Size of the dots")
         self.size_slider.setToolTip("Size of the dots")
         self.size_slider.valueChanged.connect(lambda: self.scaleChanged.emit(self.scale()))
-        self.export = _button("Export…", "figure", "Export as a figure")
+        self.export = _button("", "figure", "Export as a figure")
         self.export.clicked.connect(self.exportWanted)
         self.genes = GeneField()
         self.genes.wanted.connect(self.genesWanted)
@@ -171,7 +171,7 @@ class EmbeddingBar(QWidget):
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(2 * SPACE)
         for group in (
-            (self.lasso, self.fit), (self.mode,), (_label("Size", self.size_slider), self.size_slider),
+            (self.lasso, self.fit), (self.mode,), (self.size_slider,),
             (QLabel("Panels"), self.fewer, self.more), (self.genes,), (self.export,),
         ):  # fmt: skip
             row.addWidget(self._side_by_side(group))
@@ -229,9 +229,3 @@ def _button(text: str, picture: str, tip: str) -> QToolButton:
     button.setToolTip(tip)
     button.setAccessibleName(tip)
     return button
-
-
-def _label(text: str, of: QWidget) -> QLabel:
-    label = QLabel(text)
-    label.setBuddy(of)
-    return label

@@ -1,0 +1,277 @@
+"""Answers to declared questions, written into the run folder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cellweave.core.errors import CellweaveError
+from cellweave.core.files import write_json_atomic
+from cellweave.core.query.expression import ExpressionQuestion, expression_chunks
+from cellweave.core.query.expression_files import covariates_of, write_expression, write_or_say
+from cellweave.core.query.questions import (
+    CorrelationOptions,
+    DiscrepancyOptions,
+    EvaluationOptions,
+    ExpressionOptions,
+    LatentOptions,
+    LibraryOptions,
+    ParameterOptions,
+    PredictiveOptions,
+    Question,
+)
+from cellweave.core.query.trained_run import QueryError, TrainedRun
+
+FOLDER = "answers"
+Rows = np.ndarray
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer that was written.
+
+    Attributes
+    ----------
+    path
+        The file.
+    words
+        Sentences on what it says.
+    """
+
+    path: Path
+    words: tuple[str, ...] = ()
+
+
+def ask(run: TrainedRun, question: Question, options: Any, rows: Rows | None = None, *, suffix: str = "") -> Answer:
+    """Answer a question and keep the answer in the run folder, with the options beside it.
+
+    Parameters
+    ----------
+    run
+        An open run.
+    question
+        One of :data:`cellweave.core.query.questions.QUESTIONS`.
+    options
+        An instance of its options.
+    rows
+        Rows of the study; None for all usable cells.
+    suffix
+        ``.csv`` or ``.h5ad``; empty takes the usual one.
+
+    Returns
+    -------
+    Answer
+        In ``results/answers`` of the run folder.
+
+    Raises
+    ------
+    QueryError
+        Where the model or the cells cannot answer.
+    CellweaveError
+        Where the file cannot be written.
+    """
+    suffix = suffix or question.formats[0]
+    if suffix not in question.formats:
+        raise QueryError(f"'{question.title}' is not written as {suffix}.", f"Choose {' or '.join(question.formats)}.")
+    folder = run.path / "results" / FOLDER
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CellweaveError(f"'{folder}' cannot be made: {error.strerror or error}.", "Check that you may write there.") from error
+    number = 1
+    while any(folder.glob(f"{question.name}-{number:02d}.*")):
+        number += 1
+    path = folder / f"{question.name}-{number:02d}{suffix}"
+    words = question.load()(run, options, run.rows(rows), path)
+    told = {
+        "question": question.name, "made": datetime.now().astimezone().isoformat(timespec="seconds"), "cells": "all" if rows is None else len(rows),
+        "options": options.model_dump(mode="json"), "words": list(words),
+    }  # fmt: skip
+    write_json_atomic(path.with_suffix(".json"), told)
+    return Answer(path, tuple(words))
+
+
+# ---------------------------------------------------------------------- cell by cell
+
+
+def answer_latent(run: TrainedRun, options: LatentOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the latent space."""
+    from cellweave.core.query.latent import latent_distribution, latent_mean, latent_sample
+
+    if options.what == "distribution":
+        mean, var = latent_distribution(run, rows)
+        parts = {"mean": mean, "var": var}
+    else:
+        value = latent_mean(run, rows) if options.what == "mean" else latent_sample(run, rows, seed=options.seed)
+        parts = {"": value}
+    names = [f"Z_{number}" + (f"_{part}" if part else "") for part, values in parts.items() for number in range(values.shape[1])]
+    if path.suffix == ".csv":
+        _csv(path, pd.DataFrame(np.concatenate(list(parts.values()), axis=1), index=run.cell_names[rows], columns=names).rename_axis("cell"))
+    else:
+        keys = {"": "X_latent", "mean": "X_latent_qzm", "var": "X_latent_qzv"}
+        _h5ad(path, run, rows, obsm={keys[part]: values for part, values in parts.items()})
+    return [f"{len(rows):,} cells in {next(iter(parts.values())).shape[1]} dimensions."]
+
+
+def answer_library(run: TrainedRun, options: LibraryOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the library size of each cell."""
+    from cellweave.core.query.latent import latent_library
+
+    values = latent_library(run, rows, sample=options.sample, seed=options.seed)
+    _columns(path, run, rows, pd.DataFrame({"library_size": values}, index=run.cell_names[rows]))
+    return [f"Median library size {np.median(values):,.0f}, from {values.min():,.0f} to {values.max():,.0f}."]
+
+
+def answer_evaluation(run: TrainedRun, options: EvaluationOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the terms of the evidence lower bound of each cell, and say their means."""
+    from cellweave.core.query.evaluate import cell_terms, marginal_ll
+
+    table = cell_terms(run, rows, n_samples=options.draws, seed=options.seed)
+    if options.marginal:
+        table["marginal_ll"] = marginal_ll(run, rows, n_samples=options.marginal_draws, seed=options.seed)
+    _columns(path, run, rows, table)
+    titles = {"elbo": "ELBO", "reconstruction": "Reconstruction error", "marginal_ll": "Marginal log-likelihood"}
+    return [f"{titles.get(str(name), str(name))}: {value:,.3f} nats per cell." for name, value in table.mean().items()]
+
+
+# ---------------------------------------------------------------------- cells and genes
+
+
+def _batches(run: TrainedRun, names: Sequence[str], *, every: bool = False) -> tuple[str, ...] | None:
+    if every and names:
+        raise QueryError("Batches are named, and every batch is asked for.", "Choose one of the two.")
+    if every:
+        if not run.batches:
+            raise QueryError("The model was trained without a batch, so there is none to decode as.", "Switch 'Decode as every batch' off.")
+        return run.batches
+    return tuple(names) or None
+
+
+def answer_expression(run: TrainedRun, options: ExpressionOptions, rows: Rows, path: Path) -> list[str]:
+    """Write normalised expression, a few cells at a time."""
+    genes = options.genes or None
+    how = ExpressionQuestion(
+        genes, _batches(run, options.as_batch, every=options.all_batches), "latent" if options.library_size is None else options.library_size, options.draws,
+        options.seed,
+    )  # fmt: skip
+    names = run.feature_names(genes)
+    if path.suffix == ".h5ad":
+        write_expression(run, path, rows, how)
+    else:
+        how.check()
+
+        def write(temporary: Path) -> None:
+            for where, values in expression_chunks(run, rows, how):
+                part = pd.DataFrame(values, index=run.cell_names[rows[where]], columns=names).rename_axis("cell")
+                part.to_csv(temporary, mode="w" if where.start == 0 else "a", header=where.start == 0)
+
+        write_or_say(path, write)
+    return [f"{len(rows):,} cells × {len(names):,} genes."]
+
+
+def answer_predictive(run: TrainedRun, options: PredictiveOptions, rows: Rows, path: Path) -> list[str]:
+    """Write posterior predictive counts, one layer a draw."""
+    from cellweave.core.query.sampling import posterior_predictive
+
+    genes = options.genes or None
+    draws = posterior_predictive(
+        run, rows, n_samples=options.draws, features=genes, transform_batch=_batches(run, options.as_batch), seed=options.seed
+    )
+    layers = {f"draw_{number}": values for number, values in enumerate(draws[1:], 2)}
+    _h5ad(path, run, rows, values=draws[0], names=run.feature_names(genes), layers=layers)
+    return [f"{options.draws} draw{'s' * (options.draws > 1)} of {len(rows):,} cells; the first is in X, further ones in layers."]
+
+
+def answer_parameters(run: TrainedRun, options: ParameterOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the parameters of the likelihood, one layer each."""
+    from cellweave.core.query.sampling import likelihood_parameters
+
+    genes = options.genes or None
+    found = likelihood_parameters(run, rows, features=genes, n_samples=options.draws, seed=options.seed)
+    layers = {name: values for name, values in found.items() if name != "mean"}
+    _h5ad(path, run, rows, values=found["mean"], names=run.feature_names(genes), layers=layers)
+    return ["The mean is in X" + (f", {' and '.join(layers)} in layers." if layers else ".")]
+
+
+def answer_correlation(run: TrainedRun, options: CorrelationOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the correlation of genes."""
+    from cellweave.core.query.sampling import feature_correlation
+
+    table = feature_correlation(
+        run, rows, features=options.genes or None, kind=options.correlation, n_samples=options.draws, library_size=options.library_size,
+        transform_batch=_batches(run, options.as_batch), seed=options.seed,
+    )  # fmt: skip
+    if path.suffix == ".csv":
+        _csv(path, table.rename_axis("feature"))
+    else:
+        _write_h5ad(path, obs=pd.DataFrame(index=table.index.astype(str)), values=table.to_numpy(np.float32), names=[str(name) for name in table.columns])
+    return [f"{len(table):,} genes."]
+
+
+def answer_discrepancy(run: TrainedRun, options: DiscrepancyOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the discrepancy of every pair of batches."""
+    from cellweave.core.query.evaluate import discrepancy
+
+    found = discrepancy(run, rows, batch_size=options.batch_size, sample=options.sample, seed=options.seed)
+    _csv(path, found.pairs.set_index("batch1"))
+    pairs = [f"{row.batch1} and {row.batch2}: {row.mmd:.5f}" for row in found.pairs.itertuples()]
+    more = [f"and {len(pairs) - 8} further pairs."] if len(pairs) > 8 else []
+    return [f"Per minibatch: {found.per_minibatch:.5f}.", *(f"{pair}." for pair in pairs[:8]), *more]
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _csv(path: Path, table: pd.DataFrame) -> None:
+    write_or_say(path, table.to_csv)
+
+
+def _columns(path: Path, run: TrainedRun, rows: Rows, table: pd.DataFrame) -> None:
+    """Write one value or more of each cell."""
+    if path.suffix == ".csv":
+        _csv(path, table.rename_axis("cell"))
+    else:
+        _h5ad(path, run, rows, columns=table)
+
+
+def _h5ad(
+    path: Path,
+    run: TrainedRun,
+    rows: Rows,
+    *,
+    values: Any = None,
+    names: Sequence[str] = (),
+    layers: dict[str, Any] | None = None,
+    obsm: dict[str, np.ndarray] | None = None,
+    columns: pd.DataFrame | None = None,
+) -> None:
+    obs = covariates_of(run, rows)
+    for name in () if columns is None else columns.columns:
+        obs[name] = columns[name].to_numpy()
+    _write_h5ad(path, obs=obs, values=values, names=names, layers=layers, obsm=obsm)
+
+
+def _write_h5ad(
+    path: Path,
+    *,
+    obs: pd.DataFrame,
+    values: Any = None,
+    names: Sequence[str] = (),
+    layers: dict[str, Any] | None = None,
+    obsm: dict[str, np.ndarray] | None = None,
+) -> None:
+    import anndata
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        var = pd.DataFrame(index=pd.Index([str(name) for name in names], dtype=object))
+        adata = anndata.AnnData(X=values, obs=obs, var=var, obsm=obsm or {}, layers=layers or {})
+        write_or_say(path, lambda temporary: adata.write_h5ad(temporary, compression="gzip"))
+

@@ -1,0 +1,70 @@
+"""What one should know before new data are mapped onto a trained run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cellweave.core.errors import CellweaveError
+from cellweave.core.query.encode import load_new
+from cellweave.core.query.surgery import Reference, mapping_spec
+from cellweave.core.study.checks import Check, Level
+
+
+def mapping_checks(reference: str | Path, paths: Sequence[str | Path], tell: Callable[[str], object] = lambda words: None) -> tuple[Check, ...]:
+    """Compare new data with a trained run: model, features, columns, new batches.
+
+    Parameters
+    ----------
+    reference
+        Folder of the trained run.
+    paths
+        Files of the new data.
+    tell
+        Told what is being done.
+
+    Returns
+    -------
+    tuple of Check
+        A FAIL says why the data cannot be mapped; after it nothing more is looked at.
+    """
+    found: list[Check] = []
+    tell("reading the reference")
+    state: dict[str, Any] = {}
+
+    def step(name: str, title: str, do: Callable[[], str]) -> bool:
+        try:
+            found.append(Check(name, Level.OK, title, do()))
+        except CellweaveError as error:
+            found.append(Check(name, Level.FAIL, title, str(error)))
+            return False
+        return True
+
+    def model() -> str:
+        state["spec"] = mapping_spec(reference, paths)
+        state["reference"] = Reference.open(state["spec"])
+        return f"{state['spec'].family.title} of the reference takes new batches in '{state['spec'].covariates.batch}'."
+
+    def read() -> str:
+        state["study"] = load_new(state["spec"], paths)
+        return f"{state['study'].n_cells:,} cells with raw counts."
+
+    def features() -> str:
+        state["aligned"] = state["reference"].study(state["study"])
+        known = sum(len(names) for names in state["reference"].trained.features.values())
+        return f"The model's {known:,} features are matched by name."
+
+    def columns() -> str:
+        before = len(state["reference"].notes)
+        data = state["reference"].data(state["spec"], state["aligned"])
+        state["new"] = state["reference"].notes[before:]
+        return f"{int(data.usable.sum()):,} cells can be mapped."
+
+    if step("mapping-model", "Model", model):
+        tell("reading the new data")
+        if step("mapping-counts", "Counts", read) and step("mapping-features", "Features", features):
+            found += [Check("mapping-feature-notes", Level.WARN, "Features", note) for note in state["reference"].notes]
+            if step("mapping-columns", "Columns", columns):
+                found += [Check("mapping-news", Level.OK if note.startswith("New in") else Level.WARN, "News", note) for note in state["new"]]
+    return tuple(found)

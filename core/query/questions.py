@@ -1,0 +1,140 @@
+# ruff: noqa: FBT003  (a default that is a truth value is meant)
+"""What one may ask of a trained model, declared as data; the window's dialog is built from this list. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+from pydantic import field_validator
+
+from cellweave.core.spec.fields import Frozen, option
+
+GENES, BATCHES, DRAWS = "Genes", "Batches", "Draws"
+SEED = 2**31 - 1
+
+
+class _Listing(Frozen):
+    """Base of options with lists of names."""
+
+    @field_validator("genes", "as_batch", mode="before", check_fields=False)
+    @classmethod
+    def _one_is_a_list(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+class LatentOptions(Frozen):
+    """Of the latent space."""
+
+    what: Literal["mean", "sample", "distribution"] = option(
+        "mean", "Of the posterior", "Its mean, one draw from it, or mean and variance (before any transformation).", group=DRAWS
+    )
+    seed: int = option(0, "Seed", "Determines the draw.", group=DRAWS, ge=0, le=SEED)
+
+
+class LibraryOptions(Frozen):
+    """Of the library size."""
+
+    sample: bool = option(False, "Draw", "Draw from the posterior instead of taking its mean.", group=DRAWS)
+    seed: int = option(0, "Seed", "Determines the draw.", group=DRAWS, ge=0, le=SEED)
+
+
+class ExpressionOptions(_Listing):
+    """Of normalised expression."""
+
+    genes: tuple[str, ...] = option(tuple, "Genes", "Only these; empty takes all.", group=GENES)
+    as_batch: tuple[str, ...] = option(
+        tuple, "Decode as", "Decode every cell as these batches and take the mean. Empty keeps each cell's own, which corrects nothing.", group=BATCHES
+    )
+    all_batches: bool = option(False, "Decode as every batch", "Decode every cell as each batch and take the mean: corrected expression.", group=BATCHES)
+    library_size: float | None = option(10_000.0, "Library size", "What the shares of each cell sum to.", gt=0, le=1e9, auto="each cell's own")
+    draws: int | None = option(None, "Draws", "Draws of the latent that are averaged.", group=DRAWS, ge=1, le=1000, auto="posterior mean")
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class PredictiveOptions(_Listing):
+    """Of posterior predictive samples."""
+
+    genes: tuple[str, ...] = option(tuple, "Genes", "Only these; empty takes all.", group=GENES)
+    as_batch: tuple[str, ...] = option(tuple, "Decode as", "Decode every cell as these batches; empty keeps its own.", group=BATCHES)
+    draws: int = option(1, "Draws", "Counts drawn for each cell.", group=DRAWS, ge=1, le=100)
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class ParameterOptions(_Listing):
+    """Of the parameters of the likelihood."""
+
+    genes: tuple[str, ...] = option(tuple, "Genes", "Only these; empty takes all.", group=GENES)
+    draws: int | None = option(None, "Draws", "Draws of the latent that are averaged.", group=DRAWS, ge=1, le=1000, auto="posterior mean")
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class CorrelationOptions(_Listing):
+    """Of the correlation of genes."""
+
+    genes: tuple[str, ...] = option(tuple, "Genes", "Only these; empty takes all, which needs the square of their number.", group=GENES)
+    correlation: Literal["spearman", "pearson"] = option("spearman", "Correlation", "Of ranks, or of values.")
+    as_batch: tuple[str, ...] = option(tuple, "Decode as", "Decode every cell as these batches; empty keeps its own.", group=BATCHES)
+    draws: int = option(10, "Draws", "Draws a cell.", group=DRAWS, ge=1, le=1000)
+    library_size: float = option(1000.0, "Library size", "Size of every cell.", gt=0, le=1e9)
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class EvaluationOptions(Frozen):
+    """Of the evidence lower bound and the marginal likelihood."""
+
+    draws: int = option(1, "Draws", "Draws of the latent over which the terms of the bound are averaged.", group=DRAWS, ge=1, le=1000)
+    marginal: bool = option(True, "Marginal likelihood", "Estimate it by importance sampling; it takes the time of its draws.", group=DRAWS)
+    marginal_draws: int = option(100, "Its draws", "The estimate rises with them towards the truth.", group=DRAWS, ge=1, le=100_000)
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class DiscrepancyOptions(Frozen):
+    """Of the maximum mean discrepancy between batches."""
+
+    batch_size: int = option(128, "Minibatch", "Cells that are compared at a time.", unit="cells", ge=4, le=100_000)
+    sample: bool = option(False, "Draw", "Compare draws from the posteriors, as training does, instead of posterior means.", group=DRAWS)
+    seed: int = option(0, "Seed", "Determines the order of the cells and the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask.
+
+    Attributes
+    ----------
+    name, title, help
+        Identifier, and texts for the dialog.
+    options
+        What can be set.
+    formats
+        Suffixes that the answer can be written with, the usual one first.
+    """
+
+    name: str
+    title: str
+    help: str
+    options: type[Frozen]
+    formats: tuple[str, ...] = (".csv", ".h5ad")
+
+    def load(self) -> Any:
+        """Import the function that answers; it imports torch."""
+        return getattr(import_module("cellweave.core.query.answering"), f"answer_{self.name}")
+
+
+Q = Question
+QUESTIONS: tuple[Question, ...] = (
+    Q("latent", "Latent space", "Where each cell lies in the latent space.", LatentOptions),
+    Q("library", "Library size", "The library size that the model infers for each cell.", LibraryOptions),
+    Q("expression", "Normalised expression", "Expression without sampling noise, of each cell as its own batch or as others. Written a few cells at a time, so "
+      "that a million cells do not fill the memory.", ExpressionOptions, (".h5ad", ".csv")),
+    Q("predictive", "Posterior predictive samples", "Counts drawn from the model for every cell.", PredictiveOptions, (".h5ad",)),
+    Q("parameters", "Likelihood parameters",
+      "Mean, inverse dispersion and probability of an extra zero, of every cell and gene.", ParameterOptions, (".h5ad",)),
+    Q("correlation", "Correlation of genes", "How genes go together, without the noise of counting.", CorrelationOptions),
+    Q("evaluation", "How well cells are described", "ELBO, reconstruction error and marginal likelihood of every cell, in nats; their means are shown.",
+      EvaluationOptions),
+    Q("discrepancy", "Discrepancy between batches", "Maximum mean discrepancy of every pair of batches, as the model's own term measures it.",
+      DiscrepancyOptions, (".csv",)),
+)  # fmt: skip
