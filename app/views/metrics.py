@@ -282,6 +282,6 @@ def _columns(results: RunResults) -> list[str]:
     from cellweave.core.export.run_data import RunData
 
     if results.cells is not None:
-        return [name for name, column in results.cells.columns.items() if column.levels is not None and name not in {"split"}]
+        return [name for name, column in results.cells.columns.items() if column.levels is not None and name not in {"split", "leiden"}]
     known = RunData(results.folder).cells
     return [str(name) for name in known.columns if name not in {"name", "file", "row", "split"}]

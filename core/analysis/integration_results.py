@@ -236,6 +236,8 @@ def measure_run_task(arguments: Mapping[str, Any], progress: Progress) -> dict[s
         seed=int(run.spec.training.seed if arguments.get("seed") is None else arguments["seed"]),
         progress=lambda share, text: progress(0.1 + 0.9 * share, text),
     )  # fmt: skip
+    if "leiden" in chosen.values():
+        found["notes"].insert(0, "The clusters were computed from this very latent space, so metrics against them say nothing of biology.")
     tree = store(results, found, {role: column for role, column in chosen.items() if column}, names)
     update_metrics_file(run.folder.metrics_file, tree)
     return {"path": str(results / JSON_NAME), "n_cells": found["n_cells"], "notes": found["notes"]}

@@ -309,6 +309,13 @@ def test_a_finished_run_is_measured(trained, capsys):
     assert (trained / "results" / "integration.json").stat().st_mtime_ns == stamp
 
 
+def test_own_clusters_as_labels_are_said_to_say_nothing(trained):
+    cells = pd.read_csv(trained / "results" / "cells.csv", dtype=str)
+    pd.DataFrame({"name": cells["name"], "leiden": np.arange(len(cells)) % 3}).to_csv(trained / "results" / "clusters.csv", index=False)
+    found = InProcess().run("measure_run", run=str(trained), labels="leiden", names=["clisi"])
+    assert "computed from this very latent space" in found["notes"][0]
+
+
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
