@@ -5,17 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result
-from cellweave.core.models.regularised import (
-    AMBIENT,
-    FALLS_BACK,
-    FAN_OUT,
-    ROLES,
-    SCALING,
-    RegularisedOptions,
-    check_modality,
-    shared_metrics,
-    shared_terms,
-)
+from cellweave.core.models.regularised import FALLS_BACK, FAN_OUT, ROLES, shared_metrics, shared_terms
+from cellweave.core.models.regularised_options import AMBIENT, SCALING, RegularisedOptions, check_modality
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from cellweave.core.models.ambient import FAMILY, AmbientOptions
 from cellweave.core.models.base import BuildContext, Minibatch
-from cellweave.core.models.regularised_network import Encoded, LatentPosterior, RegularisedNetwork, normal_draw
+from cellweave.core.models.regularised_base import Encoded, LatentPosterior, normal_draw
+from cellweave.core.models.regularised_network import RegularisedNetwork
 
 
 class AmbientNetwork(RegularisedNetwork):

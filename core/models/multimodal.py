@@ -9,16 +9,8 @@ from pydantic import create_model
 from cellweave.core.models.ambient import PAPER
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result
 from cellweave.core.models.per_modality import per_modality, table_problems, value_of
-from cellweave.core.models.regularised import (
-    FALLS_BACK,
-    FAN_OUT,
-    ROLES,
-    SCALING,
-    RegularisedOptions,
-    check_modality,
-    shared_metrics,
-    shared_terms,
-)
+from cellweave.core.models.regularised import FALLS_BACK, FAN_OUT, ROLES, shared_metrics, shared_terms
+from cellweave.core.models.regularised_options import SCALING, RegularisedOptions, check_modality
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:

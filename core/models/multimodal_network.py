@@ -19,7 +19,8 @@ from cellweave.core.models.multimodal import (
     total_latent,
 )
 from cellweave.core.models.per_modality import require_tables, value_of
-from cellweave.core.models.regularised_network import Encoded, LatentPosterior, RegularisedNetwork, normal_draw
+from cellweave.core.models.regularised_base import Encoded, LatentPosterior, normal_draw
+from cellweave.core.models.regularised_network import RegularisedNetwork
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn.kl import kl_normal
 from cellweave.core.nn.likelihoods import normal_log_prob

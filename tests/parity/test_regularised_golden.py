@@ -9,7 +9,7 @@ from golden_regularised import batch_of, golden, network_of, tensor
 from scipy import stats
 from torch.nn.functional import softplus
 
-from cellweave.core.models.modality_stack import residual_library
+from cellweave.core.models.modality_parts import residual_library
 from cellweave.core.models.multimodal_network import RELEVANCE_PRIOR, latent_scale_divergence
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn import moment_start
