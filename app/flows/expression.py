@@ -77,7 +77,7 @@ class ExpressionFlow(QObject):
         genes = list(dict.fromkeys(filter(None, genes)))[:MOST]
         if folder is None or spec is None or cells is None or not genes:
             return
-        bar.say_gene_problem("")
+        bar.show_genes(genes, source, batch)
         names = [column_name(gene, source, batch) for gene in genes]
         lacking = [gene for gene, name in zip(genes, names, strict=True) if self._values(folder, name, cells) is None]
         if not lacking:

@@ -70,7 +70,8 @@ class AskDialog(QDialog):
             item = QListWidgetItem(question.title)
             item.setToolTip(question.help)
             self.list.addItem(item)
-        self.list.setFixedWidth(max(self.list.sizeHintForColumn(0) + 24, 160))
+        self.list.setSpacing(3)
+        self.list.setFixedWidth(max(self.list.sizeHintForColumn(0) + 32, 160))
         self.list.currentRowChanged.connect(self._choose)
         self.title, self.help = heading(""), text("", secondary=True)
         self.stack = QStackedWidget()
@@ -119,7 +120,7 @@ class AskDialog(QDialog):
         whole.addWidget(self.list)
         whole.addLayout(right, 1)
         em = self.fontMetrics().horizontalAdvance("m")
-        self.resize(em * 56, em * 38)
+        self.resize(em * 60, em * 46)
         self._busy(on=False)
 
     # ------------------------------------------------------------------ choosing

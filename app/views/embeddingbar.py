@@ -80,8 +80,14 @@ class GeneField(QWidget):
             self._offer(title, (name, ""), tip)
         for batch in batches[:MOST_BATCHES] if decodes and len(batches) <= MOST_BATCHES else ():
             self._offer(f"Corrected as {batch}", ("corrected", batch), f"Every cell decoded as a cell of '{batch}'.")
-        self.source.setCurrentIndex(max(0, self.source.findData(before)))
+        self.choose_source(before)
         self.say("")
+
+    def choose_source(self, wanted: tuple[str, str] | None) -> None:
+        """Choose a source and a batch, where they are offered."""
+        offered = [self.source.itemData(number) for number in range(self.source.count())]  # findData does not find tuples
+        if wanted in offered:
+            self.source.setCurrentIndex(offered.index(wanted))
 
     def _offer(self, title: str, data: tuple[str, str], tip: str) -> None:
         self.source.addItem(title, data)
@@ -194,6 +200,12 @@ class EmbeddingBar(QWidget):
     def set_sources(self, batches: Sequence[str], *, decodes: bool) -> None:
         """Offer what the shown run can say of a gene (see :meth:`GeneField.set_sources`)."""
         self.genes.set_sources(batches, decodes=decodes)
+
+    def show_genes(self, genes: Sequence[str], source: str, batch: str) -> None:
+        """Show in the field what was asked for elsewhere, and that nothing is wrong with it so far."""
+        self.genes.names.setText(", ".join(genes))
+        self.genes.choose_source((source, batch))
+        self.genes.say("")
 
     def say_gene_problem(self, sentence: str) -> None:
         """Say what is wrong with the genes; an empty text takes it away."""

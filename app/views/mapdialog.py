@@ -68,7 +68,7 @@ class MapDialog(QDialog):
         )
         self.files = QListWidget()
         self.files.setAccessibleName("Files of the new data")
-        self.files.setMaximumHeight(self.fontMetrics().height() * 5)
+        self.files.setMaximumHeight(self.fontMetrics().height() * 3 + 8)
         self.add = button("Choose files…", "add-file", self._ask)
         self.name = QLineEdit(f"{self._results.name} + new data")
         self.name.setAccessibleName("Name of the run")
@@ -114,7 +114,7 @@ class MapDialog(QDialog):
         foot.setStretchFactor(self.said, 1)
         layout.addLayout(foot)
         em = self.fontMetrics().horizontalAdvance("m")
-        self.resize(em * 44, em * 42)
+        self.resize(em * 50, em * 50)
 
     # ------------------------------------------------------------------ the files
 
@@ -153,7 +153,8 @@ class MapDialog(QDialog):
 
     def _show(self) -> None:
         clear(self.found)
-        for line, check in enumerate(self.checks):
+        order = {Level.FAIL: 0, Level.WARN: 1, Level.OK: 2}
+        for line, check in enumerate(sorted(self.checks, key=lambda one: order[one.level])):
             self.found.addWidget(MarkLabel(check.level), line, 0, Qt.AlignmentFlag.AlignTop)
             self.found.addWidget(text(check.text), line, 1)
         bad = any(check.level is Level.FAIL for check in self.checks)

@@ -291,7 +291,7 @@ class DataTable(QWidget):
         for number, column in enumerate(self.table.columns):
             some = self.table.values(column.name)[:200]
             wide = max((metrics.horizontalAdvance(column.words(value)) for value in some), default=0)
-            bold = round(1.1 * metrics.horizontalAdvance(column.title)) + 22
+            bold = round(1.1 * metrics.horizontalAdvance(column.title)) + 34  # the mark of the order needs its room
             header.resizeSection(number, min(max(wide + 18, bold), metrics.horizontalAdvance("m") * 24))
 
     def set_extra_filter(self, kept: NDArray[np.bool_] | None) -> None:

@@ -137,8 +137,10 @@ def answer_evaluation(run: TrainedRun, options: EvaluationOptions, rows: Rows, p
     if options.marginal:
         table["marginal_ll"] = marginal_ll(run, rows, n_samples=options.marginal_draws, seed=options.seed)
     _columns(path, run, rows, table)
-    titles = {"elbo": "ELBO", "reconstruction": "Reconstruction error", "marginal_ll": "Marginal log-likelihood"}
-    return [f"{titles.get(str(name), str(name))}: {value:,.3f} nats per cell." for name, value in table.mean().items()]
+    titles = {term.name: term.label for term in run.spec.terms()}
+    titles |= {"elbo": "ELBO", "reconstruction": "Reconstruction error", "marginal_ll": "Marginal log-likelihood"}
+    means = [(titles.get(str(name), str(name)), f"{value:,.3f}".replace("-", "\N{MINUS SIGN}")) for name, value in table.mean().items()]
+    return [f"{title}: {value} nats per cell." for title, value in means]
 
 
 # ---------------------------------------------------------------------- cells and genes

@@ -71,7 +71,7 @@ def test_answers_are_those_of_the_core(qtbot, dialog, trained):
     table = pd.read_csv(asked(qtbot, dialog, "latent"), index_col="cell")
     np.testing.assert_allclose(table.to_numpy(), latent_mean(run), rtol=1e-4, atol=1e-6)
     asked(qtbot, dialog, "evaluation")
-    assert f"ELBO: {elbo(run):,.3f} nats per cell." in dialog.said.text()
+    assert f"ELBO: {elbo(run):,.3f} nats per cell.".replace("-", "\N{MINUS SIGN}") in dialog.said.text()
     draws = anndata.read_h5ad(asked(qtbot, dialog, "predictive"))
     assert list(draws.var_names) == ["gene1", "gene2"]
     assert list(draws.layers) == ["draw_2"]
