@@ -99,6 +99,8 @@ class Status(QObject):
     def _model_words(self) -> str:
         spec = self._session.spec
         latent = getattr(spec.model, "n_latent", None)
+        if isinstance(latent, dict):
+            latent = ", ".join(f"{name} {size}" for name, size in latent.items())
         return spec.family.title + (f" · {latent} latent dimensions" if latent else "")
 
     def _weights_words(self) -> str:

@@ -191,6 +191,7 @@ class ByModalityEditor(TextEditor):
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(field, parent)
         self._value = None
+        self.setClearButtonEnabled(field.nullable)
         words = " | ".join(map(str, field.choices)) or (auto_in_field(field) if field.nullable else "value")
         self.setPlaceholderText(words)
 
@@ -210,6 +211,12 @@ class ByModalityEditor(TextEditor):
         if problem:
             raise ValueError(problem)
         return value
+
+    def set_value(self, value: Any) -> None:
+        """Show a value from its beginning."""
+        super().set_value(value)
+        if not self.hasFocus():
+            self.setCursorPosition(0)
 
     def _one(self, text: str) -> Any:
         """Read one value."""

@@ -71,6 +71,7 @@ class ModelPanel(QWidget):
         self.preset.activated.connect(self._apply_preset)
         session.editor.changed.connect(self._show)
         session.editor.refused.connect(self._refused)
+        session.study_changed.connect(lambda study: self._name_modalities())
         self._read_presets()
         self._show(session.spec)
 
@@ -81,11 +82,20 @@ class ModelPanel(QWidget):
         if "model.kind" in changes:
             changes = {**changes, **self._roles_to_drop(str(changes["model.kind"]))}
         self._session.editor.edit(changes)
+        if "model.kind" in changes:
+            self._name_modalities()
 
     def _roles_to_drop(self, kind: str) -> dict[str, object]:
         """Return the changes that empty the roles which another model does not use."""
         family, assigned = families()[kind], self._session.spec.covariates.assigned()
         return {f"covariates.{role}": None if role in SINGLE_ROLES else () for role in assigned if family.uses(role) is None}
+
+    def _name_modalities(self) -> None:
+        """Name the modalities of the data in a model that asks for them, so that each has its loss weights before the training."""
+        study, chosen = self._session.study, getattr(self._session.spec.model, "modalities", None)
+        if study is None or chosen is None or (chosen and set(chosen) <= set(study.modalities)):
+            return
+        self._session.editor.edit({"model.modalities": tuple(sorted(study.modalities))}, "modalities of the data")
 
     def _show(self, spec: RunSpec) -> None:
         self.problem.setVisible(False)

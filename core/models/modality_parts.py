@@ -24,7 +24,7 @@ class Levels(NamedTuple):
 class Codes(NamedTuple):
     """Levels of the cells of a minibatch; None where a role has no column.
 
-    Lists of columns are ``(n_cells, n_columns)``; ``index`` are the rows of the study.
+    Lists of columns are ``(n_cells, n_columns)``; ``cells`` are the rows of the study.
     """
 
     ambient: Tensor | None = None
@@ -33,7 +33,7 @@ class Codes(NamedTuple):
     encoder: Tensor | None = None
     dispersion: Tensor | None = None
     library_size: Tensor | None = None
-    index: Tensor | None = None
+    cells: Tensor | None = None
 
 
 class Rates(NamedTuple):

@@ -334,21 +334,24 @@ class ModalityStack(nn.Module):
         background, factors, rows = table
         if factor is not None:
             library = library * factor
-        sd, noise, log_theta = None, None, self.log_theta
+        sd: Tensor | None = None
+        noise: Tensor | None = None
+        log_theta: Tensor = self.log_theta
         if draw and self.log_theta_log_sd is not None:
             sd = torch.exp(self.log_theta_log_sd)
             shape = sd.shape if self.options.dispersion_draws == "group" else decoded.scale.shape
             noise = torch.randn(shape, generator=generator, dtype=sd.dtype, device=sd.device)
             if self.options.dispersion_draws == "group":
-                sd, noise, log_theta = None, None, log_theta + sd * noise
+                log_theta = log_theta + sd * noise
+                sd, noise = None, None
         return ambient_nll(counts, decoded.scale, library, (background, rows[0]), (factors, rows[1]), (log_theta, rows[2]), sd, noise)
 
     def _one_table(self, codes: Codes) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]] | None:
         """Return background, factors and the rows of each cell in them and in the dispersions; None where the loop does not serve."""
         several = [table for table in (self.background, self.scaling) if table is not None and len(table.levels) > 1]
-        if self.burst or several or codes.index is None:
+        if self.burst or several or codes.cells is None:
             return None
-        none = codes.index.new_zeros(len(codes.index))
+        none = codes.cells.new_zeros(len(codes.cells))
         like = self.log_theta
         background = torch.exp(self.background.raw) if self.background is not None else like.new_zeros(1, self.n_features)
         factors = priors.scaling_factor(self.scaling.raw) if self.scaling is not None else like.new_ones(1, self.n_features)

@@ -126,6 +126,11 @@ class MultimodalOptions(_PerModality):
 PER_MODALITY = (*BY_MODALITY, "learning_rate_multiplier")
 
 
+def label_of(modality: str) -> str:
+    """Return the name of a modality as it is written in texts."""
+    return modality.upper() if modality in USUAL else modality
+
+
 def modality_names(spec: RunSpec) -> tuple[str, ...]:
     """Return the modalities of the model in the order of concatenation; before the data are known, those that usually occur."""
     named = tuple(sorted(spec.model.modalities))  # type: ignore[attr-defined]
@@ -153,23 +158,23 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     one_encoder = options.latent_mode == "single_encoder"
     found: list[LossTerm] = []
     for place, name in enumerate(names):
-        help_text = f"Negative log-likelihood of the {name} counts. Lower it to let the other modalities and terms have their way."
-        found.append(LossTerm(f"reconstruction_{name}", f"Reconstruction {name}", help_text, colour=place))
+        help_text = f"Negative log-likelihood of the {label_of(name)} counts. Lower it to let the other modalities and terms have their way."
+        found.append(LossTerm(f"reconstruction_{name}", f"Reconstruction {label_of(name)}", help_text, colour=place))
     pull = "Pull of each cell's posterior to the standard normal prior. Higher values give a smoother, less detailed latent space."
     colour = len(names)
     if one_encoder:
         found.append(LossTerm("kl_z", "KL of the latent", pull, annealed=True, colour=colour))
     else:
         found += [
-            LossTerm(f"kl_z_{name}", f"KL of the {name} latent", pull, annealed=True, colour=colour + place)
+            LossTerm(f"kl_z_{name}", f"KL of the {label_of(name)} latent", pull, annealed=True, colour=colour + place)
             for place, name in enumerate(names)
         ]
     colour += 1 if one_encoder else len(names)
     found += [
         LossTerm(
             f"kl_l_{name}",
-            f"KL of the {name} library size",
-            f"Pull of the learned {name} library sizes to those of their group.",
+            f"KL of the {label_of(name)} library size",
+            f"Pull of the learned {label_of(name)} library sizes to those of their group.",
             colour=colour + place,
         )
         for place, name in enumerate(names)
@@ -179,7 +184,7 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
         found += [
             LossTerm(
                 f"latent_scale_{name}",
-                f"Scales of {name} latents",
+                f"Scales of {label_of(name)} latents",
                 "Pull of each cell's latent scales to a prior of few active ones.",
                 annealed=True,
                 colour=colour + place,
@@ -220,13 +225,13 @@ def metrics(spec: RunSpec) -> tuple[Metric, ...]:
     for name in modality_names(spec):
         if table_problems(options, PER_MODALITY, modality_names(spec)):
             return ()  # before the modalities are known
-        found += shared_metrics(name, options_of(options, name), f"_{name}", f" ({name})")
+        found += shared_metrics(label_of(name), options_of(options, name), f"_{name}", f" ({label_of(name)})")
         if options.latent_scale_prior != "none":
             found.append(
                 Metric(
                     f"latent_scale_mean_{name}",
-                    f"Mean latent scale ({name})",
-                    f"Mean of the scales of the {name} latents.",
+                    f"Mean latent scale ({label_of(name)})",
+                    f"Mean of the scales of the {label_of(name)} latents.",
                     "scale",
                 )
             )
@@ -234,8 +239,8 @@ def metrics(spec: RunSpec) -> tuple[Metric, ...]:
             found.append(
                 Metric(
                     f"modality_scale_{name}",
-                    f"Scale of the modality ({name})",
-                    f"Learned factor of all {name} counts.",
+                    f"Scale of the modality ({label_of(name)})",
+                    f"Learned factor of all {label_of(name)} counts.",
                     "scale",
                 )
             )
@@ -243,8 +248,8 @@ def metrics(spec: RunSpec) -> tuple[Metric, ...]:
             found.append(
                 Metric(
                     f"modality_weight_{name}",
-                    f"Weight of the modality ({name})",
-                    f"Mean weight of {name} in the joint latent.",
+                    f"Weight of the modality ({label_of(name)})",
+                    f"Mean weight of {label_of(name)} in the joint latent.",
                     "weight",
                 )
             )

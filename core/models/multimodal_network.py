@@ -144,7 +144,8 @@ class MultimodalNetwork(RegularisedNetwork):
                 zeros = inputs[name].new_zeros(batch.n_cells, self.modality_options[name].n_latent)
                 found[name] = LatentPosterior(zeros, torch.ones_like(zeros), known)
             else:
-                found[name] = LatentPosterior(*self.encoders[name](inputs[name], codes), known)
+                mean, var = self.encoders[name](inputs[name], codes)
+                found[name] = LatentPosterior(mean, var, known)
         return found
 
     def term(self, name: str, modality: str) -> str:

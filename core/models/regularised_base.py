@@ -178,7 +178,7 @@ class RegularisedBase(Model):
                 else:
                     changed[:, self.columns[part].index(column)] = code
                 found[part] = changed
-        return Codes(**found, index=batch.index)
+        return Codes(**found, cells=batch.index)
 
     def transform_of(self, transform_batch: int | None, transform: Mapping[str, int] | None) -> dict[str, int]:
         """Return the levels that cells are decoded as, the batch (or library) among them."""
