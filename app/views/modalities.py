@@ -1,0 +1,210 @@
+"""The Modalities view: what all modalities together, and each alone, say of the cells of each batch, and how well they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QComboBox, QFrame, QScrollArea, QSplitter, QVBoxLayout, QWidget
+
+from cellweave.app.panels.parts import row, subheading, text, tool
+from cellweave.app.theme import current
+from cellweave.app.views.columns import ColumnData, column_label
+from cellweave.app.views.legend import CategoryLegend
+from cellweave.app.views.modalitygrid import ModalityGrid
+from cellweave.app.views.runview import RunView
+from cellweave.app.views.tables import DataTable, TableColumn
+
+if TYPE_CHECKING:
+    from cellweave.app.state.results import Cells, RunResults
+    from cellweave.app.views.context import ViewContext
+
+COLUMNS = (
+    TableColumn("pair", "Modalities", "Two modalities that some cells have both."),
+    TableColumn("n_cells", "Cells", "Cells measured in both that were looked at.", "count"),
+    TableColumn("foscttm", "Nearer than the match", "1 minus the mean share of cells nearer than the true match (FOSCTTM): 1 is best, 0.5 is chance.", "share"),
+    TableColumn("transfer", "Labels carried over", "Share of cells whose label is right when told from the other modality's 5 nearest cells.", "share"),
+    TableColumn("mixing", "Mixed", "1 minus the mean absolute silhouette of the modalities: 1 where they lie on each other.", "share"),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was read of a run.
+
+    Attributes
+    ----------
+    layout
+        ``(1 + n_modalities, n_cells, 2)`` of the cells, or None where there is no such picture.
+    names
+        What its first axis is.
+    cells
+        The cells with their columns.
+    pairs
+        Rows of the table.
+    batch
+        Name of the batch column, or empty.
+    """
+
+    layout: NDArray[np.float32] | None
+    names: tuple[str, ...]
+    cells: Cells
+    pairs: tuple[dict[str, Any], ...]
+    batch: str
+
+
+class ModalitiesView(RunView):
+    """A grid of pictures, and a table of how well modalities agree."""
+
+    shows = "What each modality alone says of the cells of each batch appears here, beside what all say together. Train MIDAS on several modalities."
+
+    def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
+        super().__init__(context, parent)
+        self.found: Found | None = None
+        self._build()
+
+    def _build(self) -> None:
+        self.colour = QComboBox()
+        self.colour.setAccessibleName("Colour cells by")
+        self.colour.currentIndexChanged.connect(self._recolour)
+        self.legend = CategoryLegend()
+        self.legend.set_beside(True)
+        self.legend.hiddenChanged.connect(self._hide)
+        self.grid = ModalityGrid()
+        self.grid.chosen.connect(self._chosen)
+        self.no_picture = text("There is no picture of the modalities: the run was analysed without a UMAP.", secondary=True)
+        scroll = QScrollArea()
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setWidgetResizable(True)
+        scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        scroll.setWidget(self.grid)
+        self.table = DataTable("How well modalities agree")
+        self.csv = tool("table", "Export the table as CSV", lambda: self.context.save_csv("alignment", lambda: self.table.as_csv()))
+        self.csv.setEnabled(False)
+        upper, above = QWidget(), QSplitter(Qt.Orientation.Horizontal)
+        above.addWidget(scroll)
+        above.addWidget(self.legend)
+        above.setStretchFactor(0, 1)
+        above.setStretchFactor(1, 0)
+        above.setChildrenCollapsible(False)
+        top = QVBoxLayout(upper)
+        top.setContentsMargins(0, 0, 0, 0)
+        top.addLayout(row(subheading("Batches and modalities"), None, text("Colour by", secondary=True, wrap=False), self.colour))
+        top.addWidget(self.no_picture)
+        top.addWidget(above, 1)
+        lower = QWidget()
+        below = QVBoxLayout(lower)
+        below.setContentsMargins(0, 4, 0, 0)
+        below.addLayout(row(subheading("Agreement of the modalities in the same cells"), None, self.csv))
+        below.addWidget(self.table, 1)
+        whole = QSplitter(Qt.Orientation.Vertical)
+        whole.addWidget(upper)
+        whole.addWidget(lower)
+        whole.setStretchFactor(0, 1)
+        whole.setStretchFactor(1, 0)
+        whole.setSizes([600, 120])
+        whole.setChildrenCollapsible(False)
+        layout = QVBoxLayout(self.body)
+        layout.setContentsMargins(8, 8, 8, 8)
+        layout.addWidget(whole)
+
+    # ------------------------------------------------------------------ the run
+
+    def show_run(self, results: RunResults) -> None:
+        """Read the pictures and the table in a thread."""
+        self.set_message("Reading what the modalities say…")
+        self.work(lambda _report: read_modalities(results), self._take)
+
+    def clear(self) -> None:
+        """Forget the run."""
+        self.found = None
+
+    def _take(self, found: Found) -> None:
+        self.found = found
+        self.set_message("")
+        self.no_picture.setVisible(found.layout is None)
+        self.grid.setVisible(found.layout is not None)
+        self.legend.setVisible(found.layout is not None)
+        if found.layout is not None:
+            column = found.cells.columns.get(found.batch)
+            codes = np.zeros(len(found.cells.rows), np.int32) if column is None else np.asarray(column.codes, np.int32)
+            self.grid.set_cells(found.layout, found.names, codes, ("all cells",) if column is None else tuple(map(str, column.levels)))
+        self._offer_columns(found)
+        values: dict[str, Any] = {"pair": np.array([f"{pair['first']} and {pair['second']}" for pair in found.pairs], dtype=object)}
+        for name in ("n_cells", "foscttm", "transfer", "mixing"):
+            values[name] = np.array([np.nan if pair.get(name) is None else float(pair[name]) for pair in found.pairs])
+        self.table.set_table(list(COLUMNS), values, text_column="pair", sort_by="pair")
+        self.csv.setEnabled(bool(found.pairs))
+
+    def _offer_columns(self, found: Found) -> None:
+        labels = self.results.spec.covariates.labels if self.results is not None else None
+        names = [name for name, column in found.cells.columns.items() if not name.startswith("latent:") and column.levels is not None and len(column.levels) <= 100]
+        first = next((name for name in (labels, "leiden", found.batch) if name in names), names[0] if names else "")
+        self.colour.blockSignals(True)  # noqa: FBT003
+        self.colour.clear()
+        for name in names:
+            self.colour.addItem(column_label(name), name)
+        self.colour.setCurrentIndex(max(0, self.colour.findData(first)))
+        self.colour.blockSignals(False)  # noqa: FBT003
+        self._recolour()
+
+    def _column(self) -> ColumnData | None:
+        if self.found is None or self.colour.currentData() is None:
+            return None
+        column = self.found.cells.columns[self.colour.currentData()]
+        return ColumnData.categorical(column.codes, column.levels)
+
+    def _recolour(self, *_: object) -> None:
+        column = self._column()
+        if column is None:
+            return
+        self.legend.show_levels(column.levels, column.counts(), column.colours(current().name), frozenset())
+        wanted = min(self.legend.hint_beside().width(), 20 * self.fontMetrics().averageCharWidth())
+        self.legend.setMinimumWidth(wanted)
+        self.legend.setMaximumWidth(self.legend.hint_beside().width())
+        self.grid.set_colour(column)
+
+    def _hide(self, hidden: frozenset[int]) -> None:
+        column = self._column()
+        if column is not None:
+            self.grid.set_colour(column, frozenset(hidden))
+
+    def _chosen(self, batch: int) -> None:
+        """Select the cells of a batch in all views."""
+        if self.found is None or self.found.batch not in self.found.cells.columns:
+            return
+        rows = self.found.cells.rows[np.asarray(self.found.cells.columns[self.found.batch].codes) == batch]
+        self.selectionChanged.emit(np.asarray(rows, np.int64))
+
+
+def read_modalities(results: RunResults) -> Found:
+    """Return what the view shows of a run; called in a thread.
+
+    Raises
+    ------
+    RunFolderError
+        Where the run has no latent space.
+    """
+    import json
+
+    from cellweave.app.state.results import run_cells
+    from cellweave.core.analysis.pipeline import modality_latents
+    from cellweave.core.spec.modalities import modality_kind, modality_kinds
+
+    folder, cells = results.folder / "results", run_cells(results.folder)
+    stored = list(modality_latents(folder))
+    usual = list(modality_kinds())
+    names = sorted(stored, key=lambda name: usual.index(name) if name in usual else len(usual))
+    labels = {name: modality_kind(name).label for name in names}
+    layout, path = None, folder / "modality_umap.npy"
+    if path.is_file():
+        order = [0, *(1 + stored.index(name) for name in names)]
+        layout = np.load(path, allow_pickle=False)[order][:, cells.rows].astype(np.float32)
+    pairs: tuple[dict[str, Any], ...] = ()
+    if (folder / "alignment.json").is_file():
+        tree = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
+        pairs = tuple({**pair, "first": labels.get(pair["first"], pair["first"]), "second": labels.get(pair["second"], pair["second"])} for pair in tree["pairs"])
+    return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "")

@@ -1,0 +1,106 @@
+"""The Modalities view: pictures of batches by modalities, the table of their agreement, and what they do to the selection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QPoint, Qt
+
+from cellweave.app.state.results import Cells
+from cellweave.app.views.declared import VIEWS, view_info
+from cellweave.app.views.modalities import Found, ModalitiesView
+from cellweave.app.views.modalitygrid import ModalityGrid
+from cellweave.core.export.run_data import ColumnValues
+from cellweave.core.spec import RunSpec
+
+
+def layout_of(n_cells: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Two columns of pictures, two batches; the second batch has no second modality."""
+    rng = np.random.default_rng(0)
+    layout = rng.normal(size=(2, n_cells, 2)).astype(np.float32)
+    codes = np.repeat([0, 1], n_cells // 2).astype(np.int32)
+    layout[1, codes == 1] = np.nan
+    return layout, codes
+
+
+@pytest.fixture
+def grid(qtbot):
+    made = ModalityGrid()
+    qtbot.addWidget(made)
+    made.resize(500, 400)
+    layout, codes = layout_of()
+    made.set_cells(layout, ("All together", "RNA"), codes, ("a", "b"))
+    return made
+
+
+def test_each_picture_is_drawn_and_what_was_not_measured_is_said(grid):
+    picture = grid.grab().toImage()
+    assert len(grid._images) == 3  # the fourth says that it was not measured
+    assert picture.width() > 0
+    colours = {tuple(np.unique(np.frombuffer(image.constBits().asstring(image.sizeInBytes()), np.uint32))) for image in grid._images.values()}
+    assert all(len(found) > 2 for found in colours)
+
+
+def test_hiding_a_level_changes_the_pictures(grid):
+    grid.grab()
+    before = [pixels.copy() for pixels in grid._pixels]
+    grid.set_colour(grid._colour, frozenset({1}))
+    grid.grab()
+    assert any(not np.array_equal(a, b) for a, b in zip(before, grid._pixels, strict=True))
+
+
+def test_a_batch_is_chosen_by_mouse_and_by_key(grid, qtbot):
+    grid.show()
+    at = grid._cell(1, 0).center()
+    with qtbot.waitSignal(grid.chosen) as told:
+        qtbot.mouseClick(grid, Qt.MouseButton.LeftButton, pos=QPoint(round(at.x()), round(at.y())))
+    assert told.args == [1]
+    with qtbot.waitSignal(grid.chosen) as told:
+        qtbot.keyClick(grid, Qt.Key.Key_Up)
+    assert told.args == [0]
+
+
+class Context:
+    def next_step(self):
+        return "Open data…", lambda: None
+
+    def save_csv(self, name, csv):
+        self.saved = (name, csv())
+
+
+@pytest.fixture
+def view(qtbot):
+    made = ModalitiesView(Context())
+    qtbot.addWidget(made)
+    layout, codes = layout_of()
+    columns = {"batch": ColumnValues.of_levels("batch", codes, ["a", "b"]), "cell_type": ColumnValues.of_levels("cell_type", codes % 2, ["T", "B"])}
+    pairs = ({"first": "RNA", "second": "ADT", "n_cells": 30, "foscttm": 0.95, "transfer": None, "mixing": 0.9},)
+    made._take(Found(layout, ("All together", "RNA"), Cells(np.arange(60) + 100, np.array([f"c{k}" for k in range(60)]), columns), pairs, "batch"))
+    return made
+
+
+def test_the_table_and_the_colours_follow_the_run(view):
+    assert view.table.as_csv().splitlines()[1].startswith("RNA and ADT,30")
+    assert view.colour.count() == 2
+    view.colour.setCurrentIndex(view.colour.findData("cell_type"))
+    assert view.grid._colour.levels == ("T", "B")
+    assert not view.message()
+
+
+def test_choosing_a_batch_selects_its_cells(view, qtbot):
+    with qtbot.waitSignal(view.selectionChanged) as told:
+        view._chosen(1)
+    np.testing.assert_array_equal(told.args[0], np.arange(130, 160))
+
+
+def test_without_a_picture_the_table_is_still_there(view):
+    found = view.found
+    view._take(Found(None, found.names, found.cells, found.pairs, "batch"))
+    assert view.no_picture.isVisibleTo(view)
+    assert not view.grid.isVisibleTo(view)
+
+
+def test_it_is_offered_for_midas_only():
+    info = view_info("modalities")
+    assert not info.offered(RunSpec(), None)
+    assert len({view.key for view in VIEWS if view.key}) == len([view for view in VIEWS if view.key])
