@@ -101,6 +101,9 @@ VIEWS: tuple[ViewInfo, ...] = (
       why_not="The shown run imputes nothing: scVAEIT and MIDAS do, trained on data of several modalities.", key="Alt+Shift+I"),
     V("masks", "Masks", "grid", "cellweave.app.views.maskview:MaskView", "What was measured in which cells, and what training hides of it.",
       families=("vaeit", "midas"), place="model", why_not="The shown run knows no masks: scVAEIT and MIDAS do.", key="Alt+Shift+M"),
+    V("modalities", "Modalities", "grid", "cellweave.app.views.modalities:ModalitiesView",
+      "What each modality alone says of the cells of each batch, and how well they agree.", families=("midas",), files=("results/c_*.npy",), place="model",
+      why_not="The shown run has no latent of single modalities: MIDAS has, trained on data with several modalities.", key="Alt+Shift+G"),
 )  # fmt: skip
 VIEW_NAMES = tuple(info.name for info in VIEWS)
 
