@@ -169,7 +169,8 @@ def report(data: Data, rows: list[str], leaks: list, extremes: dict, totals: dic
         f"that any has ({int(data.specific.sum()):,}). log2: of the profile over the measured one, both as shares.", "",
         "| profile | Spearman | median abs log2 | off by more than 2x | Spearman, specific | median abs log2, specific |",
         "| --- | --- | --- | --- | --- | --- |", *rows, "",
-        "Share of a mean cell's counts that the learned background makes up: " + "; ".join(f"{title}: {value:.1%}" for title, value in totals.items()) + ".", "",
+        "Share of a mean cell's counts that the learned background makes up: "
+        + "; ".join(f"{title}: {value:.1%}" for title, value in totals.items()) + ".", "",
         "## Genes that are off most (at least 50 counts in the empty droplets; mean of the seeds)", "",
     ]  # fmt: skip
     for title, (over, under) in extremes.items():

@@ -1,6 +1,6 @@
 """Throughput of the ambient model beside our VAE and scvi-tools: one run, one thread, the same data and minibatches.
 
-    python benchmarks/ambient_speed.py --peer PYTHON_WITH_SCVI_TOOLS --data ../shared/data [--epochs 4] [--repeats 2] [--out benchmarks/results/ambient_speed.md]
+    python benchmarks/ambient_speed.py --peer PYTHON_WITH_SCVI_TOOLS --data ../shared/data [--epochs 4] [--repeats 2]
 
 The best epoch counts, the first left out, by CPU time, because machines are noisy. float32 unless said otherwise, nothing held out.
 """
@@ -67,17 +67,19 @@ def main() -> None:
                 job = {"data": str(path), "threads": 1, "seed": repeat, "set": {**base, **settings}, "folder": str(folder)}
                 found.setdefault(title, []).append(run(sys.executable, "cellweave_job.py", job, Path(temporary)))
             if options.peer:
-                job = {"data": str(path), "threads": 1, "seed": repeat, "epochs": options.epochs, "batch_size": 128, "learning_rate": 1e-3, "plan": {}, "split": ""}
+                job = {"data": str(path), "threads": 1, "seed": repeat, "epochs": options.epochs, "batch_size": 128}
+                job |= {"learning_rate": 1e-3, "plan": {}, "split": ""}
                 for likelihood in ("nb", "zinb"):
                     result = run(options.peer, "scvi_tools_job.py", {**job, "likelihood": likelihood}, Path(temporary))
                     found.setdefault(f"scvi-tools SCVI, {likelihood}", []).append(result)
     reference = best(found["VAE, negative binomial"])
     rows = [f"| {title} | {best(results):.2f} | {n_cells / best(results):,.0f} | {best(results) / reference:.2f} |" for title, results in found.items()]
     versions = {name: number for results in found.values() for name, number in results[0]["versions"].items()}
+    numbers = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))
     lines = [
         "# Throughput of the ambient-regularised model", "",
-        f"`{FILE}`, {n_cells:,} cells, {n_genes:,} genes, one thread of {platform.processor() or platform.machine()}; minibatches of 128 unless said otherwise, "
-        f"best epoch of {options.repeats} runs of {options.epochs}, CPU time. {', '.join(f'{name} {number}' for name, number in sorted(versions.items()))}.", "",
+        f"`{FILE}`, {n_cells:,} cells, {n_genes:,} genes, one thread of {platform.processor() or platform.machine()}; minibatches of 128 unless said "
+        f"otherwise, best epoch of {options.repeats} runs of {options.epochs}, CPU time. {numbers}.", "",
         "| model | s / epoch | cells / s | time relative to our VAE |", "| --- | --- | --- | --- |", *rows, "",
     ]  # fmt: skip
     options.out.write_text("\n".join(lines), encoding="utf-8")
