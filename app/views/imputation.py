@@ -194,6 +194,8 @@ class ImputationView(RunView):
         place = self.hide_choice.findData(found.question.hide)
         if place >= 0:
             self.hide_choice.setCurrentIndex(place)
+        if found.question.hide == "entries":
+            self.share.setValue(100 * found.question.share)
         hidden = next((title for name, title, _ in HIDES if name == found.question.hide), found.question.hide)
         self.notes.setText(f"Hidden: {hidden.lower()}. {' '.join(found.notes)}")
         self._show_modality()

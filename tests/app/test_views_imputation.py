@@ -1,0 +1,144 @@
+"""The Imputation view and the Masks view: what they show, what they say, what they hand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtTest import QTest
+
+from cellweave.app.views.maskview import MaskPicture
+from cellweave.app.views.truthplot import SpreadPlot, TruthPlot, nice_ticks, reliability_picture, truth_picture
+from cellweave.core.analysis.mask_pattern import MaskPattern
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A short run of scVAEIT on the example, from which a modality of a batch was held out."""
+    from cellweave.core.analysis.imputation import ImputationQuestion, evaluate, save
+    from cellweave.core.example import EXAMPLE_BATCH, example_path
+    from cellweave.core.query.opened import open_run
+    from cellweave.core.runs.execute import execute
+    from cellweave.core.spec import RunSpec
+
+    folder = tmp_path_factory.mktemp("view") / "run"
+    changes = {
+        "model.n_latent": 4, "model.hidden": ("8",), "model.block_units": {"rna": "8", "adt": "8"}, "data.paths": (str(example_path()),),
+        "data.switched_off": ({"column": "batch", "level": "p3_0", "modality": "adt"},), "covariates.batch": EXAMPLE_BATCH, "training.max_epochs": 2,
+        "training.threads": 1, "training.device": "cpu", "training.preview_every": 0, "analysis.umap": False, "analysis.clusters": False,
+        "analysis.scores": False, "analysis.baseline": False,
+    }  # fmt: skip
+    execute(RunSpec().with_changes({"model.kind": "vaeit"}).with_changes(changes), folder)
+    save(folder / "results", evaluate(open_run(folder), ImputationQuestion("held-out")))
+    return folder
+
+
+@pytest.fixture
+def window(make_window, folder, qtbot):
+    made = make_window()
+    made.runs.open(folder)
+    qtbot.waitUntil(lambda: made.watching.results is not None and made.watching.results.folder == folder, timeout=20_000)
+    return made
+
+
+def test_what_was_judged_is_shown_beside_the_mean(window, qtbot):
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    assert view.modality.currentData() == "adt" and view.table.table.size == 224
+    words = [view.numbers.itemAt(place).widget().text() for place in range(view.numbers.count())]
+    assert {"Imputed", "Feature mean", "Mean squared error"} <= set(words)
+    assert f"{view.found.overall['adt']['mse']:.3f}" in words and f"{view.found.overall['adt']['mse_baseline']:.3f}" in words
+    assert "400 of the 400 cells" in view.notes.text()
+    assert view.plot.picture.density is not None and view.plot.picture.n == 400 * 224
+
+
+def test_a_feature_of_the_table_is_shown_with_its_mean(window, qtbot):
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    source = view.table.table.source_row(3)
+    name = view.table.table.values("feature")[source]
+    view.table.view.selectRow(3)
+    qtbot.waitUntil(lambda: view.plot.picture.n == 400, timeout=20_000)
+    assert view.plot_title.text() == name and np.isfinite(view.plot.baseline)
+    assert view.spread.marked == pytest.approx(float(view.table.table.values("pearson")[source]), nan_ok=True)
+    view.every.click()
+    qtbot.waitUntil(lambda: view.plot.picture.n == 400 * 224, timeout=20_000)
+    assert np.isnan(view.spread.marked)
+
+
+def test_judging_anew_replaces_what_is_shown_and_is_kept(window, qtbot, folder):
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.found is not None, timeout=20_000)
+    view.hide_choice.setCurrentIndex(view.hide_choice.findData("entries"))
+    assert view.share.isVisibleTo(view)
+    view.share.setValue(30)
+    view.judge.click()
+    assert not view.judge.isEnabled()
+    qtbot.waitUntil(lambda: view.judge.isEnabled() and view.found.question.hide == "entries", timeout=60_000)
+    assert view.found.question.share == pytest.approx(0.3) and view.modality.count() == 2
+    from cellweave.core.analysis.imputation import load
+
+    assert load(folder / "results").question == view.found.question
+
+
+def test_the_masks_of_a_run(window, qtbot):
+    window.show_view("masks")
+    view = window.centre.view("masks")
+    qtbot.waitUntil(lambda: view.picture.pattern is not None, timeout=20_000)
+    assert view.picture.pattern.rows == ("p1_0", "p2_0", "p3_0", "p4_0")
+    assert "of all values were measured" in view.whole.text()
+    view.which.setCurrentIndex(1)
+    assert view.picture.hiding and "hidden in a step" in view.whole.text()
+    view.picture.setFocus()
+    QTest.keyClick(view.picture, Qt.Key.Key_Down)
+    QTest.keyClick(view.picture, Qt.Key.Key_Right)
+    assert view.picture.at == (0, 1) and view.field.text() == "p1_0, adt: not measured"
+
+
+def test_a_field_under_the_mouse_is_the_one_that_is_drawn(qtbot):
+    picture = MaskPicture()
+    qtbot.addWidget(picture)
+    measured = np.array([[1.0, 0.0, 0.5], [0.2, 1.0, 1.0]])
+    names = ("rna", "atac chr1", "atac chr2")
+    picture.set_pattern(MaskPattern(("a", "b"), np.array([10, 20]), names, ("rna", "atac", "atac"), np.array([50, 9, 4]), measured, None))
+    picture.resize(600, 200)
+    for row in range(2):
+        for column in range(3):
+            assert picture.field_at(picture._field(row, column).center().toPoint()) == (row, column)
+    assert picture.field_at(QPoint(2, 2)) == (-1, -1)
+    assert picture.words(1, 0) == "b, rna: 20% of 50 features measured"
+    assert not picture.grab().toImage().isNull()
+
+
+def test_pictures_of_values():
+    rng = np.random.default_rng(0)
+    few = truth_picture(np.array([1.0, np.nan, 3.0]), np.array([2.0, 1.0, 2.5]))
+    assert few.n == 2 and few.density is None
+    many = truth_picture(rng.random(10_000), rng.random(10_000))
+    assert many.density is not None and many.density.max() == 1.0 and many.imputed is None
+    p = rng.random(20_000)
+    found = reliability_picture(p, rng.random(20_000) < p)
+    np.testing.assert_allclose(found.imputed, found.truth, atol=0.06)
+    assert truth_picture(np.zeros(0), np.zeros(0)).n == 0
+    assert nice_ticks(0.0, 9.3) == [0.0, 2.0, 4.0, 6.0, 8.0]
+
+
+def test_plots_draw_whatever_they_are_given(qtbot):
+    plot, spread = TruthPlot(), SpreadPlot()
+    for widget in (plot, spread):
+        qtbot.addWidget(widget)
+        widget.resize(300, 260)
+        assert not widget.grab().toImage().isNull()
+    plot.set_picture(truth_picture(np.arange(9.0), np.arange(9.0)), ("a", "b"), 3.0)
+    spread.set_values(np.array([0.1, np.nan, 0.7]), "Pearson", -0.2, 1.0)
+    spread.mark(0.7)
+    assert spread.median == pytest.approx(0.4)
+    before = plot.grab().toImage()
+    plot.set_picture(truth_picture(np.arange(9.0), np.arange(9.0)[::-1]), ("a", "b"), 3.0)
+    assert plot.grab().toImage() != before
+    assert not spread.grab().toImage().isNull()
