@@ -165,12 +165,15 @@ def score(name: str, folder: Path) -> dict:
 
 
 def compare(first: list[float], second: list[float]) -> dict:
-    """Return means and seed-to-seed standard deviations of both, and the difference in units of the pooled deviation."""
+    """Return means and seed-to-seed standard deviations of both, the difference in units of the pooled deviation, and Welch's p."""
+    from scipy.stats import ttest_ind
+
     deviation = float(np.sqrt((np.var(first, ddof=1) + np.var(second, ddof=1)) / 2))
     difference = float(np.mean(first) - np.mean(second))
     return {
         "ours": [float(np.mean(first)), float(np.std(first, ddof=1))], "scvi-tools": [float(np.mean(second)), float(np.std(second, ddof=1))],
         "difference": difference, "deviations": difference / deviation if deviation > 0 else 0.0,
+        "p": float(ttest_ind(first, second, equal_var=False).pvalue) if deviation > 0 else 1.0,
     }  # fmt: skip
 
 
@@ -202,7 +205,7 @@ def report(folder: Path) -> None:
 
 def tables(tree: dict) -> list[str]:
     """Return the tables as Markdown lines."""
-    from cellweave.core.analysis.integration import ALL
+    from cellweave.core.analysis.integration import ALL, METRICS
 
     about = tree["about"]
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
@@ -226,7 +229,7 @@ def tables(tree: dict) -> list[str]:
         )
     for name, found in tree["sets"].items():
         lines += ["", f"## {name}: integration metrics of {found['measured']:,} cells, {found['seeds']} seeds", ""]
-        lines += ["| metric | without integration | Cellweave | scvi-tools | difference | in deviations |", "|---|---|---|---|---|---|"]
+        lines += ["| metric | without integration | Cellweave | scvi-tools | difference | in deviations | p (Welch) |", "|---|---|---|---|---|---|---|"]
         for metric, row in found["rows"].items():
             if metric == "loss":
                 continue
@@ -234,8 +237,14 @@ def tables(tree: dict) -> list[str]:
             mark = " **!**" if abs(row["deviations"]) > 2 else ""
             lines.append(
                 f"| {ALL[metric].title} | {base} | {row['ours'][0]:.3f} ± {row['ours'][1]:.3f} | {row['scvi-tools'][0]:.3f} ± {row['scvi-tools'][1]:.3f} "
-                f"| {row['difference']:+.3f} | {row['deviations']:+.1f}{mark} |"
+                f"| {row['difference']:+.3f} | {row['deviations']:+.1f}{mark} | {row['p']:.3f} |"
             )
+    chances = [(row["p"], name, metric) for name, found in tree["sets"].items() for metric, row in found["rows"].items() if metric in METRICS]
+    smallest, name, metric = min(chances)
+    lines += [
+        "", f"{len(chances)} metrics were compared; the smallest p is {smallest:.3f} ({ALL[metric].title} of {name}), where "
+        f"{0.05 / len(chances):.4f} would stand out among so many.",
+    ]  # fmt: skip
     return lines
 
 
