@@ -118,6 +118,8 @@ class Driver:
         self._look()
         self._take_away()
         self._second_run(left)
+        self._linear_run(left)
+        self._ask()
         window.close()
         self.rest()
 
@@ -210,6 +212,65 @@ class Driver:
         window.training.queue.clear()
         window.training.cancel_now()
         self.wait(lambda: not window.training.active)
+
+
+    def _linear_run(self, left: Any) -> None:
+        """Train LDVAE, then its loadings, a comparison of groups, genes on the embedding and the runs beside one another, at both sizes."""
+        from qtpy.QtTest import QTest
+
+        window = self.window
+        plain = {"model.n_latent": 10, "losses.weights": {}, "training.max_epochs": self.epochs}
+        window.session.editor.edit({"model.kind": "ldvae", "name": "Linear decoder", **plain})
+        self.checked()
+        QTest.mouseClick(window.workflow.train, left)
+        self.wait(lambda: window.training.active)
+        self.wait(lambda: window.watching.results is not None and not window.training.active)
+        differential, loadings, compare = (window.centre.view(name) for name in ("differential", "loadings", "compare"))
+        window.show_view("differential")
+        self.wait(lambda: differential.message() == "")
+        differential.group1.choose_levels("celltype", ("B",))
+        differential.group2.choose_levels("celltype", ("Mono",))
+        QTest.mouseClick(differential.start, left)
+        self.wait(lambda: differential.shown is not None)
+        differential.table.view.selectRow(0)
+        for size in (SMALL, SIZE):
+            window.resize(*size)
+            at = f"{size[0]}x{size[1]}"
+            window.show_view("differential")
+            self.shot(f"differential-{at}")
+            differential.options.setChecked(True)
+            self.shot(f"differential-options-{at}")
+            differential.options.setChecked(False)
+            window.show_view("loadings")
+            self.wait(lambda: loadings.loadings is not None)
+            self.shot(f"loadings-{at}")
+            window.show_view("compare")
+            self.wait(lambda: len(compare.rows) > 1)
+            self.shot(f"compare-{at}")
+            gene = str(loadings.loadings.features[loadings.gene])
+            window.show_view("embedding")
+            for source in ("gene", "corrected"):
+                window.expression.show([gene], source)
+                self.wait(lambda source=source: window.embedding.shown_columns()[0] == f"{source}:{gene}")  # noqa: B023
+            self.shot(f"expression-{at}")
+
+    def _ask(self) -> None:
+        from cellweave.core.example import example_path
+
+        window = self.window
+        window.asking.ask()
+        dialog = window.asking.dialog
+        dialog.list.setCurrentRow(6)
+        dialog.ask()
+        self.wait(lambda: dialog.answer is not None)
+        self.shot("ask", dialog)
+        dialog.close()
+        window.asking.map_data()
+        mapping = window.asking.mapping
+        mapping.set_paths([str(example_path())])
+        self.wait(lambda: bool(mapping.checks))
+        self.shot("map", mapping)
+        mapping.close()
 
 
 def main() -> int:

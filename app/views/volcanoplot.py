@@ -50,10 +50,11 @@ class VolcanoPlot(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._plot)
-        self._scatter = pg.ScatterPlotItem(pxMode=True)
+        # One item a look: a brush for each of 30,000 points would take longer than a slot may.
+        self._clouds = [pg.ScatterPlotItem(pxMode=True, pen=None, size=5) for _ in range(6)]
         self._ring = pg.ScatterPlotItem(pxMode=True, size=13)
         self._middle = pg.InfiniteLine(0, angle=90)
-        for item in (self._middle, self._scatter, self._ring):
+        for item in (self._middle, *(self._clouds[number] for number in (3, 4, 5, 0, 1, 2)), self._ring):
             self._plot.addItem(item)
         self._labels: list[pg.TextItem] = []
         self.card = HoverCard(self)
@@ -90,29 +91,26 @@ class VolcanoPlot(QWidget):
         self._plot.setBackground(theme.color("panel"))
         for side in ("left", "bottom"):
             axis = self._plot.getAxis(side)
+            axis.enableAutoSIPrefix(False)  # noqa: FBT003  (Qt's own signature)
             axis.setPen(theme.color("border"))
             axis.setTextPen(theme.color("secondary"))
         self._middle.setPen(pg.mkPen(theme.color("border"), width=1))
         points = self._points
         self._plot.setLabel("bottom", points.x_title if points else "", color=theme.color("secondary").name())
         self._plot.setLabel("left", points.y_title if points else "", color=theme.color("secondary").name())
-        if points is None:
-            self._scatter.clear()
-        else:
-            known = np.isfinite(points.x) & np.isfinite(points.y)
-            kinds = np.where(~points.called, 0, np.where(points.x > 0, 1, 2))
-            if self._faded is not None:
-                kinds = kinds + 3 * self._faded
-            shades = [theme.color("disabled"), QColor(UP), QColor(DOWN)]
-            brushes = []
-            for number in range(6):
-                shade = QColor(shades[number % 3])
-                shade.setAlphaF(0.12 if number >= 3 else 0.55 if number == 0 else 0.9)
-                brushes.append(pg.mkBrush(shade))
-            rows = np.flatnonzero(known)
-            rows = rows[np.argsort(kinds[rows] == 0, kind="stable")[::-1]]  # what is called lies on top
-            look = np.array(brushes, dtype=object)[kinds[rows]]
-            self._scatter.setData(x=points.x[rows], y=points.y[rows], brush=list(look), pen=None, size=5)
+        shades = [theme.color("disabled"), QColor(UP), QColor(DOWN)]
+        kinds = np.zeros(0, np.intp)
+        if points is not None:
+            kinds = np.where(~points.called, 0, np.where(points.x > 0, 1, 2)) + (0 if self._faded is None else 3 * self._faded)
+            kinds = np.where(np.isfinite(points.x) & np.isfinite(points.y), kinds, -1)
+        for number, cloud in enumerate(self._clouds):
+            shade = QColor(shades[number % 3])
+            shade.setAlphaF(0.12 if number >= 3 else 0.55 if number == 0 else 0.9)
+            these = kinds == number
+            if points is not None and these.any():
+                cloud.setData(x=points.x[these], y=points.y[these], brush=pg.mkBrush(shade))
+            elif len(cloud.data):
+                cloud.clear()
         self._write_names()
         self._draw_ring()
 
