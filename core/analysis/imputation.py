@@ -221,7 +221,8 @@ def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
         if not others:
             continue
         seen_otherwise = np.logical_or.reduce([modalities[other].measured for other in others])
-        rows = _cells(run, question, modalities[name].measured & seen_otherwise, said := [])
+        said: list[str] = []
+        rows = _cells(run, question, modalities[name].measured & seen_otherwise, said)
         if not len(rows):
             continue
         notes += [f"{name}: {text}" for text in said]

@@ -11,7 +11,7 @@ from cellweave.core.nn.hiding_shares import UNTOUCHED
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
-    from cellweave.core.study.study import Study
+    from cellweave.core.study.study import Modality, Study
     from cellweave.core.training.data import TrainingData
 
 MOST_ROWS = 200
@@ -125,7 +125,8 @@ def _unique(key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, counts
 
 
-def _blocks(data: TrainingData) -> tuple[list[str], list[str], list[int], list]:
+def _blocks(data: TrainingData) -> tuple[list[str], list[str], list[int], list[tuple[Modality, slice]]]:
+    """Return name, modality, size and place of each block."""
     columns, modalities, sizes, places = [], [], [], []
     for modality in data.modalities:
         known = data.blocks.get(modality.name)

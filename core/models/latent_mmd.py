@@ -20,11 +20,11 @@ class LatentMmdOptions(ModelOptions):
     mmd_mode: Literal["normal", "fast"] = option(
         "normal", "MMD estimate", "Over all pairs of cells, or in time linear in the number of cells (noisier).", group=MMD, advanced=True
     )
-    mmd_kernel: Literal["unit", "dimension", "median", "multiscale"] = option(
+    mmd_kernel: Literal["unit", "dimension", "median", "multiscale", "widths"] = option(
         "unit",
         "MMD kernel",
         "Width 1 as published, which says little beyond a few latent dimensions; or scaled by the number of dimensions, by the "
-        "median distance, or a mixture of five widths around it.",
+        "median distance, a mixture of five widths around it, or the mean of scVAEIT's 19 fixed widths.",
         group=MMD,
         advanced=True,
     )

@@ -44,6 +44,7 @@ class VaeitNetwork(Model):
     seen_nll: Tensor
     seen_cells: Tensor
     struck: Tensor
+    hidden_entries: Tensor
 
     def __init__(self, context: BuildContext) -> None:
         super().__init__()

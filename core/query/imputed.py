@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import h5py
 import numpy as np
@@ -18,6 +18,7 @@ from cellweave.core.query.trained_run import QueryError, require_finite
 
 if TYPE_CHECKING:
     from cellweave.core.query.trained_run import TrainedRun
+    from cellweave.core.study.study import Modality
 
 BATCH = 256
 CHUNK = 256
@@ -86,14 +87,14 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
         The same with the standard deviation over the draws; empty without draws. 0 where a measured value was kept.
     """
     question.check(run)
-    generator = run.generator(question.seed)
+    generator, model = run.generator(question.seed), cast(Any, run.model)
     names = question.modalities or tuple(modality.name for modality in run.data.modalities)
     for where, batch in run.minibatches(rows, BATCH):
         sd: dict[str, torch.Tensor] = {}
         if question.draws is not None:
-            mean, sd = run.model.impute_draws(batch, question.draws, generator, given=question.given, in_counts=not question.normalised)  # type: ignore[operator]
+            mean, sd = model.impute_draws(batch, question.draws, generator, given=question.given, in_counts=not question.normalised)
         elif question.normalised:
-            mean = run.model.impute_normalised(batch, given=question.given)  # type: ignore[operator]
+            mean = model.impute_normalised(batch, given=question.given)
         else:
             mean = run.model.impute(batch, given=question.given)
         means, spreads = {}, {}
@@ -120,7 +121,7 @@ def _blend(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, means: 
         if question.normalised:
             from cellweave.core.models.vaeit_ranges import normalise
 
-            scale = getattr(run.model, "value_scale", lambda name: "log1p")(modality.name)
+            scale = cast(Any, run.model).value_scale(modality.name)
             measured = normalise(measured, measured.sum(1, keepdims=True), scale).astype(np.float32)
         means[modality.name] = np.where(known, measured, means[modality.name])
         if spreads:
@@ -139,7 +140,8 @@ def latent_given(run: TrainedRun, given: Sequence[str], cells: Cells = None) -> 
         raise QueryError(f"{run.spec.family.title} cannot be asked for a latent given some modalities only.", "Train scVAEIT.")
     ImputedQuestion(given=tuple(given)).check(run)
     with torch.no_grad():
-        parts = [run.model.latent_given(batch, given).float().cpu().numpy() for _, batch in run.minibatches(run.rows(cells))]
+        model = cast(Any, run.model)
+        parts = [model.latent_given(batch, given).float().cpu().numpy() for _, batch in run.minibatches(run.rows(cells))]
     return np.concatenate(parts)
 
 
@@ -165,7 +167,7 @@ def write_imputed(run: TrainedRun, path: Path, cells: Cells, question: ImputedQu
     write_atomic(path.absolute(), lambda temporary: _WRITERS[path.suffix](run, temporary, rows, question, modalities))
 
 
-def _h5(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+def _h5(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list[Modality]) -> None:
     with h5py.File(path, "w") as file:
         text = h5py.string_dtype()
         file.create_dataset("cells", data=[str(name) for name in run.cell_names[rows]], dtype=text)
@@ -182,7 +184,7 @@ def _h5(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion
                     file[name]["sd"][where] = spreads[name]
 
 
-def _adata(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> dict:
+def _adata(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, modalities: list[Modality]) -> dict[str, Any]:
     import anndata as ad
 
     obs = run.study.obs.iloc[rows]
@@ -203,11 +205,11 @@ def _adata(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, modalit
     return found
 
 
-def _h5ad(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+def _h5ad(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list[Modality]) -> None:
     _adata(run, rows, question, modalities)[modalities[0].name].write_h5ad(path, compression="gzip")
 
 
-def _h5mu(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+def _h5mu(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list[Modality]) -> None:
     import warnings
 
     import mudata
@@ -217,7 +219,7 @@ def _h5mu(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuesti
         mudata.MuData(_adata(run, rows, question, modalities)).write_h5mu(path, compression="gzip")
 
 
-def _csv(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list) -> None:
+def _csv(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list[Modality]) -> None:
     columns = modalities[0].var.index
     for where, means, _ in imputed_chunks(run, rows, question):
         table = pd.DataFrame(means[modalities[0].name], index=run.cell_names[rows[where]], columns=columns).rename_axis("cell")
