@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cellweave.app.state.results import Cells, RunResults
     from cellweave.app.views.context import ViewContext
 
+MOST_LEVELS = 100  # of a column that cells are coloured by
 COLUMNS = (
     TableColumn("pair", "Modalities", "Two modalities that some cells have both."),
     TableColumn("n_cells", "Cells", "Cells measured in both that were looked at.", "count"),
@@ -82,7 +83,7 @@ class ModalitiesView(RunView):
         scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         scroll.setWidget(self.grid)
         self.table = DataTable("How well modalities agree")
-        self.csv = tool("table", "Export the table as CSV", lambda: self.context.save_csv("alignment", lambda: self.table.as_csv()))
+        self.csv = tool("table", "Export the table as CSV", lambda: self.context.save_csv("alignment", self.table.as_csv))
         self.csv.setEnabled(False)
         upper, above = QWidget(), QSplitter(Qt.Orientation.Horizontal)
         above.addWidget(scroll)
@@ -141,7 +142,8 @@ class ModalitiesView(RunView):
 
     def _offer_columns(self, found: Found) -> None:
         labels = self.results.spec.covariates.labels if self.results is not None else None
-        names = [name for name, column in found.cells.columns.items() if not name.startswith("latent:") and column.levels is not None and len(column.levels) <= 100]
+        offered = {name: column for name, column in found.cells.columns.items() if column.levels is not None and not name.startswith("latent:")}
+        names = [name for name, column in offered.items() if len(column.levels) <= MOST_LEVELS]
         first = next((name for name in (labels, "leiden", found.batch) if name in names), names[0] if names else "")
         self.colour.blockSignals(True)  # noqa: FBT003
         self.colour.clear()
@@ -206,5 +208,5 @@ def read_modalities(results: RunResults) -> Found:
     pairs: tuple[dict[str, Any], ...] = ()
     if (folder / "alignment.json").is_file():
         tree = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        pairs = tuple({**pair, "first": labels.get(pair["first"], pair["first"]), "second": labels.get(pair["second"], pair["second"])} for pair in tree["pairs"])
+        pairs = tuple({**pair, **{side: labels.get(pair[side], pair[side]) for side in ("first", "second")}} for pair in tree["pairs"])
     return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "")

@@ -88,7 +88,8 @@ class MidasOptions(ModelOptions):
     transform: dict[str, str] = option(
         dict,
         "Transformed data",
-        "By modality, what is done to its values before anything else; the model then explains the transformed values. Auto is binarize where the distribution is "
+        "By modality, what is done to its values before anything else; the model then explains the transformed values. Auto is binarize where the "
+        "distribution is "
         "bernoulli, otherwise none.",
         group=MODALITIES, advanced=True,
     )  # fmt: skip
@@ -120,7 +121,8 @@ class MidasOptions(ModelOptions):
     )
 
     reciprocal: bool = option(
-        True, "Pull to the reference", "In a run that maps data onto a reference: the discriminators also tell stored latents of the reference, so that new cells come "
+        True, "Pull to the reference", "In a run that maps data onto a reference: the discriminators also tell stored latents of the reference, so "
+        "that new cells come "
         "to lie among them. Switched off, the reference only lends its weights.",
         group=DISCRIMINATORS, advanced=True,
     )  # fmt: skip
@@ -202,7 +204,8 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     found = [
         LossTerm(
             reconstruction(name), modality_kind(name).reconstruction_label,
-            f"Negative log-likelihood of {modality_kind(name).label}, in the cells that have it. Raise it where this modality is lost beside the others; lower it where "
+            f"Negative log-likelihood of {modality_kind(name).label}, in the cells that have it. Raise it where this modality is lost beside the "
+            f"others; lower it where "
             "it drowns them, as raw protein counts can.",
             colour=place,
         )
@@ -215,14 +218,17 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
                 "reconstruction_batch", "Reconstruction of the batch",
                 "How badly the batch is guessed from u. High values make u take up all that tells the batches apart, so that c need not carry it.",
                 default=1000.0, maximum=10_000.0, colour=after,
-            )  # fmt: skip
+            )
         )
     found += [
-        LossTerm("kl_c", "KL of c", "Pull of c to the standard normal prior. Higher values give a smoother, less detailed latent space.", annealed=True, colour=after + 1),
-        LossTerm("kl_u", "KL of u", "Pull of u to the standard normal prior. Higher values leave less room for technical effects.", default=5.0, annealed=True, colour=after + 2),
+        LossTerm("kl_c", "KL of c", "Pull of c to the standard normal prior. Higher values give a smoother, less detailed latent "
+        "space.", annealed=True, colour=after + 1),
+        LossTerm("kl_u", "KL of u", "Pull of u to the standard normal prior. Higher values leave less room for technical "
+        "effects.", default=5.0, annealed=True, colour=after + 2),
         LossTerm(
             "alignment", "Alignment of modalities",
-            "Squared distance between what the modalities of one cell say of it. Raise it where modalities lie apart; very high values leave only what all of them know.",
+            "Squared distance between what the modalities of one cell say of it. Raise it where modalities lie apart; very high values leave only "
+            "what all of them know.",
             default=50.0, maximum=1000.0, colour=after + 3, in_elbo=False, unit="squared distance per cell",
         ),
     ]  # fmt: skip
@@ -230,9 +236,10 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
         found.append(
             LossTerm(
                 "adversarial", "Discriminators",
-                "How badly the discriminators guess the batch from c, which the encoder tries to raise. Higher values mix the batches more, and in the end cell types too.",
+                "How badly the discriminators guess the batch from c, which the encoder tries to raise. Higher values mix the batches more, and in "
+                "the end cell types too.",
                 default=30.0, sign=-1, maximum=1000.0, colour=after + 4, in_elbo=False,
-            )  # fmt: skip
+            )
         )
     return tuple(found)
 
@@ -241,10 +248,12 @@ def metrics(spec: RunSpec) -> tuple[Metric, ...]:
     """Accuracy of each discriminator, where there is a batch to be told."""
     if spec.covariates.batch is None:
         return ()
-    what = "Share of the training cells whose batch the discriminator tells from {}. Mixed batches leave it at chance, one over the number of batches that it tells apart; near 1 they lie apart."
+    what = "Share of the training cells whose batch the discriminator tells from {}. Mixed batches leave it at chance, one over the number of batches "
+    "that it tells apart; near 1 they lie apart."
     found = [Metric("discriminator_joint", "Discriminator, all modalities", what.format("c of all modalities"), unit="share of cells")]
     found += [
-        Metric(f"discriminator_{name}", f"Discriminator, {modality_kind(name).label}", what.format(f"c of {modality_kind(name).label} alone"), unit="share of cells")
+        Metric(f"discriminator_{name}", f"Discriminator, {modality_kind(name).label}", what.format(f"c of {modality_kind(name).label} "
+        f"alone"), unit="share of cells")
         for name in modality_names(spec)
     ]
     return tuple(found)
@@ -258,7 +267,8 @@ def check(spec: RunSpec) -> list[str]:
     for name in modality_names(spec):
         first, second = model.block_sizes(name)
         if first[-1] != second[0]:
-            found.append(f"the blocks of {name} leave the encoder with {first[-1]} units, so model.block_decoder.{name} must begin with {first[-1]}, not {second[0]}")
+            found.append(f"the blocks of {name} leave the encoder with {first[-1]} units, so model.block_decoder.{name} must begin with {first[-1]}, "
+            f"not {second[0]}")
     return found
 
 
@@ -279,7 +289,7 @@ FAMILY = Family(
     training={
         "max_epochs": 1500, "batch_size": 256, "learning_rate": 1e-4, "optimizer": "adamw", "adam_eps": 1e-8, "weight_decay": 0.01,
         "kl_warmup_epochs": 0, "patience": 100,
-    },  # fmt: skip
+    },
     roles=(
         RoleUse("batch", "Told to the encoder as an expert of its own and kept out of c by the discriminators."),
         RoleUse("labels", "Colours and scores only."),
@@ -295,4 +305,4 @@ FAMILY = Family(
         Result("translated", "imputation", "Translated modalities", "Expected values of each modality from any set of others."),
     ),
     paper="He et al., Nature Biotechnology 42 (2024) 1594-1605",
-)  # fmt: skip
+)

@@ -20,7 +20,6 @@ from cellweave.core.nn.midas_discriminators import Discriminators
 from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, Gaussian, ModalityDecoder, ModalityEncoder, product
 from cellweave.core.nn.midas_values import ModalityValues
-
 from cellweave.core.spec.modalities import modality_kinds
 
 if TYPE_CHECKING:

@@ -122,12 +122,8 @@ def norm_act(
     if norm:
         x = torch.layer_norm(x, (x.shape[-1],), eps=LAYER_NORM_EPS)
     if weight is not None and bias is not None:
-        shape = (*x.shape[:-1], x.shape[-1])
-        grouped = x.reshape(-1, len(weight), repeat, shape[-1]) if len(weight) > 1 else x
-        if len(weight) > 1:
-            x = (grouped * weight[:, None] + bias[:, None]).view(shape)
-        else:
-            x = x * weight[0] + bias[0]
+        grouped = x.reshape(-1, len(weight), repeat, x.shape[-1]) if len(weight) > 1 else x
+        x = (grouped * weight[:, None] + bias[:, None]).view(x.shape) if len(weight) > 1 else x * weight[0] + bias[0]
     x = ACTIVATIONS[activation](x)
     if rate == 0:
         return x

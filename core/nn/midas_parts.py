@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,7 @@ class ModalityEncoder(nn.Module):
         self.inner_after = nn.ModuleList()
         self.joined: NormAct | None = None
         if n_blocks > 1:
-            for n_in, n_out in zip(block_sizes[:-1], block_sizes[1:], strict=True):
+            for n_in, n_out in pairwise(block_sizes):
                 self.inner.append(BlockLinear(n_blocks, n_in, n_out))
             self.inner_after.extend(NormAct(size, blocks=n_blocks, **how) for size in block_sizes[1:-1])
             self.joined = NormAct(block_sizes[-1] * n_blocks, **how)
@@ -89,7 +90,7 @@ class ModalityDecoder(nn.Module):
         self.inner_after = nn.ModuleList()
         if n_blocks > 1:
             self.joined = NormAct(block_sizes[0] * n_blocks, **how)
-            for n_in, n_out in zip(block_sizes[:-1], block_sizes[1:], strict=True):
+            for n_in, n_out in pairwise(block_sizes):
                 self.inner.append(BlockLinear(n_blocks, n_in, n_out))
                 self.inner_after.append(NormAct(n_out, blocks=n_blocks, **how))
             self.out = BlockOutput(block_sizes[-1], blocks)

@@ -94,7 +94,8 @@ class ModalityValues(nn.Module):
             if len(bad):
                 mend = f"Binarise it: --set model.transform.{self.name}=binarize." if self.distribution.support == "binary" else "Choose another distribution."
                 raise DataError(
-                    f"{self.name} holds the value {float(bad[0]):g}, but the distribution '{self.distribution.name}' draws {SUPPORT[self.distribution.support]} only.", mend
+                    f"{self.name} holds the value {float(bad[0]):g}, but the distribution '{self.distribution.name}' draws "
+                    f"{SUPPORT[self.distribution.support]} only.", mend
                 )
             lost = raw[~torch.isfinite(self.encoder_transform.apply(values))]
             if len(lost):

@@ -85,7 +85,8 @@ class MidasReference:
                     values = np.load(path, allow_pickle=False)
                     stored[key] = values[np.isfinite(values).all(1)].astype(np.float32)
             if not len(stored.get(JOINT, ())):
-                raise RunFolderError(f"The reference '{run.path.name}' holds no latents of its cells.", "Compute them: resume the reference, or set model.reciprocal = false.")
+                raise RunFolderError(f"The reference '{run.path.name}' holds no latents of its cells.", "Compute them: resume the reference, or set "
+                "model.reciprocal = false.")
         return cls(run.spec, trained, {key: values for key, values in stored.items() if len(values)}, [])
 
     def study(self, study: Study) -> Study:

@@ -79,11 +79,8 @@ class MosaicQuestion:
 
 def translations(known: Sequence[str]) -> list[MosaicQuestion]:
     """Return every translation between modalities: from each subset that leaves some out, to those."""
-    found = []
-    for size in range(1, len(known)):
-        for given in combinations(known, size):
-            found.append(MosaicQuestion("translated", given).among(known))
-    return found
+    subsets = (given for size in range(1, len(known)) for given in combinations(known, size))
+    return [MosaicQuestion("translated", given).among(known) for given in subsets]
 
 
 def values_of(

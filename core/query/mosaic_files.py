@@ -83,7 +83,8 @@ def _groups(
     file: h5py.File, suffix: str, obs: pd.DataFrame, features: Mapping[str, Sequence[str]], run: TrainedRun, rows: np.ndarray, question: MosaicQuestion
 ) -> dict[str, h5py.Group]:
     """Write everything but the values, and return the group of each modality."""
-    how = {"run": run.path.name, "what": question.name, "given": ", ".join(question.given or ()) or "all measured", "values": "draws" if question.sampled else "means"}
+    given, values = ", ".join(question.given or ()) or "all measured", "draws" if question.sampled else "means"
+    how = {"run": run.path.name, "what": question.name, "given": given, "values": values}
     if suffix == ".h5":
         file.attrs.update(how)
         text = h5py.string_dtype()

@@ -178,7 +178,8 @@ class Stages:
         if training.max_epochs is None:
             changes["training.max_epochs"] = max_epochs
         if training.kl_warmup_epochs is None:
-            changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else min(own.get("kl_warmup_epochs", default_kl_warmup(max_epochs)), max_epochs)
+            warmup = min(own.get("kl_warmup_epochs", default_kl_warmup(max_epochs)), max_epochs)
+            changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else warmup
         for modality in data.modalities:
             if self.spec.data.layers.get(modality.name) is None:
                 changes[f"data.layers.{modality.name}"] = modality.location

@@ -65,7 +65,8 @@ class AnalysisSpec(Frozen):
         group="Expression", advanced=True,
     )
     alignment: bool = option(
-        True, "Alignment of modalities", "How near the modalities of a cell lie together, and a UMAP of each beside the joint one. Only of models that give it.",
+        True, "Alignment of modalities", "How near the modalities of a cell lie together, and a UMAP of each beside the joint one. Only of models "
+        "that give it.",
         group="Comparison",
     )
     colour_by: tuple[str, ...] = option(tuple, "Colour by", "Columns shown on the embedding: one panel each.", group="Embedding")

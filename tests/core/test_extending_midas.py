@@ -50,10 +50,7 @@ def mosaic(folder: Path, names: tuple[str, ...]) -> Path:
     for name in ("rna", *names):
         rows = slice(None) if name == "rna" else slice(60, None)
         n_cells = len(cells[rows])
-        if name == "signal":
-            values = rng.normal(0, 3, (n_cells, 12)).astype(np.float32)
-        else:
-            values = rng.poisson(0.8, (n_cells, 24)).astype(np.float32)
+        values = (rng.normal(0, 3, (n_cells, 12)) if name == "signal" else rng.poisson(0.8, (n_cells, 24))).astype(np.float32)
         features = [f"chr{1 + k % 3}:{100 * k}-{100 * k + 50}" for k in range(24)] if name == "histone" else [f"{name}{k}" for k in range(values.shape[1])]
         parts[name] = anndata.AnnData(sparse.csr_matrix(values), pd.DataFrame({"batch": batch[rows]}, index=cells[rows]), pd.DataFrame(index=features))
     path = folder / "mosaic.h5mu"

@@ -14,7 +14,14 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from cellweave.core.analysis.alignment import Correlation, RocArea, foscttm, label_transfer, modality_mixing, transfer_labels
+from cellweave.core.analysis.alignment import (
+    Correlation,
+    RocArea,
+    foscttm,
+    label_transfer,
+    modality_mixing,
+    transfer_labels,
+)
 from cellweave.core.cli import main
 from cellweave.core.query.alignment import alignment_table
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values, translations
