@@ -15,6 +15,7 @@ from cellweave.core.models.vaeit import VaeitOptions
 from cellweave.core.models.vaeit_ranges import SCALE
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.hiding import Hiding, Observed
+from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.masked_blocks import BlockInput, BlockOutput, Dispersion
 from cellweave.core.nn.masked_likelihoods import Ranges
 
@@ -155,10 +156,10 @@ class ModalityPart(nn.Module):
         """
         values, observed = view.values[self.name], view.observed[self.name]
         if self.enter.by_entries:
-            everything = self.enter(values)
+            everything = full_precision(self.enter(values))
         else:
             centred = (values.dense - self.mean) * observed.mask
-            everything = self.enter.of_dense(centred)
+            everything = full_precision(self.enter.of_dense(centred))
         if n_passes == 1:
             return everything[None]
         hidden = everything * hiding.whole[self.name][:, None]
@@ -168,7 +169,7 @@ class ModalityPart(nn.Module):
             else:
                 some = self.enter.of_dense(centred[hiding.cells] * hiding.scattered[self.name])
             kept = ~hiding.whole[self.name][hiding.cells]
-            hidden = hidden.index_add(0, hiding.cells, some * kept[:, None])
+            hidden = hidden.index_add(0, hiding.cells, full_precision(some) * kept[:, None])
         return torch.stack([everything, everything - hidden, hidden][:n_passes])
 
     def embedding(self, view: View, hiding: Hiding, n_passes: int) -> Tensor:
@@ -183,9 +184,9 @@ class ModalityPart(nn.Module):
         else:
             if observed.patterns is not None and observed.group is not None:
                 present, place = torch.unique(observed.group, return_inverse=True)
-                seen = (observed.patterns[present].to(whole.dtype) @ self.mask_weight)[place]
+                seen = full_precision(observed.patterns[present].to(whole.dtype) @ self.mask_weight)[place]
             else:
-                seen = observed.features.to(whole.dtype) @ self.mask_weight
+                seen = full_precision(observed.features.to(whole.dtype) @ self.mask_weight)
             seen = seen * observed.measured[:, None]
         everything = whole - seen
         if n_passes == 1:
@@ -194,7 +195,7 @@ class ModalityPart(nn.Module):
         if len(hiding.cells):
             kept = ~hiding.whole[self.name][hiding.cells]
             some = hiding.scattered[self.name].to(whole.dtype) @ self.mask_weight
-            hidden = hidden.index_add(0, hiding.cells, some * kept[:, None])
+            hidden = hidden.index_add(0, hiding.cells, full_precision(some) * kept[:, None])
         return torch.stack([everything, everything + hidden, whole - hidden][:n_passes])
 
     def blocks_of_mask(self, mask: Tensor) -> Tensor:

@@ -306,6 +306,14 @@ def test_a_resumed_run_has_the_same_losses_to_the_bit(tmp_path):
     assert np.array_equal(one, two)
 
 
+@pytest.mark.parametrize("changes", [{"training__precision": "bf16"}, {"training__source": "disk"}, {"model__skip_connections": True, "covariates__batch": None}])
+def test_other_ways_to_train_run_through(tmp_path, changes):
+    execute(spec_with(**{"data__paths": (str(example_path()),), "covariates__batch": EXAMPLE_BATCH, "training__max_epochs": 2, **changes}), tmp_path / "run")
+    losses = RunFolder.open(tmp_path / "run").losses()
+    assert len(losses) == 2 and float(losses[1]["total_train"]) < float(losses[0]["total_train"])
+    assert np.isfinite(np.load(tmp_path / "run" / "results" / "latent.npy")).all()
+
+
 def test_early_stopping_stops_and_goes_back_to_the_best(tmp_path):
     changes = {"data__paths": (str(example_path()),), "covariates__batch": EXAMPLE_BATCH, "training__patience": 2, "training__learning_rate": 0.05}
     execute(spec_with(**changes, training__max_epochs=60), tmp_path / "run")
