@@ -5,7 +5,6 @@ A new view is one line in :data:`VIEWS` and one class (see :class:`cellweave.app
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -63,7 +62,7 @@ class ViewInfo:
         """Return whether a run has what the view shows; without a run every view is offered, and says what it will show."""
         if spec is None:
             return True
-        given: Collection[str] = {result.kind for result in spec.family.results}
+        given = {str(result.kind) for result in spec.family.results}
         if (self.kinds and not given & set(self.kinds)) or (self.families and spec.model.kind not in self.families):
             return False
         return not self.files or (folder is not None and any(_there(folder, pattern) for pattern in self.files))
@@ -101,6 +100,9 @@ VIEWS: tuple[ViewInfo, ...] = (
       why_not="The shown run imputes nothing: scVAEIT and MIDAS do, trained on data of several modalities.", key="Alt+Shift+I"),
     V("masks", "Masks", "grid", "cellweave.app.views.maskview:MaskView", "What was measured in which cells, and what training hides of it.",
       families=("vaeit", "midas"), place="model", why_not="The shown run knows no masks: scVAEIT and MIDAS do.", key="Alt+Shift+M"),
+    V("ambient", "Ambient", "droplet", "cellweave.app.views.effects:EffectsView",
+      "Which genes are ambient background in which library, and what else covariates do.", kinds=("ambient", "covariate_effects"), place="model",
+      why_not="The shown run knows no ambient background: Ambient-regularised VI and Multimodal VI do.", key="Alt+Shift+A"),
     V("modalities", "Modalities", "grid", "cellweave.app.views.modalities:ModalitiesView",
       "What each modality alone says of the cells of each batch, and how well they agree.", families=("midas",), files=("results/c_*.npy",), place="model",
       why_not="The shown run has no latent of single modalities: MIDAS has, trained on data with several modalities.", key="Alt+Shift+G"),

@@ -39,6 +39,7 @@ USED_BY = {
     "scores": (PAGE, "title", "legend"),
     "metrics": (PAGE, "title", "legend", "runs"),
     "loadings": (PAGE, "title", "legend", "genes_each"),
+    "ambient": (PAGE, "title", "genes_each", "colour_map"),
     "attribution": (PAGE, POINTS, "title", "legend", "columns", "attribution_score"),
     "volcano": (PAGE, "title", "legend", "point_size", "opacity", "comparison", "label_genes"),
 }

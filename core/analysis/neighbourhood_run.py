@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,21 @@ def diagnose_run(
     if len(rows) < 3:
         raise DataError("Too few cells have both a latent and counts of the modality.", "Train on more cells.")
     rows = rows[scored_rows(len(rows), seed=run.spec.training.seed)]
-    answer = diagnose(_question(study, modality, rows, latent, baseline, asked, run.spec), progress)
+    question = _question(study, modality, rows, latent, baseline, asked, run.spec)
+    answer = diagnose(replace(question, ambient_fraction=_background(results, modality.name, rows, study.n_cells)), progress)
     found = {**answer.summary, "columns": _columns(asked), "modality": modality.name, "n_study": study.n_cells, "run": run.name}
     _write(out or results, study, rows, answer, found)
     return found
+
+
+def _background(results: Path, modality: str, rows: NDArray[np.int64], n_cells: int) -> NDArray[np.float64] | None:
+    """Return the share of background in each cell, where the run's model tells it."""
+    path = results / "effects.npz"
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as stored:
+        name = f"cells/{modality}"
+        return np.asarray(stored[name], dtype=np.float64)[rows] if name in stored and len(stored[name]) == n_cells else None
 
 
 def expression_modality(study: Study, spec: RunSpec) -> Modality:

@@ -56,6 +56,8 @@ def answer(
         return _evaluate(run, question, cells)
     if question.what == "attribution":
         return _attribution(run, question, cells, files or minified)
+    if question.what == "effects":
+        return _effects(run, question, cells, files or minified)
     if question.what in {"imputed", "corrected", "translated"}:
         return _values(run, question, cells)
     return _table(_TABLES[question.what](run, question, cells), question)

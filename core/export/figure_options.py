@@ -15,8 +15,9 @@ FIGURES = {
     "losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot",
     "metrics": "Integration metrics",
     "attribution": "Modality attribution",
+    "ambient": "Ambient background",
 }
-FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution"]
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient"]
 
 
 class FigureOptions(Frozen):

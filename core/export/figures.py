@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cellweave.core.errors import SpecError
+from cellweave.core.export.ambient_figure import ambient_figure
 from cellweave.core.export.attribution_figure import attribution_figure
 from cellweave.core.export.canvas import MM_PER_INCH, Canvas, check_format, save, styled
 from cellweave.core.export.embedding_figure import embedding_figure
@@ -86,6 +87,8 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
         return metrics_figure(run, options), {"runs": list(options.runs)}
     if what == "loadings":
         return loadings_figure(run, options), {"genes_each": options.genes_each}
+    if what == "ambient":
+        return ambient_figure(run, options)
     if what == "attribution":
         names = options.columns[:1] or run.default_columns()[-1:]
         column = (extra[names[0]] if names[0] in extra else run.column(names[0])) if names else None
