@@ -11,6 +11,7 @@ from cellweave.core.models.ambient import FAMILY, AmbientOptions
 from cellweave.core.models.base import BuildContext, Minibatch
 from cellweave.core.models.regularised_base import Encoded, LatentPosterior, normal_draw
 from cellweave.core.models.regularised_network import RegularisedNetwork
+from cellweave.core.nn.regularised_layers import EncoderInput
 
 
 class AmbientNetwork(RegularisedNetwork):
@@ -53,7 +54,7 @@ class AmbientNetwork(RegularisedNetwork):
         return None
 
     def _latents(
-        self, batch: Minibatch, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor | None]
+        self, batch: Minibatch, inputs: Mapping[str, EncoderInput], present: Mapping[str, Tensor | None]
     ) -> dict[str, LatentPosterior]:
         mean, var = self.encoder(inputs[self.modality], batch.categorical.get("encoder"))
         return {self.modality: LatentPosterior(mean, var, None)}

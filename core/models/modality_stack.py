@@ -16,7 +16,13 @@ from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn.ambient_likelihood import ambient_nll, usable
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.moment_start import MomentStart, burst_start, dispersion_start
-from cellweave.core.nn.regularised_layers import Expressed, Reference, RegularisedDecoder, RegularisedEncoder
+from cellweave.core.nn.regularised_layers import (
+    EncoderInput,
+    Expressed,
+    Reference,
+    RegularisedDecoder,
+    RegularisedEncoder,
+)
 from cellweave.core.nn.sparse_likelihoods import nb_nll
 
 #: Smallest expected count of a likelihood.
@@ -178,7 +184,7 @@ class ModalityStack(nn.Module):
         noise = torch.randn((), generator=generator, dtype=sd.dtype, device=sd.device)
         return torch.exp(self.weight_mean + sd * noise)
 
-    def library_posterior(self, total: Tensor, x: Tensor, codes: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    def library_posterior(self, total: Tensor, x: EncoderInput, codes: Tensor | None, weight: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return mean and variance of the log library size ``(n_cells,)``, around 0 for a cell of mean depth.
 
         Parameters

@@ -24,6 +24,7 @@ from cellweave.core.models.regularised_network import RegularisedNetwork
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn.kl import kl_normal
 from cellweave.core.nn.likelihoods import normal_log_prob
+from cellweave.core.nn.regularised_layers import EncoderInput
 
 JOINT = "joint"
 SCALE_SD, SMALLEST_WIDTH, SMALLEST_SCALE = 0.1, 16, 1e-6
@@ -129,19 +130,19 @@ class MultimodalNetwork(RegularisedNetwork):
     # ------------------------------------------------------------------ latent
 
     def _latents(
-        self, batch: Minibatch, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor | None]
+        self, batch: Minibatch, inputs: Mapping[str, EncoderInput], present: Mapping[str, Tensor | None]
     ) -> dict[str, LatentPosterior]:
         codes = batch.categorical.get("encoder")
         if self.options.latent_mode == "single_encoder":
-            parts = [inputs[name][:, : self.n_features[name]] for name in self.names]
-            extra = [inputs[self.names[0]][:, self.n_features[self.names[0]] :]] if self.n_continuous else []
+            parts, shared = [inputs[name].dense() for name in self.names], inputs[self.names[0]].extra
+            extra = [] if shared is None else [shared]
             mean, var = self.encoders[JOINT](torch.cat([*parts, *extra], 1), codes)
             return {JOINT: LatentPosterior(mean, var, None)}
         found = {}
         for name in self.names:
             known = present[name]
             if known is not None and not bool(known.any()):
-                zeros = inputs[name].new_zeros(batch.n_cells, self.modality_options[name].n_latent)
+                zeros = inputs[name].entries.new_zeros(batch.n_cells, self.modality_options[name].n_latent)
                 found[name] = LatentPosterior(zeros, torch.ones_like(zeros), known)
             else:
                 mean, var = self.encoders[name](inputs[name], codes)

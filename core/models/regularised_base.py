@@ -15,7 +15,7 @@ from cellweave.core.models.modality_parts import Codes, Levels
 from cellweave.core.models.modality_stack import ModalityStack
 from cellweave.core.models.regularised import decoder_columns
 from cellweave.core.models.regularised_options import RegularisedOptions
-from cellweave.core.nn.regularised_layers import RegularisedEncoder, counts_for_encoder
+from cellweave.core.nn.regularised_layers import EncoderInput, RegularisedEncoder, counts_for_encoder
 from cellweave.core.spec.roles import effective_roles
 
 LIST_PARTS, SINGLE_PARTS = ("ambient", "decoder", "feature_scaling", "encoder"), ("dispersion", "library_size")
@@ -44,7 +44,7 @@ class Encoded:
     """
 
     latents: dict[str, LatentPosterior]
-    inputs: dict[str, Tensor]
+    inputs: dict[str, EncoderInput]
     present: dict[str, Tensor | None]
 
 
@@ -222,7 +222,7 @@ class RegularisedBase(Model):
 
     @abstractmethod
     def _latents(
-        self, batch: Minibatch, inputs: Mapping[str, Tensor], present: Mapping[str, Tensor | None]
+        self, batch: Minibatch, inputs: Mapping[str, EncoderInput], present: Mapping[str, Tensor | None]
     ) -> dict[str, LatentPosterior]:
         """Return the posterior of each encoder."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,22 +17,74 @@ from torch.nn.functional import dropout, linear, softplus
 
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.layers import VARIANCE_FLOOR, CategoricalLinear, FCLayers, full_precision
+from cellweave.core.nn.midas_layers import _SparseProduct as SparseProduct
 
 Reference = Literal["own", "zero", "mean", "reference"]
 VAR_WEIGHT_FACTOR = 0.1
+#: Share of stored entries below which the first layer reads them alone (three times as fast at 8 %, one core).
+SPARSE_BELOW = 0.2
 
 
-def counts_for_encoder(counts: CountBatch, rate: float, extra: Sequence[Tensor], *, training: bool) -> Tensor:
-    """Return ``log(1 + x)`` and further columns, in training with a share of them left out, ``(n_cells, n_features + n_extra)``.
+@dataclass(frozen=True)
+class EncoderInput:
+    """``log(1 + x)`` of the counts at the stored entries, and further columns behind the features.
+
+    Attributes
+    ----------
+    counts
+        Where the stored entries lie.
+    entries
+        Their values ``(nnz,)``.
+    extra
+        Further columns ``(n_cells, n_columns)``, or None.
+    """
+
+    counts: CountBatch
+    entries: Tensor
+    extra: Tensor | None
+
+    def dense(self) -> Tensor:
+        """Return the features without the further columns, ``(n_cells, n_features)``."""
+        return self.counts.scatter(self.entries)
+
+    def through(self, layer: CategoricalLinear, codes: Tensor | None) -> Tensor:
+        """Return the linear map of features, further columns and levels, ``(n_cells, n_out)``; reading only what is stored where that is little."""
+        n_features = self.counts.n_features
+        little = self.counts.nnz < SPARSE_BELOW * self.counts.n_cells * n_features
+        if not little or self.counts.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            x = self.dense()
+            return layer(x if self.extra is None else torch.cat([x, self.extra], 1), codes)
+        weight = layer.weight[:, :n_features].t().contiguous()
+        out: Tensor = SparseProduct.apply(weight, self.counts.row_starts, self.counts.cols, self.entries)  # type: ignore[no-untyped-call]
+        # Everything else of the layer: its bias, its levels, and the further columns.
+        rest = self.entries.new_zeros(self.counts.n_cells, 0) if self.extra is None else self.extra
+        return out + beside(layer, rest, n_features, codes)
+
+
+def beside(layer: CategoricalLinear, extra: Tensor, n_features: int, codes: Tensor | None) -> Tensor:
+    """Return what a layer adds to the map of its first ``n_features`` inputs: bias, levels and further columns, ``(n_cells, n_out)``."""
+    out = linear(extra, layer.weight[:, n_features:], layer.bias)
+    if layer.level_weight is None:
+        return out
+    assert codes is not None
+    kept = [column for column, n in enumerate(layer.levels) if n > 1]
+    start = 0
+    for column in kept:
+        out = out + layer.level_weight.index_select(0, codes[:, column] + start)
+        start += layer.levels[column]
+    return out
+
+
+def counts_for_encoder(counts: CountBatch, rate: float, extra: Sequence[Tensor], *, training: bool) -> EncoderInput:
+    """Return ``log(1 + x)`` and further columns, in training with a share of them left out.
 
     Where a count is 0 leaving it out changes nothing, so that only the stored counts are drawn for.
     """
+    entries, columns = counts.values.log1p(), torch.cat(list(extra), 1) if extra else None
     if training and rate > 0:
-        x = counts.scatter(dropout(counts.values.log1p(), rate))
-        extra = [dropout(one, rate) for one in extra]
-    else:
-        x = counts.log1p()
-    return torch.cat([x, *extra], 1) if extra else x
+        entries = dropout(entries, rate)
+        columns = None if columns is None else dropout(columns, rate)
+    return EncoderInput(counts, entries, columns)
 
 
 class RegularisedEncoder(nn.Module):
@@ -88,12 +141,17 @@ class RegularisedEncoder(nn.Module):
                 self.var.weight.mul_(VAR_WEIGHT_FACTOR)
                 self.var.bias.fill_(start)
 
-    def forward(self, x: Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: EncoderInput | Tensor, codes: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return mean and **variance**, each ``(n_cells, n_out)``."""
         for place, layer in enumerate(self.hidden.layers):
             if place and self.input_dropout > 0:
+                assert isinstance(x, Tensor)
                 x = dropout(x, self.input_dropout, self.training)
-            x = layer(x, codes)
+            x = layer.linear(x, codes) if isinstance(x, Tensor) else x.through(layer.linear, codes)
+            for part in (layer.batch_norm, layer.layer_norm, layer.activation, layer.dropout):
+                if part is not None:
+                    x = part(x)
+        assert isinstance(x, Tensor)
         return full_precision(self.mean(x)), self._positive(full_precision(self.var(x))) + VARIANCE_FLOOR
 
 
