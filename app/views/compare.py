@@ -200,13 +200,14 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         known = ALL.get(name.removeprefix("integration.")) if name.startswith("integration.") else SCORES.get(name)
         columns.append(TableColumn(name, known.title if known else name, known.help if known else name, "share"))
         values[name] = _numbers([one.metrics.get(name) for one in rows])
-    for name, title, words, found in (
+    ends: tuple[tuple[str, str, str, list[Any]], ...] = (
         ("epochs", "Epochs", "Epochs done.", [one.epochs for one in rows]),
         ("best", "Best epoch", "Epoch whose weights were kept.", [one.best_epoch for one in rows]),
         ("seconds", "Time (s)", "From the start of the run to its end, in seconds.", [one.seconds for one in rows]),
-    ):
+    )
+    for name, title, words, numbers_found in ends:
         columns.append(TableColumn(name, title, words, "number" if name == "seconds" else "count"))
-        values[name] = _numbers(found)
+        values[name] = _numbers(numbers_found)
     columns.append(TableColumn("device", "Device", "Where it computed."))
     values["device"] = np.array([one.device for one in rows], dtype=object)
     return columns, values

@@ -263,7 +263,7 @@ class GroupPicker(QWidget):
         if what == REST:
             return "Rest"
         if what == CHOSEN or what is None:
-            return f"{self._title.lower()} ({len(self._chosen):,} chosen cells)"
+            return f"{self._title.lower()} ({len(self._chosen):,} cells)"
         return " + ".join(self.levels.ticked())
 
     def settings(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellweave.core.errors import RunFolderError, SpecError
-from cellweave.core.export.canvas import MARGIN, MM_PER_POINT, Canvas, line_height, text_width
+from cellweave.core.export.canvas import MARGIN, MM_PER_POINT, Canvas, line_height, shorten, text_width
 from cellweave.core.export.differential_files import Volcano, kept_comparisons, read_comparison, volcano
 from cellweave.core.export.figure_options import FigureOptions
 from cellweave.core.export.palette import OKABE_ITO
@@ -16,6 +16,7 @@ from cellweave.core.export.run_data import RunData
 
 WIDTH, HEIGHT = 85.0, 75.0  # mm
 LEAST = 20.0  # mm of the plot itself
+KEY = 7.0  # mm of a dot of the legend and the gap behind its words
 UP, DOWN = OKABE_ITO[5], OKABE_ITO[0]
 
 
@@ -57,7 +58,10 @@ def volcano_figure(run: RunData, options: FigureOptions) -> tuple[Canvas, dict[s
     across, down = width - left - MARGIN - 1, height - head - MARGIN - 3 * line
     groups = (str(table["group1"].iloc[0]), str(table["group2"].iloc[0]))
     words = [(f"higher in {groups[0]}", UP), (f"higher in {groups[1]}", DOWN)]
-    if across < LEAST or down < LEAST or (options.legend and _legend_width(words, options) > width - 2 * MARGIN):
+    room = width - 2 * MARGIN
+    if _legend_width(words, options) > room:  # names of groups may be long
+        words = [(shorten(text, options, room / 2 - KEY), colour) for text, colour in words]
+    if across < LEAST or down < LEAST or (options.legend and room / 2 - KEY < text_width("higher in …", options)):
         raise SpecError("The figure is too small for a volcano plot.", "Make it larger, use a smaller font, or switch the legend off.")
     canvas = Canvas(width, height, options)
     canvas.title()
@@ -114,7 +118,7 @@ def _names(canvas: Canvas, axes: Any, points: Volcano, names: NDArray[np.object_
 
 
 def _legend_width(words: list[tuple[str, str]], options: FigureOptions) -> float:
-    return sum(text_width(text, options) + 7 for text, _ in words)
+    return sum(text_width(text, options) + KEY for text, _ in words)
 
 
 def _legend(canvas: Canvas, words: list[tuple[str, str]], top: float) -> None:
@@ -126,4 +130,4 @@ def _legend(canvas: Canvas, words: list[tuple[str, str]], top: float) -> None:
         dot = Line2D([(x + 1.2) / canvas.width], [y], marker="o", linestyle="", markersize=3.5, color=colour, markeredgewidth=0)
         canvas.figure.add_artist(dot)
         canvas.text(x + 3, top + canvas.line * 0.5, text, va="center_baseline")
-        x += text_width(text, canvas.options) + 7
+        x += text_width(text, canvas.options) + KEY

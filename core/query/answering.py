@@ -255,8 +255,9 @@ def _h5ad(
     columns: pd.DataFrame | None = None,
 ) -> None:
     obs = covariates_of(run, rows)
-    for name in () if columns is None else columns.columns:
-        obs[name] = columns[name].to_numpy()
+    if columns is not None:
+        for name in columns.columns:
+            obs[name] = columns[name].to_numpy()
     _write_h5ad(path, obs=obs, values=values, names=names, layers=layers, obsm=obsm)
 
 

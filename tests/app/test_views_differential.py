@@ -71,7 +71,7 @@ def test_the_selected_cells_are_used_and_groups_may_not_overlap(qtbot, window, v
     assert view.start.isEnabled()
     assert view.problem.text() == ""
     kept = compared(qtbot, view)
-    assert "chosen cells" in kept.title
+    assert kept.title == "group 1 (20 cells) vs Rest"
     assert kept.settings["group1"]["rows"] == list(range(20))
 
 

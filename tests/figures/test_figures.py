@@ -372,3 +372,18 @@ def test_every_option_says_what_it_is():
         assert info.title, name
         assert info.description.endswith("."), name
     assert MM_PER_INCH == 25.4
+
+
+def test_long_names_of_groups_are_shortened_in_a_volcano_plot(tmp_path):
+    from synthetic_runs import example_comparison
+
+    from cellweave.core.export.differential_files import keep_comparison
+    from cellweave.core.export.volcano_figure import volcano_figure
+
+    made = make_run(tmp_path / "run", [], [N])
+    table = example_comparison().assign(group1="a group with a name that nobody would read to its end", group2="another one of that kind")
+    keep_comparison(made.path, table, {}, method="model")
+    canvas, shown = volcano_figure(RunData(made.path), FigureOptions(comparison="A-vs-B-2"))
+    assert shown["comparison"] == "A-vs-B-2"
+    assert_nothing_cut_off(canvas)
+    assert any(text.endswith("…") for text, _ in drawn_texts(canvas))
