@@ -103,6 +103,12 @@ class DataSpec(Frozen):
         "Train on values that are not whole numbers, such as corrected counts. The likelihoods are made for counts.",
         advanced=True,
     )
+    real_valued: tuple[str, ...] = option(
+        tuple,
+        "Real-valued modalities",
+        "Modalities whose values are no counts but any finite numbers, negative ones too; they need a distribution of real numbers, such as gaussian.",
+        advanced=True,
+    )
     min_cells_per_batch: int = option(
         2,
         "Smallest batch",
@@ -119,7 +125,7 @@ class DataSpec(Frozen):
         tuple, "Switched off", "Cells of the mosaic grid that are treated as not measured.", advanced=True
     )
 
-    @field_validator("paths", "sha256", mode="before")
+    @field_validator("paths", "sha256", "real_valued", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         """Allow a single string where a list is meant: ``--set data.paths=file.h5ad``."""

@@ -199,14 +199,14 @@ def _mask_layer(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple
     return features if place.columns is None else features[place.columns], values, modality.name
 
 
-def _only_missing(report: CountsReport, data: DataSpec) -> bool:
-    """Return whether NaN is all that keeps values from being counts."""
-    return report.n_not_finite > 0 and report.n_negative == 0 and (report.n_non_integer == 0 or data.accept_non_integer)
+def _only_missing(report: CountsReport, data: DataSpec, *, real: bool = False) -> bool:
+    """Return whether NaN is all that keeps values from being counts, or real numbers."""
+    return report.n_not_finite > 0 and (real or (report.n_negative == 0 and (report.n_non_integer == 0 or data.accept_non_integer)))
 
 
-def _with_missing(place: Place, report: CountsReport, data: DataSpec, watch: Watch) -> sparse.csr_matrix | None:
+def _with_missing(place: Place, report: CountsReport, data: DataSpec, watch: Watch, *, real: bool = False) -> sparse.csr_matrix | None:
     """Return the counts of a place whose NaN stand for values that were not measured; None where that is not wanted or not so."""
-    if not (data.nan_is_missing and _only_missing(report, data)):
+    if not (data.nan_is_missing and _only_missing(report, data, real=real)):
         return None
     _, counts = place.read(watch, keep=True)
     return None if counts is None or np.isinf(counts.data).any() else counts
@@ -214,15 +214,16 @@ def _with_missing(place: Place, report: CountsReport, data: DataSpec, watch: Wat
 
 def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple[str | None, sparse.csr_matrix | None, list[CountsReport]]:
     """Return where the counts are, the counts, and a report for each place that was looked at."""
-    wanted = data.layers.get(modality.name)
+    real = modality.name in data.real_valued
+    wanted = data.layers.get(modality.name) or (("X" if "X" in modality.places else order_of_places(list(modality.places))[0]) if real else None)
     if wanted is not None:
         if wanted not in modality.places:
             raise DataError(
                 f"{modality.name} has no matrix at '{wanted}'.", f"It has {', '.join(order_of_places(list(modality.places)))}: set data.layers.{modality.name}."
             )
-        report, counts = modality.places[wanted].read(watch, keep=data.accept_non_integer)
-        usable = report.is_raw or (data.accept_non_integer and report.is_usable)
-        return wanted, counts if usable else _with_missing(modality.places[wanted], report, data, watch), [report]
+        report, counts = modality.places[wanted].read(watch, keep=data.accept_non_integer or real)
+        usable = report.is_raw or (data.accept_non_integer and report.is_usable) or (real and report.n_not_finite == 0)
+        return wanted, counts if usable else _with_missing(modality.places[wanted], report, data, watch, real=real), [report]
     places = order_of_places(list(modality.places))
     reports: list[CountsReport] = []
     spare: tuple[str, sparse.csr_matrix | None, float] | None = None
@@ -273,6 +274,7 @@ def _check_names(data: DataSpec, files: list[File]) -> None:
     known = list(dict.fromkeys(name for file in files for name in file.parts))
     asked = {f"data.layers.{name}": name for name in data.layers} | {f"data.features.{name}": name for name in data.features}
     asked |= {f"data.masks.{name}": name for name in data.masks} | {f"data.blocks.{name}": name for name in data.blocks}
+    asked |= {f"data.real_valued[{number}]": name for number, name in enumerate(data.real_valued)}
     if data.modality is not None:
         asked["data.modality"] = data.modality
     for field_name, name in asked.items():

@@ -62,7 +62,13 @@ def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Che
         yield Check("raw-counts", level, title, f"The values in {modality.location} are {largest}.", where=where)
         return
     other = _place_fixes(spec, modality)
-    if not report.is_usable:
+    if modality.name in spec.data.real_valued and report.n_not_finite == 0:
+        text = f"The values in {modality.location} are numbers from {report.minimum:g} to {report.maximum:g}, taken as they are."
+        counts_only = report.n_negative > 0 and getattr(spec.model, "gene_likelihood", "normal") != "normal"
+        mend = " The likelihood of this model is made for counts: choose the normal one." if counts_only else ""
+        fix = (Fix("Normal likelihood", {"model.gene_likelihood": "normal"}),) if counts_only else ()
+        yield Check("raw-counts", Level.FAIL if counts_only else Level.OK, f"Values of {modality.name}", text + mend, fix, "data.real_valued")
+    elif not report.is_usable:
         text = f"{report.sentence()} The likelihoods are made for counts and would give no number."
         yield Check("raw-counts", Level.FAIL, title, text, other, where)
     elif spec.data.accept_non_integer:
@@ -83,6 +89,8 @@ def _place_fixes(spec: RunSpec, modality: Modality) -> tuple[Fix, ...]:
 
 def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     cells = int((modality.measured & (np.diff(modality.counts.indptr) == 0)).sum())
+    if modality.name in spec.data.real_valued:
+        return  # 0 is a value like any other
     if cells:
         text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}, so that they have no library size."
         fix = Fix("Leave out empty cells", {"data.drop_empty_cells": True})

@@ -252,3 +252,22 @@ def test_real_peaks(data_folder):
     assert blocks["rna"].sizes == (1677,)
     assert blocks["atac"].names[:20] == (*[f"chr{number}" for number in range(1, 20)], "chrX")
     assert sum(blocks["atac"].sizes) == 25734
+
+
+def test_real_values_are_taken_where_they_are_asked_for(tmp_path):
+    data = small()
+    data.X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(DataError, match="negative values"):
+        load(tmp_path / "a.h5ad", accept_non_integer=True)
+    study = load(tmp_path / "a.h5ad", real_valued="rna")
+    assert np.array_equal(study.modalities["rna"].counts.toarray(), data.X)
+    data.X[2, 3] = np.nan
+    data.write_h5ad(tmp_path / "b.h5ad")
+    with pytest.raises(DataError, match="missing or infinite"):
+        load(tmp_path / "b.h5ad", real_valued="rna")
+    missing = load(tmp_path / "b.h5ad", real_valued="rna", nan_is_missing=True)
+    assert not mask_of(missing)[2, 3]
+    assert mask_of(missing).sum() == 29
+    with pytest.raises(DataError, match=r"data\.real_valued\[1\] names the modality 'clr'"):
+        load(tmp_path / "a.h5ad", real_valued=("rna", "clr"))
