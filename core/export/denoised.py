@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -85,19 +86,31 @@ def add_denoised(file: h5py.File, run: RunData, given: Input, row: NDArray[np.in
     return names
 
 
+def _value_files(run: RunData) -> dict[str, Path]:
+    """Return the files with values of every modality in all cells that a run holds, by what they are."""
+    found = {what: run.folder.results / f"{what}.h5" for what in ("imputed", "corrected")}
+    if not found["imputed"].exists():
+        found["imputed"] = run.folder.results / "denoised.h5"
+    kept = {}
+    for what, path in found.items():
+        if path.exists():
+            with h5py.File(path, "r") as stored:
+                if stored.attrs.get("what") == what:
+                    kept[what] = path
+    return kept
+
+
 def imputed_features(run: RunData) -> dict[str, NDArray[np.object_]]:
-    """Return the features of each modality of which the run holds imputed values, under the names they have in uns; nothing for other runs."""
-    path = run.folder.results / "denoised.h5"
-    if not path.exists():
-        return {}
-    with h5py.File(path, "r") as stored:
-        if stored.attrs.get("what") != "imputed":
-            return {}
-        return {f"imputed_features_{name}": np.array([each.decode() for each in stored[name]["features"][:]], dtype=object) for name in stored}
+    """Return the features of each modality of which the run holds imputed or corrected values, under the names they have in uns; nothing for other runs."""
+    found = {}
+    for what, path in _value_files(run).items():
+        with h5py.File(path, "r") as stored:
+            found |= {f"{what}_features_{name}": np.array([each.decode() for each in stored[name]["features"][:]], dtype=object) for name in stored}
+    return found
 
 
 def add_imputed(file: h5py.File, run: RunData, row: NDArray[np.int64], n_cells: int, block: int = 2048) -> None:
-    """Add imputed values of all cells as ``obsm["X_imputed_MODALITY"]``, NaN in cells that have none; block by block.
+    """Add imputed and corrected values of all cells as ``obsm["X_imputed_MODALITY"]``, ``obsm["X_corrected_MODALITY"]``, NaN in cells that have none.
 
     Parameters
     ----------
@@ -112,21 +125,20 @@ def add_imputed(file: h5py.File, run: RunData, row: NDArray[np.int64], n_cells: 
     block
         Rows written at a time.
     """
-    if not imputed_features(run):
-        return
-    obsm = mapping(file, "obsm")
-    with h5py.File(run.folder.results / "denoised.h5", "r") as stored:
-        for name in stored:
-            values = stored[name]["X"]
-            made = obsm.create_dataset(
-                free_name(f"X_imputed_{name}", set(obsm)), (n_cells, values.shape[1]), "f4", chunks=(min(256, n_cells), values.shape[1]),
-                compression="lzf", fillvalue=np.nan,
-            )  # fmt: skip
-            made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
-            for start in range(0, len(row), block):
-                own = row[start : start + block]
-                order = np.argsort(own)  # h5py writes rising rows only
-                made[own[order]] = values[start : start + block][order]
+    for what, path in _value_files(run).items():
+        obsm = mapping(file, "obsm")
+        with h5py.File(path, "r") as stored:
+            for name in stored:
+                values = stored[name]["X"]
+                made = obsm.create_dataset(
+                    free_name(f"X_{what}_{name}", set(obsm)), (n_cells, values.shape[1]), "f4", chunks=(min(256, n_cells), values.shape[1]),
+                    compression="lzf", fillvalue=np.nan,
+                )  # fmt: skip
+                made.attrs["encoding-type"], made.attrs["encoding-version"] = "array", "0.2.0"
+                for start in range(0, len(row), block):
+                    own = row[start : start + block]
+                    order = np.argsort(own)  # h5py writes rising rows only
+                    made[own[order]] = values[start : start + block][order]
 
 
 def _table_of(file: h5py.File, modality: str) -> str:

@@ -237,7 +237,7 @@ def _finish(path: Path, run: RunData, given: Input, denoised: bool, report: Prog
             additions.names.update(add_denoised(file, run, given, rows.row, report))
         report(None, "adding the results")
         add(file, additions)
-        if denoised:
+        if denoised or run.has("imputed.h5") or run.has("corrected.h5"):
             add_imputed(file, run, rows.row, rows.n_cells)
     if given.format != "h5mu" or given.adata is not None:
         import anndata

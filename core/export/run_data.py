@@ -179,7 +179,7 @@ class RunData:
     def latents(self) -> dict[str, NDArray[np.float32]]:
         """Return every latent the run has by name, the main one first: those declared, and those of single modalities."""
         names = ["latent", *(result.name for result in self.spec.family.results if result.kind == "latent")]
-        names += sorted(path.stem for pattern in ("latent_*.npy", "u.npy", "u_*.npy") for path in self.folder.results.glob(pattern))
+        names += sorted(path.stem for pattern in ("latent_*.npy", "c_*.npy", "u.npy", "u_*.npy") for path in self.folder.results.glob(pattern))
         return {name: self.array(name) for name in dict.fromkeys(names) if self.has(f"{name}.npy")}
 
     def default_columns(self) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from cellweave.core.analysis.alignment import (
     transfer_labels,
 )
 from cellweave.core.cli import main
+from cellweave.core.export.h5ad import export_h5mu
 from cellweave.core.query.alignment import alignment_table
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values, translations
 from cellweave.core.query.mosaic_files import write_mosaic
@@ -120,6 +121,15 @@ def test_files_open_in_mudata_and_anndata(trained: Path, tmp_path: Path):
     assert one.shape == (1200, 224)
     with pytest.raises(QueryError, match="holds one modality"):
         write_mosaic(run, tmp_path / "both.h5ad")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_exported_h5mu_holds_latents_and_values_of_all_cells(trained: Path, tmp_path: Path):
+    out = mudata.read_h5mu(export_h5mu(trained / "run", tmp_path / "out.h5mu"))
+    assert {"X_latent", "X_u", "X_c_rna", "X_c_adt", "X_imputed_rna", "X_imputed_adt", "X_corrected_rna", "X_corrected_adt"} <= set(out.obsm)
+    expected = mosaic_values(open_run(trained / "run"))["adt"]
+    order = out.obs_names.get_indexer(open_run(trained / "run").cell_names)
+    np.testing.assert_allclose(out.obsm["X_imputed_adt"][order], expected, rtol=1e-4)
 
 
 def test_alignment_is_told_for_each_pair_with_its_translations(trained: Path):
