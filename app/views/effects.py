@@ -239,7 +239,8 @@ class EffectsView(RunView):
         what = "background, and expression beside it" if self.has_background else "scaling factors"
         self.bars_title.setText(f"{feature}: {what}")
         beside = self.effects.expression[name][self.column.currentData()].values[:, gene] if self.has_background else None
-        self.bars.show_levels(table.levels, table.values[:, gene], beside=beside, marked=self.level.currentIndex(), unit="counts" if self.has_background else "")
+        unit = "counts" if self.has_background else ""
+        self.bars.show_levels(table.levels, table.values[:, gene], beside=beside, marked=self.level.currentIndex(), unit=unit)
 
     def _show_shares(self) -> None:
         effects, name = self.effects, self.modality.currentData()

@@ -81,7 +81,9 @@ class LevelBars(QWidget):
         self.update()
 
     def words(self, value: float) -> str:
-        """Return a value as it is written."""
+        """Return a value as it is written; a dash where there is none."""
+        if not np.isfinite(value):
+            return "\N{EN DASH}"
         return f"{value:.1%}" if self._share else number_text(float(f"{value:.3g}"))
 
     def shown(self) -> list[int]:
@@ -89,7 +91,7 @@ class LevelBars(QWidget):
         room = max(1, self.height() // self._line())
         if len(self._levels) <= room:
             return list(range(len(self._levels)))
-        return sorted(np.argsort(-self._values, kind="stable")[: room - 1].tolist())
+        return sorted(np.argsort(-np.nan_to_num(self._values), kind="stable")[: room - 1].tolist())
 
     def _line(self) -> int:
         return self.fontMetrics().height() + 6
@@ -121,9 +123,9 @@ class LevelBars(QWidget):
         painter.end()
 
     def _reach(self) -> float:
-        most = float(np.nanmax(self._values)) if len(self._values) else 0.0
+        most = float(np.nan_to_num(self._values).max()) if len(self._values) else 0.0
         if self._beside is not None and len(self._beside):
-            most = max(most, float(np.nanmax(self._beside)))
+            most = max(most, float(np.nan_to_num(self._beside).max()))
         return max(most, 1e-12)
 
     def _draw(self, painter: QPainter, place: QRectF, each: int, left: float, unit: float) -> None:
@@ -142,7 +144,9 @@ class LevelBars(QWidget):
             painter.fillRect(QRectF(left, place.top() + 4 + tall, max(1.0, other), place.height() - 8 - tall), theme.shade("text", "panel", 0.35))
             end = max(end, left + other)
         painter.setPen(theme.color("secondary"))
-        painter.drawText(QRectF(end + SPACE, place.top(), self.width(), place.height()), Qt.AlignmentFlag.AlignVCenter, self.words(value))
+        painter.drawText(
+            QRectF(end + SPACE, place.top(), self.width(), place.height()), Qt.AlignmentFlag.AlignVCenter, self.words(float(self._values[each]))
+        )
         if marked:
             painter.setPen(QPen(theme.color("text"), 1))
             painter.drawLine(int(left), int(place.bottom()) - 1, int(left + value * unit), int(place.bottom()) - 1)

@@ -266,7 +266,8 @@ def _effects(run: TrainedRun, question: Question, cells: np.ndarray | None, othe
     for name, norms in found.norms.items():
         note(f"{name}: covariates have {norms['share']:.1%} of the norm of the decoder's first layer.")
         for column, table in found.background.get(name, {}).items():
-            shares = ", ".join(f"{level} {share:.1%}" for level, share in zip(table.levels, found.level_share(name, column), strict=True))
+            known = [(level, share) for level, share in zip(table.levels, found.level_share(name, column), strict=True) if np.isfinite(share)]
+            shares = ", ".join(f"{level} {share:.1%}" for level, share in known)
             note(f"{name}: share of background in the expected counts, by {column}: {shares}.")
     return _table(gene_table(found), question)
 

@@ -45,10 +45,11 @@ def ambient_figure(run: RunData, options: FigureOptions) -> tuple[Canvas, dict[s
         raise RunFolderError(f"The run '{run.name}' has no ambient background.", f"Compute it: cellweave query {run.folder.path} effects --keep.")
     modality = next(iter(found.background))
     column, table = next(iter(found.background[modality].items()))
-    levels = table.levels[:MOST_LEVELS]
-    share = found.share(modality, column).values[: len(levels)]
+    known = np.flatnonzero(np.isfinite(found.level_share(modality, column)))[:MOST_LEVELS]  # levels without a measured cell say nothing
+    levels = tuple(table.levels[number] for number in known)
+    share = found.share(modality, column).values[known]
     each = options.genes_each if len(levels) > 1 else max(10, options.genes_each)
-    top = np.argsort(-table.values[: len(levels)], axis=1, kind="stable")[:, :each]
+    top = np.argsort(-table.values[known], axis=1, kind="stable")[:, :each]
     genes = np.array(list(dict.fromkeys(top.ravel().tolist())))
     names = [found.features[modality][gene] for gene in genes]
     line = line_height(options)
@@ -75,7 +76,7 @@ def ambient_figure(run: RunData, options: FigureOptions) -> tuple[Canvas, dict[s
         spine.set_visible(False)
     axes.tick_params(length=0)
     x = MARGIN + left + across + GAP
-    _bars(canvas, levels, found.level_share(modality, column)[: len(levels)], (x, head, bars, min(down, CELL * len(levels) + 2)))
+    _bars(canvas, levels, found.level_share(modality, column)[known], (x, head, bars, min(down, CELL * len(levels) + 2)))
     scale = canvas.axes(x, height - MARGIN - 2.2 * line, BAR, 1.8)
     scale.imshow(np.linspace(0, 1, 256)[None], aspect="auto", cmap=_cmap(options), extent=(0, most, 0, 1))
     scale.set(yticks=[])

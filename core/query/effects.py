@@ -53,7 +53,7 @@ class Effects:
     background
         By column, the ambient background of each level, in counts of a cell of mean depth; a modality without one is not there.
     expression
-        By the same columns, mean expression of the level's cells without background, in the same unit.
+        By the same columns, mean expression of the level's cells without background, in the same unit; NaN where no cell of the level was measured.
     scaling
         By column, the factors of the features.
     dispersion
@@ -81,15 +81,18 @@ class Effects:
         return tuple(self.features)
 
     def share(self, modality: str, column: str) -> LevelTable:
-        """Return the share of each feature's expected counts that is background, by level; ``background / (background + expression)``."""
+        """Return the share of each feature's expected counts that is background, by level; ``background / (background + expression)``.
+
+        NaN in a level of which no cell was measured in the modality.
+        """
         background, expression = self.background[modality][column], self.expression[modality][column]
         total = background.values + expression.values
-        return LevelTable(background.levels, np.divide(background.values, total, out=np.zeros_like(total), where=total > 0))
+        return LevelTable(background.levels, np.divide(background.values, total, out=np.full_like(total, np.nan), where=total > 0))
 
     def level_share(self, modality: str, column: str) -> np.ndarray:
-        """Return the share of all expected counts of a level that is background, ``(n_levels,)``."""
+        """Return the share of all expected counts of a level that is background, ``(n_levels,)``; NaN where no cell of it was measured."""
         background, expression = self.background[modality][column].values.sum(1), self.expression[modality][column].values.sum(1)
-        return background / np.maximum(background + expression, 1e-30)
+        return background / (background + expression)
 
     # ------------------------------------------------------------------ files
 
@@ -247,7 +250,8 @@ def _means(model: RegularisedNetwork, loader: Loader, found: Effects, progress: 
                 counts[name, column] += np.bincount(level[there], minlength=len(counts[name, column]))
         progress(min(1.0, (start + BATCH) / max(1, len(rows))))
     for (name, column), total in sums.items():
-        mean = total / np.maximum(counts[name, column], 1)[:, None]
+        some = counts[name, column][:, None]
+        mean = np.divide(total, some, out=np.full_like(total, np.nan), where=some > 0)
         found.expression.setdefault(name, {})[column] = LevelTable(found.background[name][column].levels, mean.astype(np.float32))
 
 
