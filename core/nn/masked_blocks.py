@@ -19,7 +19,9 @@ from cellweave.core.nn.compiled_call import compiled
 from cellweave.core.nn.counts import CountBatch
 
 SLOPE = 0.3
-EPS, MOMENTUM = 1e-3, 0.01
+EPS = 1e-3
+#: Share of a minibatch in the moving averages; at first their plain mean, so that short trainings have averages of their own data.
+MOMENTUM = 0.1
 LEAST_DISPERSION = 1e-6
 
 
@@ -59,12 +61,14 @@ class PassNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    seen: Tensor
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(size)), nn.Parameter(torch.zeros(size))
         self.register_buffer("running_mean", torch.zeros(2, size))
         self.register_buffer("running_var", torch.ones(2, size))
+        self.register_buffer("seen", torch.zeros(2))
 
     def forward(self, x: Tensor, partly: Tensor) -> Tensor:
         """Return ``x`` ``(n_passes, n_cells, size)`` normalised.
@@ -85,8 +89,10 @@ class PassNorm(nn.Module):
     def _one_pass(self, x: Tensor, which: int) -> Tensor:
         out, mean, inverse = torch.native_batch_norm(x, self.weight, self.bias, None, None, training=True, momentum=0.0, eps=EPS)
         with torch.no_grad():
-            self.running_mean[which].lerp_(mean, MOMENTUM)
-            self.running_var[which].lerp_(inverse.pow(-2).sub_(EPS).clamp_(min=0), MOMENTUM)
+            self.seen[which] += 1
+            share = (1.0 / self.seen[which]).clamp_min(MOMENTUM).to(mean.dtype)
+            self.running_mean[which].lerp_(mean, share)
+            self.running_var[which].lerp_(inverse.pow(-2).sub_(EPS).clamp_(min=0), share)
         return out
 
 

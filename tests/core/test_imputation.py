@@ -188,6 +188,7 @@ def test_latents_given_one_modality_differ_and_are_missing_where_it_is(run):
     assert not np.allclose(given[adt.measured], everything[adt.measured])
 
 
+@pytest.mark.filterwarnings("ignore:From 0.4 .update:FutureWarning")
 def test_new_cells_are_imputed_with_the_ranges_of_training(run, folder, tmp_path):
     """The same cells as another file: the same values, although that file has a smaller range."""
     few = np.flatnonzero((run.study.obs[EXAMPLE_BATCH] == "p4_0").to_numpy())[:40]

@@ -127,7 +127,13 @@ def test_norm_treats_each_pass_alone_and_keeps_two_sets_of_averages():
     out = norm(x, nobody)
     torch.testing.assert_close(out.mean(1), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(out.std(1, correction=0), torch.ones(2, 3), atol=1e-2, rtol=0)
-    torch.testing.assert_close(norm.running_var, 0.99 + 0.01 * x.var(1, correction=0))
+    torch.testing.assert_close(norm.running_var, x.var(1, correction=0))
+    other = torch.randn(2, 50, 3)
+    norm(other, nobody)
+    torch.testing.assert_close(norm.running_mean, (x.mean(1) + other.mean(1)) / 2)
+    for _ in range(20):
+        norm(other, nobody)
+    torch.testing.assert_close(norm.running_mean, other.mean(1), atol=0.2, rtol=0)
     norm.eval()
     partly = torch.tensor([[0, 1] * 25, [1, 1] * 25])
     for which in (0, 1):

@@ -69,7 +69,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_the_published_defaults_are_those_of_the_spec():
     spec = RunSpec().with_changes({"model.kind": "vaeit"})
     assert (spec.training.optimizer, spec.training.learning_rate, spec.training.adam_eps, spec.training.weight_decay) == ("adamw", 3e-4, 1e-7, 1e-4)
-    assert (spec.training.max_epochs, spec.training.batch_size) == (200, 256)
+    assert (FAMILY.training["max_epochs"], spec.training.batch_size) == (200, 256)
     weights = spec.loss_weights()
     assert weights["kl"] == 2.0 and weights["observed_rna"] == weights["hidden_rna"] == 0.5 and weights["reverse_rna"] == 0.0
     assert (spec.model.mask_features, spec.model.mask_modality, spec.model.max_dispersion, spec.model.skip_connections) == (0.2, "proportional", 6.0, False)
