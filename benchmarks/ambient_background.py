@@ -172,9 +172,9 @@ def verdict(data: Data, profiles: dict[str, np.ndarray], leaks: list) -> str:
         f"{level} {before:.4f} to {after:.4f} (scVI {other:.4f})" for level, before, after, other in zip(data.types, counts, own[1], plain, strict=True)
     )
     return (
-        f"**In short.** As a ranking of the genes the learned background ({best}: Spearman {ours:.4f}) is {beats} the mean of the cells ({mean:.4f}): what floats "
-        f"in the solution is nearly the mean of what was in it, and where all cell types express a gene alike nothing tells background from expression, so "
-        f"that it stays near where it began. What the background is for is another matter: leak of markers from the counts to the denoised expression "
+        f"**In short.** As a ranking of the genes the learned background ({best}: Spearman {ours:.4f}) is {beats} the mean of the cells ({mean:.4f}): what "
+        f"floats in the solution is nearly the mean of what was in it, and where all cell types express a gene alike nothing tells background from expression, "
+        f"so that it stays near where it began. What the background is for is another matter: leak of markers from the counts to the denoised expression "
         f"({own[0]}): {each}; it falls for {own[2]:.0%} of the markers."
     )
 
