@@ -86,6 +86,10 @@ def load_spec(path: str | Path) -> RunSpec:
     return with_absolute_paths(from_toml(text, path.name), path.resolve().parent)
 
 
+#: Where inside a data file a mask may be; any other text in ``data.masks`` is the path of a file.
+MASK_PLACES = ("layers/", "obsm/", "var/", "uns/")
+
+
 def with_absolute_paths(spec: RunSpec, base: Path) -> RunSpec:
     """Return the spec with every path in it made absolute, relative ones taken from ``base``.
 
@@ -102,6 +106,9 @@ def with_absolute_paths(spec: RunSpec, base: Path) -> RunSpec:
     for name, features in spec.data.features.items():
         if features.file is not None:
             changes[f"data.features.{name}"] = features.model_copy(update={"file": absolute(features.file)})
+    for name, place in spec.data.masks.items():
+        if not place.startswith(MASK_PLACES):
+            changes[f"data.masks.{name}"] = absolute(place)
     if spec.reference is not None:
         changes["reference"] = absolute(spec.reference)
     return spec.with_changes(changes)

@@ -61,7 +61,7 @@ def values(annotation: Any, bounds: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def tables(cls: Any, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({name: fixed.get(name) or values(info.annotation, limits(info)) for name, info in cls.model_fields.items()})
+    return st.fixed_dictionaries({name: fixed[name] if name in fixed else values(info.annotation, limits(info)) for name, info in cls.model_fields.items()})
 
 
 def one_warmup(training: dict) -> dict:

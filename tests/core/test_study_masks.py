@@ -271,3 +271,10 @@ def test_real_values_are_taken_where_they_are_asked_for(tmp_path):
     assert mask_of(missing).sum() == 29
     with pytest.raises(DataError, match=r"data\.real_valued\[1\] names the modality 'clr'"):
         load(tmp_path / "a.h5ad", real_valued=("rna", "clr"))
+
+
+def test_the_path_of_a_mask_is_made_absolute_and_places_in_files_are_not(tmp_path):
+    from cellweave.core.spec.files import load_spec
+
+    (tmp_path / "spec.toml").write_text("[data.masks]\nrna = 'masks/rna.csv'\nadt = 'layers/known'\n")
+    assert load_spec(tmp_path / "spec.toml").data.masks == {"rna": str(tmp_path / "masks" / "rna.csv"), "adt": "layers/known"}
