@@ -133,7 +133,7 @@ class LevelBars(QWidget):
         value = float(np.nan_to_num(self._values[each]))
         marked = each == self._marked and len(self._levels) > 1
         painter.setPen(theme.color("text" if marked or len(self._levels) == 1 else "secondary"))
-        name = metrics.elidedText(self._levels[each], Qt.TextElideMode.ElideRight, int(left - 2 * SPACE))
+        name = metrics.elidedText(self._levels[each], Qt.TextElideMode.ElideMiddle, int(left - 2 * SPACE))
         painter.drawText(QRectF(0, place.top(), left - 2 * SPACE, place.height()), Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, name)
         colour = series_color(1)
         end = left + value * unit
