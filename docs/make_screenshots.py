@@ -120,6 +120,8 @@ class Driver:
         self._second_run(left)
         self._linear_run(left)
         self._ask()
+        self._imputation(left)
+        self._attribution(left)
         window.close()
         self.rest()
 
@@ -271,6 +273,79 @@ class Driver:
         self.wait(lambda: bool(mapping.checks))
         self.shot("map", mapping)
         mapping.close()
+
+
+    def _imputation(self, left: Any) -> None:
+        """Train scVAEIT on the example without the proteins of one batch, and judge what it imputes of them."""
+        from qtpy.QtTest import QTest
+
+        window = self.window
+        off = ({"column": "batch", "level": "p3_0", "modality": "adt"},)
+        changes = {"model.kind": "vaeit", "data.switched_off": off, "name": "scVAEIT", "training.max_epochs": 40, "training.learning_rate": 2e-3}
+        window.session.editor.edit(changes)
+        self.checked()
+        QTest.mouseClick(window.workflow.train, left)
+        self.wait(lambda: window.training.active)
+        self.wait(lambda: window.watching.results is not None and not window.training.active)
+        window.show_view("imputation")
+        view = window.centre.view("imputation")
+        self.wait(lambda: view.message() == "")
+        QTest.mouseClick(view.judge, left)
+        self.wait(lambda: view.found is not None and view.plot.picture is not None)
+        window.show_view("masks")
+        masks = window.centre.view("masks")
+        self.wait(lambda: masks.picture.pattern is not None)
+        for size in (SMALL, SIZE):
+            window.resize(*size)
+            at = f"{size[0]}x{size[1]}"
+            window.show_view("imputation")
+            view.choose(-1)
+            self.shot(f"imputation-{at}")
+            view.table.view.selectRow(0)
+            self.shot(f"imputation-feature-{at}")
+            window.show_view("masks")
+            self.shot(f"masks-{at}")
+        masks.which.setCurrentIndex(1)
+        self.shot("masks-hidden")
+        masks.which.setCurrentIndex(0)
+
+
+    def _attribution(self, left: Any) -> None:
+        """Train Multimodal VI on the example, and look at its attribution (while it trains, too), its background and its neighbourhoods."""
+        from qtpy.QtTest import QTest
+
+        window = self.window
+        window.session.editor.edit(
+            {"model.kind": "multimodal", "data.switched_off": (), "data.modality": None, "name": "Multimodal VI", "training.max_epochs": 40,
+             "training.preview_every": 5, "analysis.attribution_live": True, "analysis.neighbourhood": True}
+        )  # fmt: skip
+        self.checked()
+        QTest.mouseClick(window.workflow.train, left)
+        self.wait(lambda: window.training.active)
+        window.show_view("attribution")
+        view = window.centre.view("attribution")
+        self.wait(lambda: view.data is not None or not window.training.active)
+        self.shot("attribution-live")
+        self.wait(lambda: window.watching.results is not None and not window.training.active)
+        window.show_view("attribution")
+        self.wait(lambda: view.data is not None and view.data.epoch is None and not view.message())
+        for size in (SMALL, SIZE):
+            window.resize(*size)
+            at = f"{size[0]}x{size[1]}"
+            window.show_view("attribution")
+            self.shot(f"attribution-{at}")
+            window.show_view("neighbourhood")
+            diagnosed = window.centre.view("neighbourhood")
+            self.wait(lambda view=diagnosed: view.data is not None)
+            self.shot(f"neighbourhood-{at}")
+            window.show_view("ambient")
+            ambient = window.centre.view("ambient")
+            self.wait(lambda view=ambient: view.effects is not None)
+            self.shot(f"ambient-{at}")
+        window.show_view("attribution")
+        window.centre.select(view.data.rows[view.data.scores.log_ratio("adt", "rna") > 0])
+        self.shot("attribution-selection")
+        window.clear_selection()
 
 
 def main() -> int:

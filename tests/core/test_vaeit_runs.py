@@ -306,7 +306,9 @@ def test_a_resumed_run_has_the_same_losses_to_the_bit(tmp_path):
     assert np.array_equal(one, two)
 
 
-@pytest.mark.parametrize("changes", [{"training__precision": "bf16"}, {"training__source": "disk"}, {"model__skip_connections": True, "covariates__batch": None}])
+@pytest.mark.parametrize(
+    "changes", [{"training__precision": "bf16"}, {"training__source": "disk"}, {"model__skip_connections": True, "covariates__batch": None}]
+)
 def test_other_ways_to_train_run_through(tmp_path, changes):
     execute(spec_with(**{"data__paths": (str(example_path()),), "covariates__batch": EXAMPLE_BATCH, "training__max_epochs": 2, **changes}), tmp_path / "run")
     losses = RunFolder.open(tmp_path / "run").losses()
