@@ -99,6 +99,7 @@ class Driver:
         QTest.mouseClick(window.centre.welcome.example, left)
         self.checked()
         self.shot("data")
+        self._mosaic()
         QTest.mouseClick(window.workflow.headers[1], left)
         view = window.covariates_panel.view
         QTest.mouseClick(view.viewport(), left, pos=view.visualRect(view.columns.index(view.columns.row_of("batch"))).center())
@@ -124,6 +125,21 @@ class Driver:
         self._attribution(left)
         window.close()
         self.rest()
+
+    def _mosaic(self) -> None:
+        """Show the mosaic grid with a modality of one batch switched off."""
+        from qtpy.QtWidgets import QScrollArea
+
+        window, grid = self.window, self.window.data_panel.mosaic
+        before = window.session.spec.data.switched_off
+        grid.boxes["p3_0", "adt"].click()
+        self.wait(lambda: grid.boxes["p3_0", "adt"].accessibleDescription().endswith("held out"))
+        self.checked()
+        for area in (item for item in window.findChildren(QScrollArea) if item.isAncestorOf(grid)):
+            area.ensureWidgetVisible(grid.hint)
+        self.shot("mosaic")
+        window.session.editor.edit({"data.switched_off": before})
+        self.checked()
 
     def _train(self, left: Any) -> None:
         from qtpy.QtCore import Qt
