@@ -35,11 +35,11 @@ CASES = (
      {"model.decoder_type": "burst_frequency_size", "model.dispersion_init": "data", "losses.weights.background": 1.0}),
     ("RNA + ATAC, 2 donors, 500 x 1,134 + 600", "multiome_bmmc_neurips_2batches.h5mu", "multimodal", 10,
      {"model.library_sensitivity": {"rna": 1.0, "atac": 0.2}}),
-    ("RNA + ATAC, 9 plates, 7,844 x 1,677 + 25,734", "multiome_snareseq_mouse_cortex_9batches.h5mu", "multimodal", 1,
-     {"model.library_sensitivity": {"rna": 1.0, "atac": 0.2}}),
     ("RNA + ADT, 2 donors, 600 x 1,000 + 134", "cite_bmmc_neurips_2batches.h5mu", "multimodal", 10,
      {"model.latent_scale_prior": "lognormal", "model.z_sparsity_prior": "gamma"}),
     ("RNA + ADT, 2 samples, 5,000 x 12,435 + 48", "cite_reapseq_pbmc_2batches.h5mu", "multimodal", 1, {}),
+    ("RNA + ATAC, 9 plates, 7,844 x 1,677 + 25,734", "multiome_snareseq_mouse_cortex_9batches.h5mu", "multimodal", 1,
+     {"model.library_sensitivity": {"rna": 1.0, "atac": 0.2}}),
 )  # fmt: skip
 
 
