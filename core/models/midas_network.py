@@ -261,21 +261,10 @@ class MidasNetwork(Model):
             result["reconstruction_batch"] = cross_entropy(logits, self.codes_of(batch), reduction="none")
         divergence = 0.5 * (seen.joint.mean**2 + seen.joint.var - 1 - seen.joint.var.log())
         result["kl_c"], result["kl_u"] = divergence[:, : options.n_latent].sum(1), divergence[:, options.n_latent :].sum(1)
-        if context.training:
-            result["kl_c"] = result["kl_c"] + self._idle_heads(seen)
         result["alignment"] = self._alignment(seen)
         if weights.get("adversarial", 0.0) > 0:
             result["adversarial"] = self._adversarial(batch, seen, context)
         return result
-
-    def _idle_heads(self, seen: Seen) -> Tensor | float:
-        """Return 0 as a function of the output layers of modalities that are absent here.
-
-        In the original the last layer of the shared decoder is one matrix for all modalities, so that its optimiser goes on with the rows of those that a
-        minibatch lacks: with a gradient of 0 their second moments fade, and they learn faster when they come again.
-        """
-        idle = [self.decoders[info.name].head for info in self.infos if info.name not in seen.names]
-        return sum((0.0 * (head.weight.sum() + head.bias.sum()) for head in idle), 0.0)
 
     def _reconstructions(self, batch: Minibatch, seen: Seen, generator: torch.Generator | None) -> dict[str, Tensor]:
         result = {}
