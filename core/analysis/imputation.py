@@ -275,8 +275,8 @@ def _observed(run: TrainedRun, name: str, rows: np.ndarray, *, held_out: bool = 
 
 def _impute(run: TrainedRun, rows: np.ndarray, given: Sequence[str] | None, name: str, hidden: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
     """Return imputed values of one modality on the scale of comparison, float32 ``(n_rows, n_features)``."""
-    parts = []
-    for where, batch in run.minibatches(rows, BATCH):
+    found: np.ndarray | None = None
+    for where, batch in run.minibatches_by_pattern(rows, BATCH):
         if hidden is not None:
             batch = replace(batch, hidden={key: torch.from_numpy(mask[where]).to(run.device) for key, mask in hidden.items()})
         own_scale = getattr(run.model, "impute_normalised", None)
@@ -286,8 +286,11 @@ def _impute(run: TrainedRun, rows: np.ndarray, given: Sequence[str] | None, name
             values = run.model.impute(batch, given=given)[name].float()
             if not _is_binary(run, name):
                 values = torch.log1p(values / values.sum(1, keepdim=True).clamp_min(1e-12) * SCALE)
-        parts.append(values.cpu().numpy())
-    return np.concatenate(parts)
+        if found is None:
+            found = np.empty((len(rows), values.shape[1]), dtype=np.float32)
+        found[where] = values.cpu().numpy()
+    assert found is not None
+    return found
 
 
 def _is_binary(run: TrainedRun, name: str) -> bool:

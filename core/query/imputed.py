@@ -74,22 +74,22 @@ class ImputedQuestion:
 
 
 @torch.no_grad()
-def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion) -> Iterator[tuple[slice, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """Iterate over imputed values in order.
+def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]]:
+    """Iterate over imputed values.
 
     Yields
     ------
     where
-        Which of ``rows``.
+        Positions in ``rows``, ascending; one minibatch after the other, unless the family's may not mix patterns of measured modalities.
     mean
-        By modality, float32 ``(n, n_features)``.
+        By modality, float32 ``(n, n_features)``; NaN where nothing that is given was measured.
     sd
         The same with the standard deviation over the draws; empty without draws. 0 where a measured value was kept.
     """
     question.check(run)
     generator, model = run.generator(question.seed), cast(Any, run.model)
     names = question.modalities or tuple(modality.name for modality in run.data.modalities)
-    for where, batch in run.minibatches(rows, BATCH):
+    for where, batch in run.minibatches_by_pattern(rows, BATCH):
         sd: dict[str, torch.Tensor] = {}
         if question.draws is not None:
             mean, sd = model.impute_draws(batch, question.draws, generator, given=question.given, in_counts=not question.normalised)
@@ -100,7 +100,7 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
         means, spreads = {}, {}
         for name in names:
             value = mean[name].float()
-            require_finite(value, "imputed value")
+            require_finite(torch.nan_to_num(value, nan=0.0, posinf=float("inf")), "imputed value")
             means[name] = value.cpu().numpy()
             if sd:
                 spreads[name] = sd[name].float().cpu().numpy()
@@ -220,10 +220,16 @@ def _h5mu(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuesti
 
 
 def _csv(run: TrainedRun, path: Path, rows: np.ndarray, question: ImputedQuestion, modalities: list[Modality]) -> None:
-    columns = modalities[0].var.index
+    name, columns = modalities[0].name, modalities[0].var.index
+    if run.data.by_pattern:  # the cells come in another order
+        values = np.empty((len(rows), len(columns)), dtype=np.float32)
+        for where, means, _ in imputed_chunks(run, rows, question):
+            values[where] = means[name]
+        pd.DataFrame(values, index=run.cell_names[rows], columns=columns).rename_axis("cell").to_csv(path)
+        return
     for where, means, _ in imputed_chunks(run, rows, question):
-        table = pd.DataFrame(means[modalities[0].name], index=run.cell_names[rows[where]], columns=columns).rename_axis("cell")
-        table.to_csv(path, mode="a", header=where.start == 0)
+        table = pd.DataFrame(means[name], index=run.cell_names[rows[where]], columns=columns).rename_axis("cell")
+        table.to_csv(path, mode="a", header=where[0] == 0)
 
 
 _WRITERS = {".h5": _h5, ".h5ad": _h5ad, ".h5mu": _h5mu, ".csv": _csv}
