@@ -107,6 +107,7 @@ class Driver:
         self.shot("roles", popup)
         popup.close()
         self.shot("covariates")
+        self._fan_out()
         QTest.mouseClick(window.workflow.headers[2], left)
         self.shot("model")
         QTest.mouseClick(window.workflow.headers[3], left)
@@ -139,6 +140,15 @@ class Driver:
             area.ensureWidgetVisible(grid.hint)
         self.shot("mosaic")
         window.session.editor.edit({"data.switched_off": before})
+        self.checked()
+
+    def _fan_out(self) -> None:
+        """What a role fills, and what contradicts it, in a model whose parts have columns of their own."""
+        editor, before = self.window.session.editor, self.window.session.spec
+        editor.edit({"model.kind": "ambient", "covariates.ambient": ("celltype",)})
+        self.checked()
+        self.shot("covariates-fan-out-and-conflict")
+        editor.replace(before, "back to scVI")
         self.checked()
 
     def _train(self, left: Any) -> None:
