@@ -36,8 +36,8 @@ class DecoderBars:
     """
 
     modality: str
-    values: NDArray[np.float64]
-    selected: NDArray[np.float64] | None
+    values: NDArray[np.floating]
+    selected: NDArray[np.floating] | None
     shares: Mapping[str, float]
 
 

@@ -142,11 +142,15 @@ class ScorePanel(ScatterPanel):
         grid.setRowStretch(1, 1)
         grid.setColumnStretch(0, 1)
         self.box.sigRangeChanged.connect(lambda *_: self._move_margins())
-        self.box.sigResized.connect(lambda *_: (self._move_margins(), self._label_axes()))
+        self.box.sigResized.connect(lambda *_: self._resized())
         self.fitWanted.connect(self.fit)
         self.legendChanged.connect(self._place)
         self._ready = True
         self._retheme()
+
+    def _resized(self) -> None:
+        self._move_margins()
+        self._label_axes()
 
     def _move_margins(self) -> None:
         self.above.update()

@@ -115,7 +115,8 @@ class AttributionScores:
     @cached_property
     def known(self) -> NDArray[np.bool_]:
         """Which cells have attribution in some modality."""
-        return np.isfinite(self.frobenius).all(axis=2).any(axis=1)
+        decoders = np.asarray(np.isfinite(self.frobenius).all(axis=2), dtype=np.bool_)
+        return np.asarray(decoders.any(axis=1), dtype=np.bool_)
 
     @property
     def has_own(self) -> bool:

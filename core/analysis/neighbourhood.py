@@ -280,7 +280,7 @@ def averages(profiles: Profiles, edges: Edges, keys: Keys) -> dict[str, Floats]:
 
 
 def _of_kind(profiles: Profiles, edges: Edges, dots: Floats, r: Floats) -> dict[str, NDArray[np.generic]]:
-    found: dict[str, NDArray[np.generic]] = dict(aggregates(edges, r))
+    found = aggregates(edges, r)
     average = profiles.with_average(edges, dots)
     return {**found, "avg": average, "discrepancy": average - found["mean"], "n_neighbours": edges.degree}
 

@@ -185,7 +185,7 @@ class _Tree:
 
     def _of(self, mask: str) -> tuple[Bools, Bools, Bools, Bools]:
         """Return which cells have neighbours of a kind, agree with them, have them of one kind, and agree above chance."""
-        some = np.asarray(self.metrics[f"n_neighbours_{mask}"]) > 0
+        some = np.asarray(self.metrics[f"n_neighbours_{mask}"], dtype=np.int64) > 0
         correlation = np.nan_to_num(np.asarray(self.metrics[f"corr_avg_{mask}"], dtype=np.float64), nan=-np.inf)
         spread = np.nan_to_num(np.asarray(self.metrics[f"corr_std_{mask}"], dtype=np.float64), nan=np.inf)
         chance = self.random.get(f"corr_avg_{mask}")

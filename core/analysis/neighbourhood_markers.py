@@ -140,9 +140,9 @@ def select_markers(
             groups.setdefault(f"lineage:{marker.lineage}", set()).add(column)
     n_listed = len(groups["union"])
     found: set[int] = set()
-    for column in labels:
+    for label in labels:
         for cells in _strata(within, expression.shape[0]):
-            usual, strict = specific_features(expression[cells], column.take(cells))
+            usual, strict = specific_features(expression[cells], label.take(cells))
             found |= set(usual)
             groups["subtype"] |= set(strict)
     groups["union"] |= found

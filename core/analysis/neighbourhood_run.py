@@ -235,7 +235,7 @@ def _columns(asked: NeighbourhoodOptions) -> dict[str, Any]:
 def _write(folder: Path, study: Study, rows: NDArray[np.int64], answer: Answer, found: dict[str, Any]) -> None:
     table = answer.cells.set_axis(rows).reindex(np.arange(study.n_cells))
     for name in table:
-        if name.startswith("n_neighbours"):
+        if str(name).startswith("n_neighbours"):
             table[name] = table[name].astype("Int32")
     table.insert(0, "name", study.obs.index)
     write_atomic(folder / TABLE, lambda temporary: table.to_csv(temporary, index=False, float_format="%.6g"))
@@ -316,7 +316,7 @@ def _with_others(table: pd.DataFrame, told: dict[str, Any], scored: NDArray[np.b
     isolated = np.isin(leaves, ["XD-0_isolated_unknown", "XD-0a_dataset_enriched", "XD-0b_under_integration"])
     leaves = np.where(isolated, np.where(connected, "XD-0b_under_integration", "XD-0a_dataset_enriched"), leaves)
     table["leaf_across_datasets"] = pd.Series(leaves).where(scored)
-    levels = [table[name].fillna("").to_numpy(dtype="U32") for name in table if name.startswith("leaf_")]
+    levels = [table[name].fillna("").to_numpy(dtype="U32") for name in table if str(name).startswith("leaf_")]
     table["failure_mode"] = pd.Series(failures.most_severe(levels)).where(scored)
     told["leaves"]["leaf_across_datasets"] = leaf_counts(leaves[scored])
     told["leaves"]["failure_mode"] = leaf_counts(table["failure_mode"][scored].to_numpy(dtype="U32"))

@@ -142,7 +142,7 @@ def _median(metrics: Metrics, name: str, *, at_least: tuple[str, int] | None = N
         return math.nan
     values = np.asarray(metrics[name], dtype=np.float64)
     if at_least is not None:
-        values = values[np.asarray(metrics[at_least[0]]) >= at_least[1]]
+        values = values[np.asarray(metrics[at_least[0]], dtype=np.int64) >= at_least[1]]
     values = values[np.isfinite(values)]
     return float(np.median(values)) if len(values) else math.nan
 
@@ -159,7 +159,7 @@ def isolation_norm(metrics: Metrics, keys: Keys, mask: str) -> float:
     known = np.isfinite(p)
     if not known.any():
         return math.nan
-    degree = np.asarray(metrics["n_neighbours_total"])[known]
+    degree = np.asarray(metrics["n_neighbours_total"], dtype=np.int64)[known]
     expected = float(np.mean((1.0 - np.clip(p[known], 0.0, 1.0)) ** degree))
     observed = float(np.mean(np.asarray(metrics[f"n_neighbours_{mask}"])[known] == 0))
     return observed / expected if expected > 0 else math.nan
@@ -274,7 +274,7 @@ def failure_rate(own: NDArray[np.generic], all_models: Sequence[NDArray[np.gener
 def connects(correlation: NDArray[np.generic], n_neighbours: NDArray[np.generic]) -> NDArray[np.bool_]:
     """Return which cells a model joins with cells across: it has such neighbours and correlates with them by at least 0.3."""
     values = np.nan_to_num(np.asarray(correlation, dtype=np.float64), nan=-np.inf)
-    return (np.asarray(n_neighbours) > 0) & (values >= CONNECTED)
+    return (np.asarray(n_neighbours, dtype=np.int64) > 0) & (values >= CONNECTED)
 
 
 def consensus_isolated(models: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> NDArray[np.bool_]:

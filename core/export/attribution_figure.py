@@ -122,7 +122,9 @@ def _scatter(
     left, top, side = place
     info, log = SCORE_KINDS[kind], kind != "own_share"
     values = np.column_stack([scores.score(kind, name) for name in pair]).astype(np.float64)
-    usable = np.isfinite(values).all(axis=1) & ((values > 0).all(axis=1) if log else True)
+    usable = np.asarray(np.isfinite(values).all(axis=1), dtype=np.bool_)
+    if log:
+        usable &= np.asarray((np.nan_to_num(values) > 0).all(axis=1), dtype=np.bool_)
     values = values[usable]
     axes = canvas.axes(left, top + STRIP, side, side)
     if log:

@@ -303,13 +303,18 @@ def _by_composition(
         hidden, tangents = _hidden_jacobian(decode, z)
         layer = stack.decoder.scale
         columns = question.features.get(name)
-        weight, bias = layer.weight, layer.bias
+        weight: Tensor = layer.weight
+        bias: Tensor = layer.bias
         if columns is not None:
             chosen = torch.as_tensor(np.asarray(columns), device=z.device)
             weight, bias = weight.index_select(0, chosen), bias.index_select(0, chosen)
             gain = gain if gain.shape[1] == 1 else gain.index_select(1, chosen)
         sums.begin(name, z, int(weight.shape[0]))
-        _last_layer(hidden, tangents, weight, bias, gain, sums.absolute[name], sums.squares[name], lambda share, n=number: between((n + share) / len(names)))
+
+        def told(share: float, done: int = number) -> None:
+            between((done + share) / len(names))
+
+        _last_layer(hidden, tangents, weight, bias, gain, sums.absolute[name], sums.squares[name], told)
 
 
 def _decoder(model: RegularisedNetwork, batch: Minibatch, name: str, question: AttributionQuestion) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -323,13 +328,13 @@ def _decoder(model: RegularisedNetwork, batch: Minibatch, name: str, question: A
     else:
         mean, var = stack.library_prior(codes.library_size, batch.n_cells)
         library = torch.exp(mean + var / 2)
-    commonest = model.commonest_feature_scaling
-    factors = stack.scale_of_features(codes.feature_scaling, scaling_at, commonest if len(commonest) else None)
+    common_scaling, common_decoder = (getattr(model, f"commonest_{part}") for part in ("feature_scaling", "decoder"))
+    factors = stack.scale_of_features(codes.feature_scaling, scaling_at, common_scaling if len(common_scaling) else None)
     gain = library[:, None] if factors is None else library[:, None] * factors
 
     def hidden(latent: Tensor) -> Tensor:
         joined = latent if batch.continuous is None else torch.cat([latent, batch.continuous], 1)
-        return stack.decoder.hidden_of(joined, codes.decoder, decoder_at, model.commonest_decoder)
+        return stack.decoder.hidden_of(joined, codes.decoder, decoder_at, common_decoder)
 
     return hidden, gain
 
@@ -341,7 +346,7 @@ def _hidden_jacobian(decode: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Ten
     for j in range(z.shape[1]):
         direction = torch.zeros_like(z)
         direction[:, j] = 1.0
-        hidden, tangent = jvp(decode, (z,), (direction,))
+        hidden, tangent = jvp(decode, (z,), (direction,))[:2]
         tangents.append(tangent)
     return hidden, torch.stack(tangents, 1)
 

@@ -115,7 +115,7 @@ class Effects:
 
         def write(temporary: Path) -> None:
             with temporary.open("wb") as file:
-                np.savez_compressed(file, **arrays)
+                np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
 
         write_atomic(results / ARRAYS, write)
         write_json_atomic(results / INFO, {"modalities": list(self.features), "levels": columns, "norms": self.norms, "library": self.library})
