@@ -193,7 +193,9 @@ def distribution(name: str) -> Distribution:
         Where there is none; the sentence proposes the nearest.
     """
     known = distributions()
-    return known[name] if name in known else _unknown(name, "distribution", known)
+    if name not in known:
+        raise _unknown(name, "distribution", known)
+    return known[name]
 
 
 def transform(name: str) -> Transform:
@@ -205,7 +207,9 @@ def transform(name: str) -> Transform:
         As said.
     """
     known = transforms()
-    found: Transform = known[name] if name in known else _unknown(name, "transform", known)
+    if name not in known:
+        raise _unknown(name, "transform", known)
+    found = known[name]
     import torch
 
     if float(found.apply(torch.zeros(1))) != 0.0:
@@ -213,9 +217,9 @@ def transform(name: str) -> Transform:
     return found
 
 
-def _unknown(name: str, what: str, known: Mapping[str, object]) -> object:
+def _unknown(name: str, what: str, known: Mapping[str, object]) -> SpecError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    raise SpecError(f"There is no {what} '{name}'.", f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(known)}.")
+    return SpecError(f"There is no {what} '{name}'.", f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(known)}.")
 
 
 # ---------------------------------------------------------------------- ours
@@ -298,7 +302,8 @@ def _zinb_sample(eta: Tensor, extra: Extra, generator: torch.Generator | None) -
 
     from cellweave.core.nn.likelihoods import sample_zinb
 
-    return sample_zinb(*torch.broadcast_tensors(eta.exp(), extra["log_theta"].exp(), extra["zero_logit"]), generator)
+    mu, theta, zero = torch.broadcast_tensors(eta.exp(), extra["log_theta"].exp(), extra["zero_logit"])
+    return sample_zinb(mu, theta, zero, generator)
 
 
 def _log1p(values: Tensor) -> Tensor:

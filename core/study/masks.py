@@ -311,7 +311,7 @@ def apply_masks(study: Study) -> None:
         gone = _drop_masked(modality, study.mask_group)
         if gone:
             study.notes.append(f"{gone:,} counts of {modality.name} are at features that its mask says were not measured; they were left out.")
-        hidden = modality.measured & ~modality.feature_mask.any(axis=1)[study.mask_group]
+        hidden = modality.measured & ~np.asarray(modality.feature_mask.any(axis=1))[study.mask_group]
         if hidden.any():
             modality.measured = modality.measured & ~hidden
             study.notes.append(f"No feature of {modality.name} was measured in {int(hidden.sum()):,} cells, so they count as not measured in it.")

@@ -120,7 +120,7 @@ class Mosaic:
         found = []
         for island in whole.islands():
             own = self.by_pattern[:, [int(number) for number in island.levels]]
-            levels = tuple(level for level, known in zip(self.levels, own.any(axis=1), strict=True) if known)
+            levels = tuple(level for level, known in zip(self.levels, np.atleast_1d(own.any(axis=1)), strict=True) if known)
             found.append((int(own.sum()), Island(levels, island.modalities)))
         return [island for _, island in sorted(found, key=lambda one: -one[0])]
 

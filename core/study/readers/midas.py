@@ -100,7 +100,7 @@ def open_batch(path: Path) -> Source:
 
 def _matrices(batch: Path) -> dict[str, Path]:
     """Return where the counts of each modality are: a matrix, or a folder with one file a cell."""
-    found = {}
+    found: dict[str, Path] = {}
     for folder, kind in (("mat", (".mtx", ".mtx.gz", ".csv", ".csv.gz")), ("vec", ())):
         for item in sorted((batch / folder).iterdir()) if (batch / folder).is_dir() else ():
             if item.name.lower().endswith(kind) if kind else item.is_dir():
