@@ -22,6 +22,7 @@ from cellweave.core.nn.masked_likelihoods import Ranges
 #: Values with at least this share of entries that are not 0 are multiplied as dense matrices.
 DENSE = 0.15
 LEAST_VALUE, MOST_P = 1e-5, 1.0 - 1e-5
+LEAST_START = 1e-4
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,18 @@ class ModalityPart(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32)))
         self.register_buffer("batches", torch.from_numpy(np.asarray(extras[f"{info.name}.batches"], dtype=np.float32)))
         self.register_buffer("typical_total", torch.from_numpy(np.asarray(extras[f"{info.name}.total"], dtype=np.float32)))
+
+        self._start_at(np.asarray(extras[f"{info.name}.mean"], dtype=np.float64))
+
+    @torch.no_grad()
+    def _start_at(self, mean: np.ndarray) -> None:
+        """Begin with the mean of each feature as its prediction; scVAEIT begins in the middle of the range, which is far above most counts."""
+        target = torch.from_numpy(mean).float()
+        if self.distribution == "poisson":
+            self.leave.bias.copy_(target.clamp_min(LEAST_START).log())
+        elif self.distribution != "gaussian":  # a Gaussian's mean is added to what the decoder gives
+            share = (2 * target if self.distribution == "zinb" else target) - self.low
+            self.leave.bias.copy_(torch.logit((share / (self.high - self.low)).clamp(LEAST_START, 1 - LEAST_START)))
 
     @property
     def ranges(self) -> Ranges:

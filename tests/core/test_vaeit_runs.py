@@ -15,6 +15,7 @@ from cellweave.core.example import EXAMPLE_BATCH, EXAMPLE_LABELS, example_path
 from cellweave.core.models.base import StepContext
 from cellweave.core.models.vaeit import FAMILY, modality_names
 from cellweave.core.nn.hiding import nothing_hidden
+from cellweave.core.nn.masked_likelihoods import expected
 from cellweave.core.query.encode import encode
 from cellweave.core.query.opened import open_run
 from cellweave.core.runs.events import FinishReason
@@ -172,6 +173,18 @@ def test_what_was_not_measured_neither_enters_nor_counts():
     terms = network.terms_at(view, nothing_hidden(view.observed), encoded, encoded.mean)
     assert not terms["observed_adt"][:40].any() and terms["observed_adt"][40:].min() > 0
     assert not terms["hidden_rna"].any() and not terms["hidden_adt"].any()
+
+
+@pytest.mark.parametrize("kind", ["nb", "zinb", "poisson", "bernoulli", "gaussian"])
+@torch.no_grad()
+def test_an_untrained_decoder_begins_at_the_mean_of_each_feature(kind):
+    study = toy()
+    spec = spec_with(model__distribution={"adt": kind}, training__validation_share=0.0)
+    network, batch, _ = network_and_batch(spec, study, 110)
+    part = network.parts["adt"]
+    found = expected(kind, part.leave(torch.zeros(1, part.n_units)), part.ranges)[0]
+    values = network.view(batch).values["adt"].dense[40:]
+    torch.testing.assert_close(found, values.mean(0), rtol=2e-3, atol=2e-3)
 
 
 def test_held_out_cells_are_hidden_from_in_the_same_way_at_every_look():
