@@ -163,7 +163,7 @@ class ModalitiesView(RunView):
         column = self._column()
         if column is None:
             return
-        self.legend.show_levels(column.levels, column.counts(), column.colours(current().name), frozenset())
+        self.legend.show_levels(column.levels, column.counts(), column.colours("dark" if current().name == "dark" else "light"), frozenset())
         wanted = min(self.legend.hint_beside().width(), 20 * self.fontMetrics().averageCharWidth())
         self.legend.setMinimumWidth(wanted)
         self.legend.setMaximumWidth(self.legend.hint_beside().width())

@@ -159,7 +159,7 @@ class ModalityGrid(QWidget):
         scale = min(width / (high[0] - low[0]), height / (high[1] - low[1]))
         middle = (low + high) / 2
         window = Window(middle[0] - width / scale / 2, middle[1] + height / scale / 2, scale, scale, width, height)
-        codes, colours = self._colour.point_codes(), self._colour.colours(current().name)
+        codes, colours = self._colour.point_codes(), self._colour.colours("dark" if current().name == "dark" else "light")
         ground = np.array(QColor(current().color("window")).getRgb()[:3], float)
         grey = np.array(QColor(current().color("secondary")).getRgb()[:3], float)
         faint = FAINT[current().name]

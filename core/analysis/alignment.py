@@ -165,7 +165,7 @@ def alignment_task(arguments: Mapping[str, Any], progress: Callable[..., None]) 
     """Judge the modalities of a run: ``latents`` (path by modality), ``codes`` (path or None), ``seed`` -> ``pairs``, as the analysis process asks."""
     from cellweave.core.analysis.arrays import load_array
 
-    latents = {name: load_array(Path(path), mapped=True) for name, path in arguments["latents"].items()}
+    latents: dict[str, Any] = {name: load_array(Path(path), mapped=True) for name, path in arguments["latents"].items()}
     codes = np.asarray(load_array(Path(arguments["codes"]))) if arguments.get("codes") else None
     found = pair_scores(latents, codes, seed=int(arguments.get("seed", 0)), progress=lambda share: progress(share, "comparing modalities"))
     return {"pairs": [asdict(pair) for pair in found]}

@@ -93,7 +93,8 @@ class MidasNetwork(Model):
         how: dict[str, Any] = {"norm": options.norm, "activation": options.activation, "dropout": options.dropout_rate}
         n_c, n_latent = options.n_latent, options.n_latent + options.n_technical
         encoder, decoder = sizes_of(options.shared_encoder), sizes_of(options.shared_decoder)
-        self.values = nn.ModuleDict({info.name: ModalityValues(options, info.name, info.n_features) for info in context.modalities})
+        made = {info.name: ModalityValues(options, info.name, info.n_features) for info in context.modalities}
+        self.values: Mapping[str, ModalityValues] = nn.ModuleDict(made)  # type: ignore[assignment]
         self.encoders, self.decoders = nn.ModuleDict(), nn.ModuleDict()
         for info in context.modalities:
             first, second = options.block_sizes(info.name)

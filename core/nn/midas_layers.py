@@ -76,7 +76,8 @@ class NormAct(nn.Module):
         fixed
             Whether gradients reach the input only, not the weights.
         """
-        weight, bias = self.weight, self.bias
+        weight: Tensor | None = self.weight
+        bias: Tensor | None = self.bias
         if fixed and weight is not None and bias is not None:
             weight, bias = weight.detach(), bias.detach()
         x = full_precision(x)
@@ -306,7 +307,9 @@ class BlockOutput(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return ``(n_cells, n_features)`` from ``(n_cells, n_blocks, n_in)``."""
-        weight, bias, kind = self.weight, self.bias, hidden.device.type
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        kind = hidden.device.type
         if torch.is_autocast_enabled(kind):
             narrow = torch.get_autocast_dtype(kind)
             hidden, weight, bias = hidden.to(narrow), weight.to(narrow), bias.to(narrow)

@@ -145,11 +145,9 @@ def product(mean: Tensor, log_var: Tensor, known: Tensor | None, batch: tuple[Te
     if known is not None:
         precision = precision * known
     weighted = mean * precision
-    base, base_mean = torch.ones_like(weighted[0]) if len(weighted) else None, 0.0
+    base, base_mean = mean.new_ones(mean.shape[1:]), mean.new_zeros(mean.shape[1:])
     if batch is not None:
         batch_precision = torch.exp(-batch[1])
-        base = batch_precision + 1.0
-        base_mean = batch[0] * batch_precision
-    assert base is not None
+        base, base_mean = batch_precision + 1.0, batch[0] * batch_precision
     joint_var, single_var = 1 / (precision.sum(0) + base), 1 / (precision + base)
     return Gaussian((weighted.sum(0) + base_mean) * joint_var, joint_var), Gaussian((weighted + base_mean) * single_var, single_var)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cellweave.core.models.base import Minibatch, Model
 
 What = Literal["imputed", "corrected", "translated"]
-Batches = Callable[[], Iterator[tuple[np.ndarray, "Minibatch"]]]
+Batches = Callable[[], Iterator[tuple[Any, "Minibatch"]]]
 SEPARATOR = "_to_"
 
 
@@ -85,7 +85,7 @@ def translations(known: Sequence[str]) -> list[MosaicQuestion]:
 
 def values_of(
     model: Model, batches: Batches, question: MosaicQuestion, known: Sequence[str]
-) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
     """Iterate over the values that are asked for, one minibatch after the other.
 
     Parameters
@@ -184,7 +184,7 @@ def mosaic_chunks(run: TrainedRun, cells: Cells = None, question: MosaicQuestion
     if run.spec.family.modalities != "many":
         raise QueryError(f"{run.spec.family.title} knows one modality, so nothing of another can be told.", "Train a model of several modalities.")
     rows = run.rows(cells)
-    yield from values_of(run.model, lambda: run.minibatches(rows), question or MosaicQuestion(), tuple(run.trained.features))  # type: ignore[arg-type,misc]
+    yield from values_of(run.model, lambda: run.minibatches(rows), question or MosaicQuestion(), tuple(run.trained.features))
 
 
 def mosaic_values(run: TrainedRun, cells: Cells = None, question: MosaicQuestion | None = None) -> dict[str, np.ndarray]:
