@@ -226,7 +226,8 @@ class AttributionView(RunView):
     def _defaults(self, scores: list[str], columns: list[str]) -> tuple[str, str, str]:
         """Return what the scatter and the two embeddings are coloured by at first."""
         prefer = self.results.prefer if self.results is not None else ()
-        labels = self.results.spec.covariates.labels if self.results is not None else None
+        spec = self.context.spec()
+        labels = spec.covariates.labels if spec is not None else None
         wanted = [name for name in (labels, *reversed(prefer), "leiden", *columns) if name in columns and not name.startswith("latent:")]
         by = wanted[0] if wanted else scores[0]
         total = next((name for name in scores if name.endswith("total attribution")), scores[-1])

@@ -205,6 +205,10 @@ class ViewContext(QObject):
             return None, None
         return watching.cells, self._window.embedding.points().xy
 
+    def spec(self) -> Any:
+        """Return the spec of the run that is shown, also while it trains; None where there is none."""
+        return self._window.watching.spec
+
     def show_view(self, name: str) -> None:
         """Bring a view to the front."""
         self._window.show_view(name)

@@ -205,7 +205,9 @@ class EffectsView(RunView):
             sort_by = "background"
             if len(table.levels) > 1:
                 columns.append(TableColumn("specific", "vs. others", "Background here over the mean of the other levels, in powers of two.", "number"))
-                others = (table.values.sum(0) - table.values[number]) / (len(table.levels) - 1)
+                known = np.isfinite(effects.level_share(name, column))  # a level without measured cells is no comparison
+                known[number] = False
+                others = table.values[known].mean(0) if known.any() else np.full(len(table.values[number]), np.nan)
                 values["specific"] = np.log2((table.values[number] + SMALLEST) / (others + SMALLEST))
         scaling = effects.scaling.get(name)
         if scaling:

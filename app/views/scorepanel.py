@@ -190,8 +190,9 @@ class ScorePanel(ScatterPanel):
         room = {"bottom": self.box.width(), "left": self.box.height()}
         for side, (title, unit) in zip(("bottom", "left"), self._titles, strict=True):
             whole = f"{title} ({unit})" if unit else title
-            fits = self.fontMetrics().horizontalAdvance(whole) < room[side]
+            fits = 1.1 * self.fontMetrics().horizontalAdvance(whole) < room[side]
             self.canvas.getPlotItem().setLabel(side, html.escape(whole if fits else title), color=colour)
+            self._axes[side].resizeEvent(None)  # the label stands in the middle of its new length
 
     def recolour(self) -> None:
         """Compute colours anew, those of the margins too."""
