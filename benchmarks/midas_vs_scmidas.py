@@ -184,23 +184,31 @@ def tables(found: dict) -> Iterator[str]:
     yield f"Versions: {', '.join(f'{name} {number}' for name, number in about['versions'].items())}."
     yield "Data: " + "; ".join(f"{name}: {SETS[name][2]}" for name in SETS) + "."
     for part, load in found["loads"].items():
-        yield f"Load of the machine at the end of the {part} rows: {load:.1f} on {about['cores']} "
-        f"cores{' (other work ran: go by the processor times)' if load > about['cores'] else ''}."
+        yield (
+            f"Load of the machine at the end of the {part} rows: {load:.1f} on {about['cores']} "
+            f"cores{' (other work ran: go by the processor times)' if load > about['cores'] else ''}."
+        )
     yield ""
     if found.get("speed"):
         yield "## Milliseconds a step, equal settings\n"
-        yield "The documented network of scmidas 0.3.0, everything in float32; the last columns are ours with products in bf16. Best epoch of all "
-        "runs, the first left out; CPU ms in brackets."
+        yield (
+            "The documented network of scmidas 0.3.0, everything in float32; the last columns are ours with products in bf16. Best epoch of all "
+            "runs, the first left out; CPU ms in brackets."
+        )
         yield "scmidas runs without worker processes, the fastest way on these data.\n"
-        yield "| data | minibatch | threads | scmidas | Cellweave | faster | in CPU time | Cellweave bf16 | faster | in CPU time | peak memory MB, "
-        "theirs / ours |"
+        yield (
+            "| data | minibatch | threads | scmidas | Cellweave | faster | in CPU time | Cellweave bf16 | faster | in CPU time | peak memory MB, "
+            "theirs / ours |"
+        )
         yield "|---|---|---|---|---|---|---|---|---|---|---|"
         for row in found["speed"]:
             cells = [f"{row[f'{who} wall']:.1f} ({row[f'{who} cpu']:.1f})" for who in ("scmidas", "ours", "ours bf16")]
             ratios = [[f"{row[f'scmidas {clock}'] / row[f'{who} {clock}']:.1f}x" for clock in ("wall", "cpu")] for who in ("ours", "ours bf16")]
             memory = f"{row['scmidas memory'] / 1e6:.0f} / {row['ours memory'] / 1e6:.0f}"
-            yield f"| {row['data']} | {row['batch_size']} | {row['threads']} | {cells[0]} | {cells[1]} | {' | '.join(ratios[0])} | {cells[2]} | "
-            f"{' | '.join(ratios[1])} | {memory} |"
+            yield (
+                f"| {row['data']} | {row['batch_size']} | {row['threads']} | {cells[0]} | {cells[1]} | {' | '.join(ratios[0])} | {cells[2]} | "
+                f"{' | '.join(ratios[1])} | {memory} |"
+            )
         yield ""
     if found.get("quality"):
         yield from quality_table(found["quality"])

@@ -248,12 +248,14 @@ def metrics(spec: RunSpec) -> tuple[Metric, ...]:
     """Accuracy of each discriminator, where there is a batch to be told."""
     if spec.covariates.batch is None:
         return ()
-    what = "Share of the training cells whose batch the discriminator tells from {}. Mixed batches leave it at chance, one over the number of batches "
-    "that it tells apart; near 1 they lie apart."
+    what = (
+        "Share of the training cells whose batch the discriminator tells from {}. Mixed batches leave it at chance, one over the number of batches "
+        "that it tells apart; near 1 they lie apart."
+    )
     found = [Metric("discriminator_joint", "Discriminator, all modalities", what.format("c of all modalities"), unit="share of cells")]
     found += [
-        Metric(f"discriminator_{name}", f"Discriminator, {modality_kind(name).label}", what.format(f"c of {modality_kind(name).label} "
-        f"alone"), unit="share of cells")
+        Metric(f"discriminator_{name}", f"Discriminator, {modality_kind(name).label}", what.format(f"c of {modality_kind(name).label} alone"),
+        unit="share of cells")
         for name in modality_names(spec)
     ]
     return tuple(found)
