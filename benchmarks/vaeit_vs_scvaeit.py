@@ -160,7 +160,7 @@ def tables(found: dict) -> Iterator[str]:
         yield ""
         yield (
             "A modality that was never measured in a batch is decoded by Cellweave as the mean of the batches in which it was; scVAEIT decodes it as the "
-            "batch itself, a combination that it has not seen."
+            "batch itself, a combination that it has not seen. Cellweave's decoder begins at the mean of each feature, scVAEIT's in the middle of the range."
         )
 
 
