@@ -147,8 +147,8 @@ def tables(found: dict) -> Iterator[str]:
         yield ""
     if found.get("quality"):
         yield "## Hidden values after the same epochs\n"
-        yield "On the log1p scale of counts per 10,000, mean of ten draws of the latent. `feature mean` predicts the mean of each feature "
-        "where it was measured.\n"
+        yield "On the log1p scale of counts per 10,000, mean of ten draws of the latent."
+        yield "`feature mean` predicts the mean of each feature where it was measured.\n"
         yield "| data | epochs | hidden | who | seed | MSE | Pearson, all values | Pearson by feature, median |"
         yield "|---|---|---|---|---|---|---|---|"
         for row in found["quality"]:
