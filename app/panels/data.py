@@ -264,7 +264,7 @@ class DataPanel(QWidget):
             column = next((name for name in wanted if name and name in study.obs.columns), "")
         self.mosaic_title.setVisible(bool(column))
         self.mosaic.setVisible(bool(column))
-        if not column:
+        if study is None or not column:
             return
         key = (id(study), column, spec.data.switched_off, spec.family.modalities)
         if key != self._mosaic_key:

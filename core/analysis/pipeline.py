@@ -315,8 +315,11 @@ class _Pipeline:
         # The process reads the study itself: it needs the symbols and all the columns, and works on the run folder alone, as it does later.
         self._stage(
             "neighbourhood", "Neighbourhood diagnostics", key, "neighbourhood.json",
-            lambda out: self._do("neighbourhood", "Neighbourhood diagnostics", run=self.results.parent) and None,
+            self._diagnose_neighbours,
         )  # fmt: skip
+
+    def _diagnose_neighbours(self, out: Path) -> None:
+        self._do("neighbourhood", "Neighbourhood diagnostics", run=self.results.parent)
 
     # ------------------------------------------------------------------ what several stages stand on
 

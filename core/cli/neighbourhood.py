@@ -43,7 +43,7 @@ def neighbourhood(
     with reporter() as show:
         found = {str(run): diagnose_run(run, options, progress=_told(show)) for run in runs}
         if len(runs) > 1:
-            found = compare_runs(runs, progress=lambda share, text="": show.phase("comparing", share))
+            found = compare_runs(runs, progress=_told(show, "comparing the runs"))
     if as_json:
         say_json(found)
     else:
@@ -52,8 +52,8 @@ def neighbourhood(
     return EXIT_DONE
 
 
-def _told(show: Reporter) -> Any:
-    return lambda share, text="": show.phase("neighbourhood diagnostics", share, text)
+def _told(show: Reporter, phase: str = "neighbourhood diagnostics") -> Any:
+    return lambda share, text="": show.phase(phase, share, text)
 
 
 def _show(run: str, found: dict[str, Any]) -> None:

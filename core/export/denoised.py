@@ -102,7 +102,7 @@ def _value_files(run: RunData) -> dict[str, Path]:
 
 def imputed_features(run: RunData) -> dict[str, NDArray[np.object_]]:
     """Return the features of each modality of which the run holds imputed or corrected values, under the names they have in uns; nothing for other runs."""
-    found = {}
+    found: dict[str, NDArray[np.object_]] = {}
     for what, path in _value_files(run).items():
         with h5py.File(path, "r") as stored:
             found |= {f"{what}_features_{name}": np.array([each.decode() for each in stored[name]["features"][:]], dtype=object) for name in stored}

@@ -97,6 +97,6 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
     if what == "volcano":
         return volcano_figure(run, options)
     layout = run.array("umap" if options.layout == "umap" else "baseline_umap")
-    names: Sequence[str] = options.columns or run.default_columns()
-    columns = [extra[name] if name in extra else run.column(name) for name in names]
-    return embedding_figure(layout, columns, options), {"columns": list(names), "layout": options.layout, "n_cells": len(layout)}
+    coloured: Sequence[str] = options.columns or run.default_columns()
+    columns = [extra[name] if name in extra else run.column(name) for name in coloured]
+    return embedding_figure(layout, columns, options), {"columns": list(coloured), "layout": options.layout, "n_cells": len(layout)}

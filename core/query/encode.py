@@ -86,7 +86,7 @@ def align_to(study: Study, features: Mapping[str, Sequence[str]], *, partial: bo
     modalities, notes = {}, []
     n_groups = int(study.mask_group.max()) + 1 if len(study.mask_group) else 1
     for name, names in features.items():
-        index = pd.Index(names, dtype=object)
+        index = pd.Index(np.asarray(names, dtype=object))
         if name in study.modalities:
             modalities[name], said = _aligned(study.modalities[name], index, n_groups, masked=partial)
             notes += said
