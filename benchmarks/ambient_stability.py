@@ -22,7 +22,7 @@ from cellweave.core.runs.execute import execute
 from cellweave.core.spec import RunSpec
 
 SEEDS = 5
-QUIET = {f"analysis.{name}": False for name in ("umap", "clusters", "baseline", "scores")} | {
+QUIET = {f"analysis.{name}": False for name in ("umap", "clusters", "baseline", "scores", "attribution")} | {
     "training.threads": 1, "training.preview_every": 0, "training.device": "cpu", "training.checkpoint_every": 1000,
     "training.early_stopping": False, "training.batch_size": 1024, "training.validation_share": 0.1,
     "model.n_hidden": 512, "model.n_latent": 128,
@@ -30,13 +30,13 @@ QUIET = {f"analysis.{name}": False for name in ("umap", "clusters", "baseline", 
 #: Data, model, epochs and further settings.
 CASES = (
     ("RNA, 5 libraries, 1,408 x 5,000", "rna_cell_lines_5batches.h5ad", "ambient", 5, {}),
-    ("RNA, 2 libraries, 2,000 x 9,015", "rna_ifnb_pbmc_2batches.h5ad", "ambient", 3, {}),
-    ("RNA with burst decoder and start from moments", "rna_cell_lines_5batches.h5ad", "ambient", 3,
-     {"model.decoder_type": "burst_frequency_size", "model.dispersion_init": "data", "losses.weights.background": 1.0}),
     ("RNA + ATAC, 2 donors, 500 x 1,134 + 600", "multiome_bmmc_neurips_2batches.h5mu", "multimodal", 10,
      {"model.library_sensitivity": {"rna": 1.0, "atac": 0.2}}),
     ("RNA + ADT, 2 donors, 600 x 1,000 + 134", "cite_bmmc_neurips_2batches.h5mu", "multimodal", 10,
      {"model.latent_scale_prior": "lognormal", "model.z_sparsity_prior": "gamma"}),
+    ("RNA, 2 libraries, 2,000 x 9,015", "rna_ifnb_pbmc_2batches.h5ad", "ambient", 3, {}),
+    ("RNA with burst decoder and start from moments", "rna_cell_lines_5batches.h5ad", "ambient", 3,
+     {"model.decoder_type": "burst_frequency_size", "model.dispersion_init": "data", "losses.weights.background": 1.0}),
     ("RNA + ADT, 2 samples, 5,000 x 12,435 + 48", "cite_reapseq_pbmc_2batches.h5mu", "multimodal", 1, {}),
     ("RNA + ATAC, 9 plates, 7,844 x 1,677 + 25,734", "multiome_snareseq_mouse_cortex_9batches.h5mu", "multimodal", 1,
      {"model.library_sensitivity": {"rna": 1.0, "atac": 0.2}}),
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="Folder of what was found, kept; what is there already is not trained again.")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="Stop after so many seconds of CPU; the table is written once all are there.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ambient_stability.md")
+    parser.add_argument("--report", action="store_true", help="Train nothing more: write the table of what is there.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
@@ -72,7 +73,7 @@ def main() -> None:
         for number, (_, name, kind, epochs, changes) in enumerate(CASES):
             for seed in range(SEEDS):
                 key = f"{number}-{seed}"
-                if key in found:
+                if key in found or options.report:
                     continue
                 if time.process_time() > options.seconds:
                     return
@@ -81,16 +82,18 @@ def main() -> None:
                 print(key, found[key], flush=True)
     rows = []
     for number, (title, _, kind, epochs, _) in enumerate(CASES):
-        mine = [found[f"{number}-{seed}"] for seed in range(SEEDS)]
+        mine = [found[key] for seed in range(SEEDS) if (key := f"{number}-{seed}") in found]
+        if not mine:
+            continue
         first, last = np.array([row[1] for row in mine]), np.array([row[2] for row in mine])
         good = sum(row[0] for row in mine)
         rows.append(
-            f"| {title} | {kind} | {epochs} | {good} of {SEEDS} | {first.mean():,.1f} | {last.mean():,.1f} ± {last.std():,.1f} | "
+            f"| {title} | {kind} | {epochs} | {good} of {len(mine)} | {first.mean():,.1f} | {last.mean():,.1f} ± {last.std():,.1f} | "
             f"{min(row[3] for row in mine):.2f} |"
         )
     lines = [
         "# Stability of the ambient-regularised models at 512 hidden units and 128 latent dimensions", "",
-        f"Five seeds each, minibatches of 1,024 cells, learning rate 0.001, one thread of {platform.processor() or platform.machine()}, torch "
+        f"Up to five seeds each, minibatches of 1,024 cells, learning rate 0.001, one thread of {platform.processor() or platform.machine()}, torch "
         f"{version('torch')}. Finite: no term of any epoch, in training or validation, was NaN or infinite. ELBO: negative, nats per cell, of held-out cells.",
         "", "| data | model | epochs | all finite | ELBO after epoch 1 | ELBO at the end (sd over seeds) | CPU s / epoch, best |",
         "| --- | --- | --- | --- | --- | --- | --- |", *rows, "",
