@@ -182,7 +182,7 @@ class Centre(QWidget):
         folder = self._results.folder if self._results is not None else None
         info = view_info(name)
         if self._results is None and spec is not None:  # it trains: files come later
-            return "" if not info.kinds or info.offered(spec, None) or info.files else info.why_not
+            return "" if info.suits(spec) else info.why_not
         return "" if info.offered(spec, folder) else info.why_not
 
     def _freshen(self, name: str) -> None:
@@ -195,6 +195,12 @@ class Centre(QWidget):
         if self._preview is not None:
             view.take_preview(*self._preview)
         view.select(self.selection)
+
+    def renew_empty(self) -> None:
+        """Data were opened or closed, or a run came or went: an empty view offers what can be done now."""
+        for name, view in self._views.items():
+            if isinstance(view, RunView) and name not in self._stale:
+                view.renew_step()
 
     def take_preview(self, path: Path, epoch: int) -> None:
         """Tell the views that the run that trains has written a preview; those that are not in sight take it up when they are.

@@ -116,7 +116,9 @@ class ViewTabs(QTabWidget):
             bar.setTabButton(self.indexOf(slot), QTabBar.ButtonPosition.RightSide, self._menu_button())
         self.tear = tool("detach", "Show this view in a window of its own", detach)
         self.setCornerWidget(self.tear)
-        bar.tabBarClicked.connect(lambda index: self.picked.emit(self.name_of(self.widget(index))) if index >= 0 else None)
+        bar.tabBarClicked.connect(lambda index: self.picked.emit(self.name_of(self.widget(index))) if index >= 0 and self.isTabEnabled(index) else None)
+        self._why_not: dict[str, str] = {}
+        self.currentChanged.connect(lambda _index: self._grey())
 
     def _add(self, name: str, place: QWidget, title: str, icon: str, tip: str) -> None:
         index = self.addTab(place, title)
@@ -203,11 +205,24 @@ class ViewTabs(QTabWidget):
         self.setTabText(index, info.title if info else "Model")
 
     def offer(self, why_not: Mapping[str, str]) -> None:
-        """Grey the views of models that the shown run has nothing for."""
+        """Grey the views that the shown run has nothing for; the one in front stays, and says why."""
+        self._why_not = dict(why_not)
+        self._grey()
+        if self._model and why_not.get(self._model):
+            self._show_model("", self.page)
         self.page.offer(why_not)
         for info in MODEL_VIEWS:
             self._choices[info.name].setEnabled(not why_not.get(info.name))
             self._choices[info.name].setToolTip(why_not.get(info.name) or info.tip)
+
+
+    def _grey(self) -> None:
+        """Grey the tabs of views that the shown run has nothing for, with the reason as their tooltip."""
+        for info in VIEWS:
+            if info.name in self.places:
+                why, place = self._why_not.get(info.name, ""), self.places[info.name]
+                self.setTabEnabled(self.indexOf(place), not why or place is self.currentWidget())
+                self.setTabToolTip(self.indexOf(place), why or info.tip)
 
 
 def _place() -> QWidget:

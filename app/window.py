@@ -218,6 +218,8 @@ class MainWindow(QMainWindow):
         self.inspector.clearClicked.connect(self.clear_selection)
         self.inspector.copyClicked.connect(self._copy_names)
         session.headers_changed.connect(self._headers_changed)
+        session.headers_changed.connect(lambda _headers: self.centre.renew_empty())
+        session.library.changed.connect(lambda _runs: self.centre.renew_empty())
         session.study_changed.connect(self.status.refresh)
         session.checks_changed.connect(self.status.refresh)
         session.editor.changed.connect(self._spec_changed)

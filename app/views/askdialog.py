@@ -185,7 +185,7 @@ class AskDialog(QDialog):
                 return
             self.answer = answer
             self._busy(on=False)
-            self.say("\n".join([*answer.words, f"Kept as {answer.path.parent.name}/{answer.path.name} with the run."]))
+            self.say("\n".join([*answer.words, f"Kept as {_inside(answer.path, results.folder)} with the run."]))
 
         def failed(error: Exception, details: str) -> None:
             if not self._there:
@@ -262,3 +262,8 @@ def _copy(source: Path, out: Path) -> None:
 
 def _copied(source: Path, temporary: Path) -> None:
     shutil.copyfile(source, temporary)
+
+
+def _inside(path: Path, folder: Path) -> str:
+    """Return where in a run folder a file is."""
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name

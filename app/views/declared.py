@@ -62,10 +62,14 @@ class ViewInfo:
         """Return whether a run has what the view shows; without a run every view is offered, and says what it will show."""
         if spec is None:
             return True
-        given = {str(result.kind) for result in spec.family.results}
-        if (self.kinds and not given & set(self.kinds)) or (self.families and spec.model.kind not in self.families):
+        if not self.suits(spec):
             return False
         return not self.files or (folder is not None and any(_there(folder, pattern) for pattern in self.files))
+
+    def suits(self, spec: RunSpec) -> bool:
+        """Return whether the family of a run can have what the view shows, whatever files are there yet."""
+        given = {str(result.kind) for result in spec.family.results}
+        return not (self.kinds and not given & set(self.kinds)) and not (self.families and spec.model.kind not in self.families)
 
     def load(self) -> Any:
         """Import the class."""

@@ -133,7 +133,15 @@ class RunView(QWidget):
         elif message:
             self.set_message(message)
         else:
-            self.set_message(self.shows, *self.context.next_step())
+            self._say_step()
+
+    def _say_step(self) -> None:
+        self.set_message(self.shows, *self.context.next_step())
+
+    def renew_step(self) -> None:
+        """Offer the present next step, where the view says that it waits for a run."""
+        if self.results is None and self.message() == self.shows:
+            self._say_step()
 
     def select(self, rows: ArrayLike | None) -> None:
         """Mark selected cells, without saying so again.

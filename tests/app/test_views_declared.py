@@ -9,6 +9,7 @@ from window_support import show_run
 
 from cellweave.app.views.declared import VIEWS, view_info
 from cellweave.app.views.runview import RunView
+from cellweave.core.spec import RunSpec
 
 LEFT = Qt.MouseButton.LeftButton
 
@@ -64,7 +65,34 @@ def test_what_a_run_cannot_give_is_greyed_with_the_reason(qtbot, window, trained
     assert action.isEnabled()
     window.show_view("loadings")
     show_run(qtbot, window, trained["vae"])
+    tabs = window.centre.tabs
+    assert window.centre.current() == "model"
+    assert tabs.tabText(tabs.indexOf(tabs.place_of("loadings"))) == "Model"
+    assert not tabs.isTabEnabled(tabs.indexOf(tabs.place_of("attribution")))
+    assert tabs.tabToolTip(tabs.indexOf(tabs.place_of("attribution"))) == view_info("attribution").why_not
+    assert tabs.isTabEnabled(tabs.indexOf(tabs.place_of("differential")))
+    window.show_view("loadings")
     assert window.centre.view("loadings").message() == view_info("loadings").why_not
+
+
+@pytest.mark.parametrize(("kind", "offered"), [("vae", {"neighbourhood", "differential"}), ("midas", {"masks", "modalities", "imputation"})])
+def test_while_a_run_trains_only_the_views_of_its_family_are_offered(window, tmp_path, kind, offered):
+    window.watching.begin(tmp_path, RunSpec().with_changes({"model.kind": kind}))
+    other = {"masks", "modalities", "imputation", "loadings", "ambient", "attribution"} - offered
+    for name in offered:
+        assert window.centre.why_not(name) == "", "files come later"
+    for name in other:
+        assert window.centre.why_not(name) == view_info(name).why_not
+
+
+def test_an_empty_view_offers_what_can_be_done_now(window, monkeypatch):
+    window.show_view("metrics")
+    view = window.centre.view("metrics")
+    assert view.empty.action.text() == "Open data…"
+    with monkeypatch.context() as patch:
+        patch.setattr(window.session, "headers", ("a file",))
+        window.centre.renew_empty()
+        assert view.empty.action.text() == "Go to training"
 
 
 def test_a_selection_is_the_same_cells_in_every_view(qtbot, window, trained):
