@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
     from cellweave.app.views.context import ViewContext
 
+MAIN_METRICS = ("integration.scib_total", "integration.batch_score", "integration.bio_score")
 LOOK = 3000  # milliseconds between two looks at the list of runs while the view is in sight
 
 
@@ -32,6 +33,7 @@ class CompareView(RunView):
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)
         self.rows: list[RunRow] = []
+        self._metrics: set[str] = set()
         self._stamp: tuple[Any, ...] = ()
         self._timer = QTimer(self)
         self._timer.setInterval(LOOK)
@@ -45,6 +47,12 @@ class CompareView(RunView):
         self.bars = QCheckBox("All settings")
         self.bars.setToolTip("Show also the settings that are the same in all these runs")
         self.bars.toggled.connect(lambda _on: self._fill())
+        self.losses_shown = QCheckBox("All losses")
+        self.losses_shown.setToolTip("Show also the single terms and the losses of the training cells")
+        self.metrics_shown = QCheckBox("All metrics")
+        self.metrics_shown.setToolTip("Show also the single metrics, beside the means of batch mixing and biology kept")
+        for box in (self.losses_shown, self.metrics_shown):
+            box.toggled.connect(lambda _on: self._show_groups())
         self.open = button("Open", "open", self._open)
         self.overlay = button("Overlay losses", "curves", self._overlay)
         self.csv_button = tool("table", "Export the table as CSV", lambda: self.context.save_csv("runs", self.table.as_csv))
@@ -57,7 +65,8 @@ class CompareView(RunView):
         layout = QVBoxLayout(self.body)
         layout.setContentsMargins(8, 8, 8, 8)
         layout.setSpacing(8)
-        layout.addLayout(row(self.only, self.bars, None, self.overlay, self.open))
+        layout.addLayout(row(self.only, None, self.overlay, self.open))
+        layout.addLayout(row(self.bars, self.losses_shown, self.metrics_shown, None))
         layout.addWidget(self.note)
         layout.addWidget(self.table, 1)
 
@@ -126,9 +135,11 @@ class CompareView(RunView):
     def _fill(self) -> None:
         before = {self.rows[source].folder for source in self._selected() if source < len(self.rows)}
         columns, values = run_columns(self.rows, every=self.bars.isChecked())
+        self._metrics = {name for one in self.rows for name in one.metrics}
         order = self.table.table.sorted_by
         name = self.table.table.columns[order[0]].name if 0 <= order[0] < len(self.table.table.columns) else ""
         self.table.set_table(columns, values, text_column="run", sort_by=name, down=order[1] == Qt.SortOrder.DescendingOrder)
+        self._show_groups()
         different = len(differing(self.rows))
         problems = [one.problem for one in self.rows if one.problem]
         words = f"{len(self.rows)} runs; {different} settings differ." if len(self.rows) != 1 else "One run: a second one is needed to compare with."
@@ -137,6 +148,13 @@ class CompareView(RunView):
             if one.folder in before:
                 self.table.choose(source, scroll=False)
         self._enable()
+
+    def _show_groups(self) -> None:
+        """Hide the columns that only a close look needs; the CSV file has them all."""
+        for number, column in enumerate(self.table.table.columns):
+            term = column.name.startswith("loss.") and not self.losses_shown.isChecked()
+            metric = column.name in self._metrics and column.name not in MAIN_METRICS and not self.metrics_shown.isChecked()
+            self.table.view.setColumnHidden(number, term or metric)
 
     def _selected(self) -> list[int]:
         rows = sorted({index.row() for index in self.table.view.selectionModel().selectedRows()})
@@ -169,15 +187,16 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
     from cellweave.core.analysis.integration import ALL
     from cellweave.core.analysis.scores import SCORES
 
-    columns = [TableColumn("run", "Run", "Name and folder."), TableColumn("model", "Model", "Kind of model."), TableColumn("state", "State", "How it stands.")]
+    columns = [TableColumn("run", "Run", "Name and folder."), TableColumn("model", "Model", "Kind of model.")]
     values: dict[str, Any] = {
         "run": np.array([run_label(one.name, one.folder) for one in rows], dtype=object),
         "model": np.array([one.kind for one in rows], dtype=object),
         "state": np.array([one.state for one in rows], dtype=object),
     }
-    columns.append(TableColumn("result", "Negative ELBO", "Of the held-out cells where there are any, else of the training cells; nats per cell.", "number"))
+    result = TableColumn("result", "Negative ELBO", "Of the held-out cells where there are any, else of the training cells; nats per cell.", "number")
     values["result"] = _numbers([one.losses.get(("elbo", "validation"), one.losses.get(("elbo", "train"))) for one in rows])
-    paths = dict.fromkeys(path for one in rows for path in one.spec if path != "model.kind") if every else differing(rows)
+    different = differing(rows)  # first, where they are in sight without scrolling
+    paths = dict.fromkeys([*different, *(path for one in rows for path in one.spec)]) if every else different
     titles = setting_titles(rows)
     for path in paths:
         if path == "model.kind":
@@ -188,6 +207,8 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         some = any(value is not None for value in found)
         columns.append(TableColumn(path, title, f"{help_text} ({path})".strip(), "number" if numbers and some else "text"))
         values[path] = _numbers(found) if numbers and some else np.array([_words(value) for value in found], dtype=object)
+    place = 2 + sum(path != "model.kind" for path in different)
+    columns[place:place] = [result, TableColumn("state", "State", "How it stands.")]
     terms = dict.fromkeys(key for side in ("validation", "train") for one in rows for key in one.losses if key[1] == side)
     labels = term_labels(rows)
     for term, side in sorted(terms, key=lambda key: (key[1] != "validation", key[0] not in ("elbo", "total"))):
@@ -198,7 +219,7 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         values[name] = _numbers([one.losses.get((term, side)) for one in rows])
     for name in dict.fromkeys(name for one in rows for name in one.metrics):
         known = ALL.get(name.removeprefix("integration.")) if name.startswith("integration.") else SCORES.get(name)
-        columns.append(TableColumn(name, known.title if known else name, known.help if known else name, "share"))
+        columns.append(TableColumn(name, _metric_title(name, known.title if known else name), known.help if known else name, "share"))
         values[name] = _numbers([one.metrics.get(name) for one in rows])
     ends: tuple[tuple[str, str, str, list[Any]], ...] = (
         ("epochs", "Epochs", "Epochs done.", [one.epochs for one in rows]),
@@ -211,6 +232,11 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
     columns.append(TableColumn("device", "Device", "Where it computed."))
     values["device"] = np.array([one.device for one in rows], dtype=object)
     return columns, values
+
+
+def _metric_title(name: str, title: str) -> str:
+    """Return a title that tells the scores of neighbours from the integration metrics: two of them are both called batch mixing."""
+    return title if name.startswith("integration.") or "eighbour" in title else f"{title} (neighbours)"
 
 
 def _numbers(values: Sequence[Any]) -> np.ndarray:

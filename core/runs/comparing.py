@@ -41,6 +41,8 @@ class RunRow:
         Words for where it computed.
     problem
         Why the run could not be read; empty where it could.
+    labels
+        What its loss terms are called, by name, as its own spec declares them.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class RunRow:
     seconds: float | None = None
     device: str = ""
     problem: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_row(folder: Path) -> RunRow:
@@ -74,6 +77,7 @@ def read_row(folder: Path) -> RunRow:
     return RunRow(
         folder, spec.name or folder.name, spec.model.kind, state.replace("_", " "), flat(spec), last_losses(rows), _metrics(run.results), len(rows),
         status.best_epoch, None if ended is None else ended - status.started, status.device,
+        labels={term.name: term.label for term in spec.terms()},
     )  # fmt: skip
 
 
@@ -96,6 +100,7 @@ def flat(spec: RunSpec) -> dict[str, Any]:
 
 def setting_titles(rows: Iterable[RunRow]) -> dict[str, tuple[str, str]]:
     """Return title and help of every setting that these runs have, by dotted path."""
+    rows = list(rows)
     found: dict[str, tuple[str, str]] = {}
 
     def walk(cls: Any, path: str) -> None:
@@ -113,16 +118,16 @@ def setting_titles(rows: Iterable[RunRow]) -> dict[str, tuple[str, str]]:
             walk(known[kind].options, "model")
             terms = known[kind].terms(RunSpec().with_changes({"model.kind": kind}))
             found |= {f"losses.weights.{term.name}": (f"Weight: {term.label}", term.help) for term in terms}
+    for name, label in term_labels(rows).items():  # some terms are there only with some covariates: the runs know theirs
+        found.setdefault(f"losses.weights.{name}", (f"Weight: {label}", ""))
     return found
 
 
 def term_labels(rows: Iterable[RunRow]) -> dict[str, str]:
     """Return what the loss terms of these runs are called."""
     labels = {"elbo": "Negative ELBO", "total": "Total (weighted)"}
-    known = families()
-    for kind in dict.fromkeys(row.kind for row in rows):
-        if kind in known:
-            labels |= {term.name: term.label for term in known[kind].terms(RunSpec().with_changes({"model.kind": kind}))}
+    for row in rows:
+        labels |= row.labels
     return labels
 
 

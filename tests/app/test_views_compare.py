@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QItemSelectionModel, Qt
+from qtpy.QtCore import QItemSelectionModel, QPoint, Qt
 from window_support import show_run
 
 from cellweave.app.views.compare import run_columns
@@ -44,6 +45,32 @@ def test_only_what_differs_is_shown(trained):
     title = {column.name: column.title for column in columns}
     assert title["training.batch_size"] == "Minibatch" or "inibatch" in title["training.batch_size"]
     np.testing.assert_array_equal(values["losses.weights.kl_z"], [1.0, 2.0])
+
+
+def test_settings_that_differ_come_first_and_every_column_has_a_name_of_its_own(trained):
+    rows = [read_row(folder) for folder in trained.values()]
+    spec = RunFolder(trained["vae"]).spec.with_changes({"covariates.batch": "batch", "losses.weights": {"mmd": 10.0}})
+    RunFolder(trained["vae"]).write_spec(spec)
+    rows = [read_row(folder) for folder in trained.values()]
+    mmd = next(term for term in spec.terms() if term.name == "mmd")
+    values = {"batch_mixing": 0.5, "integration.batch_score": 0.6}
+    rows = [replace(one, metrics=values, losses={**one.losses, ("mmd", "validation"): 0.1}) for one in rows]
+    columns, _ = run_columns(rows, every=True)
+    names = [column.name for column in columns]
+    different = [path for path in differing(rows) if path != "model.kind"]
+    assert names[2 : 2 + len(different)] == different
+    assert names[2 + len(different)] == "result"
+    titles = {column.name: column.title for column in columns}
+    assert titles["loss.mmd.validation"] == f"{mmd.label}, validation"
+    assert titles["batch_mixing"] != titles["integration.batch_score"]
+
+
+def test_groups_of_columns_are_opened(qtbot, view):
+    names = [column.name for column in view.table.table.columns]
+    number = names.index("loss.reconstruction.train")
+    assert view.table.view.isColumnHidden(number)
+    qtbot.mouseClick(view.losses_shown, LEFT, pos=QPoint(8, view.losses_shown.height() // 2))
+    assert not view.table.view.isColumnHidden(number)
 
 
 def test_losses_epochs_and_time_are_those_of_the_run(view, trained):
