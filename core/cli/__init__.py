@@ -9,7 +9,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = frozenset(
-    {"inspect", "check", "train", "resume", "map", "query", "metrics", "neighbourhood", "export", "ctl", "runs", "presets", "system", "first-look"}
+    {
+        "inspect", "check", "train", "resume", "map", "query", "metrics", "neighbourhood", "impute", "imputation", "export", "ctl", "runs",
+        "presets", "system", "first-look",
+    }
 )
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_CANCELLED, EXIT_FAILED = 0, 2, 3, 4
 

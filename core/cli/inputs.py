@@ -66,7 +66,7 @@ def preset_named(name: str) -> Any:
 
     known = presets()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"Did you mean '{near[0]}'?" if near else f"Known are {', '.join(known)}."
         raise SpecError(f"There is no preset '{name}'.", hint)
     return known[name]
