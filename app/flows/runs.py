@@ -179,7 +179,8 @@ class RunsFlow(QObject):
             try:
                 folder = RunFolder.open(path)
                 name = store.run_label(folder.spec.name, path)
-                self._window.losses.add_overlay(name, list(folder.events()))
+                spec = folder.spec
+                self._window.losses.add_overlay(name, list(folder.events()), spec.terms(), spec.family.metrics(spec))
             except CellweaveError as error:
                 self._window.show_error(error, "")
                 return

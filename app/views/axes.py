@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,28 @@ from cellweave.app.theme import current
 
 class ValueAxis(pg.AxisItem):
     """A value axis that writes numbers as one reads them, also where it is logarithmic."""
+
+    def __init__(self, side: str) -> None:
+        super().__init__(side)
+        self._words = ""
+
+    def say(self, words: str, colour: QColor) -> None:
+        """Write a unit beside the axis, shortened where the axis is."""
+        self._words, self._tone = words, colour
+        self._fit_words()
+
+    def _fit_words(self) -> None:
+        if self._words:
+            short = QFontMetricsF(MarkStrip.words_font()).elidedText(self._words, Qt.TextElideMode.ElideRight, max(30.0, self.size().height() - 4))
+            if short != getattr(self, "_short", None) or self.labelStyle.get("color") != self._tone.name():
+                self._short = short
+                self.setLabel(html.escape(short), color=self._tone.name())
+
+    def resizeEvent(self, event: object = None) -> None:  # noqa: N802
+        """Shorten the unit anew."""
+        super().resizeEvent(event)
+        if getattr(self, "_words", ""):
+            self._fit_words()
 
     def logTickValues(self, minVal: float, maxVal: float, size: float, stdTicks: list) -> list:  # noqa: N802
         """Return ticks at powers of ten, or at 1, 2 and 5 times them where there are few powers in sight."""

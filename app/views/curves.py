@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyqtgraph as pg
 from qtpy.QtCore import QEvent, QPoint, QPointF, QRectF, Qt, Signal
-from qtpy.QtGui import QColor, QContextMenuEvent, QFocusEvent, QKeyEvent, QPaintEvent, QPen, QResizeEvent
+from qtpy.QtGui import QContextMenuEvent, QFocusEvent, QKeyEvent, QPaintEvent, QPen, QResizeEvent
 from qtpy.QtWidgets import QWidget
 
 from cellweave.app.forms.numberbox import number_text
@@ -19,8 +19,8 @@ from cellweave.app.theme import SPACE, current, notifier
 from cellweave.app.views.axes import EpochAxis, GridLines, Mark, MarkStrip, ValueAxis
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.focus import draw_focus
-from cellweave.app.views.history import LossHistory, robust_range
-from cellweave.app.views.series import CurveStyle, Series, curve
+from cellweave.app.views.history import METRIC, LossHistory, robust_range
+from cellweave.app.views.series import CurveStyle, Series, curve, line_pen, run_colour
 
 PLOT_WIDTH = 26
 """Least width of one of several plots, in heights of a line of text."""
@@ -159,7 +159,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         title = plot.series[0].label if len(plot.series) == 1 else plot.series[0].beside[:1].upper() + plot.series[0].beside[1:] or "Losses"
         plot.item.setTitle(f"<b>{html.escape(title)}</b>", color=text.name(), justify="left")
         unit = plot.series[0].unit if len({series.unit for series in plot.series}) == 1 else "value"
-        plot.item.setLabel("left", html.escape(unit), color=secondary.name())
+        plot.item.getAxis("left").say(unit, secondary)
         plot.item.setLabel("bottom", "epoch", color=secondary.name())
         for side in ("left", "bottom"):
             axis = plot.item.getAxis(side)
@@ -256,13 +256,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         return item
 
     def _pen(self, series: Series, split: str, run: int, *, raw: bool = False) -> QPen:
-        colour = QColor(series.hue())
-        colour.setAlphaF(0.25 if raw else 0.5 if run else 1.0)
-        pen = pg.mkPen(colour, width=(1.0 if raw or run else 1.5) * self.devicePixelRatioF())
-        if split == "validation":
-            pen.setStyle(Qt.PenStyle.CustomDashLine)
-            pen.setDashPattern([4.0, 3.0])
-        return pen
+        return line_pen(series, split, run, self.devicePixelRatioF(), raw=raw)
 
     def _draw_marks(self, plot: _Plot) -> None:
         """Mark the best epoch and the weights that were turned; lines that are there already are moved."""
@@ -354,16 +348,19 @@ class LossCurves(pg.GraphicsLayoutWidget):
     def card_text(self, series: Sequence[Series], epoch: int) -> str:
         """Return the values at an epoch as a table in rich text."""
         rows = [f"<tr><td colspan='3'><b>Epoch {epoch}</b></td></tr>"]
-        for history in (self._history, *self._overlays):
+        for run, history in enumerate((self._history, *self._overlays)):
             event = history.at(epoch)
             if event is None:
                 continue
             if self._overlays:
                 rows.append(f"<tr><td colspan='3'>{html.escape(history.name)}</td></tr>")
             for item in series:
-                values: Mapping[str, Mapping[str, float]] = {"train": event.train, "validation": event.validation or {}}
+                told = {f"{METRIC}{name}": value for name, value in event.metrics.items()}
+                values: Mapping[str, Mapping[str, float]] = {"train": event.train | told, "validation": event.validation or {}}
                 cells = [f"{split} {values[split][item.name]:.5g}" for split in self._style.splits if item.name in values[split]]
-                dot = f"<font color='{item.hue().name()}'>●</font> "
+                if item.beside:
+                    cells = [f"{told[item.name]:.5g}"] if item.name in told else []
+                dot = f"<font color='{run_colour(item.hue(), run).name()}'>●</font> "
                 rows.append(f"<tr><td>{dot}{html.escape(item.label)}</td>" + "".join(f"<td>&nbsp; {cell}</td>" for cell in cells) + "</tr>")
         for change in self._history.changes:
             if change.epoch in (epoch - 1, epoch):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qtpy.QtCore import QPoint, QSize, Qt, QTimer, Signal
-from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap, QShowEvent
+from qtpy.QtGui import QIcon, QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
@@ -29,7 +29,8 @@ from cellweave.app.theme import SPACE, current, icon, notifier, series_color
 from cellweave.app.views.cards import Message
 from cellweave.app.views.curves import LossCurves
 from cellweave.app.views.history import ELBO, METRIC, SPLITS, TOTAL, LossHistory
-from cellweave.app.views.series import CurveStyle, Series
+from cellweave.app.views.losslegend import Chip, free_colours, line_icon, stem
+from cellweave.app.views.series import CurveStyle, Series, dashes, run_colour
 from cellweave.core.models.declare import LossTerm, Metric
 from cellweave.core.runs.events import Event
 
@@ -61,6 +62,7 @@ class LossView(QWidget):
         super().__init__(parent)
         self._history = LossHistory()
         self._overlays: dict[str, LossHistory] = {}
+        self._declared: dict[str, tuple[tuple[LossTerm, ...], tuple[Metric, ...]]] = {}
         self._terms: dict[str, LossTerm] = {}
         self._metrics: dict[str, Metric] = {}
         self._hidden: set[str] = {ELBO}
@@ -102,9 +104,10 @@ class LossView(QWidget):
         if self._history.add(event):
             self._later()
 
-    def add_overlay(self, name: str, events: Iterable[Event]) -> None:
-        """Draw another run behind this one, thinner."""
+    def add_overlay(self, name: str, events: Iterable[Event], terms: Sequence[LossTerm] = (), metrics: Sequence[Metric] = ()) -> None:
+        """Draw another run behind this one, thinner; ``terms`` and ``metrics`` as its own model declares them."""
         self._overlays[name] = LossHistory.of(name, events)
+        self._declared[name] = tuple(terms), tuple(metrics)
         self._later(at_once=True)
 
     def remove_overlay(self, name: str) -> None:
@@ -145,25 +148,37 @@ class LossView(QWidget):
     def series(self) -> list[Series]:
         """Return every series the run and its overlays have, the total first."""
         names = dict.fromkeys(name for history in (self._history, *self._overlays.values()) for name in history.series_names())
-        told = [*(name for name in self._metrics if name in names), *(name for name in names if name.startswith(METRIC))]
-        order = [TOTAL, *(name for name in self._terms if name in names), *(name for name in names if name not in SUM_LABELS and name not in told), ELBO, *told]
+        told = [*(name for name in self._known()[1] if name in names), *(name for name in names if name.startswith(METRIC))]
+        terms = self._known()[0]
+        order = [TOTAL, *(name for name in terms if name in names), *(name for name in names if name not in SUM_LABELS and name not in told), ELBO, *told]
         return [self._describe(name, index) for index, name in enumerate(dict.fromkeys(order)) if name in names]
 
     def metric_names(self) -> list[str]:
         """Return the names of the metrics that the run and its overlays tell, declared ones first."""
         there = dict.fromkeys(name for history in (self._history, *self._overlays.values()) for name in history.series_names() if name.startswith(METRIC))
-        return [*(name for name in self._metrics if name in there), *(name for name in there if name not in self._metrics)]
+        return [*(name for name in self._known()[1] if name in there), *(name for name in there if name not in self._known()[1])]
+
+    def _known(self) -> tuple[dict[str, LossTerm], dict[str, Metric]]:
+        """Return the terms and metrics that are declared: those of the run shown, then what only the runs laid over it have."""
+        terms, metrics = dict(self._terms), dict(self._metrics)
+        for name in self._overlays:
+            more, told = self._declared.get(name, ((), ()))
+            terms |= {term.name: term for term in more if term.name not in terms}
+            metrics |= {f"{METRIC}{metric.name}": metric for metric in told if f"{METRIC}{metric.name}" not in metrics}
+        return terms, metrics
 
     def _describe(self, name: str, index: int) -> Series:
         if name in SUM_LABELS:
             return Series(name, SUM_LABELS[name])
         if name.startswith(METRIC):
-            metric, told = self._metrics.get(name), [known for known in self.metric_names() if known.startswith(METRIC)]
-            hue = series_color(told.index(name))
+            metric, told = self._known()[1].get(name), [known for known in self.metric_names() if known.startswith(METRIC)]
+            stems = list(dict.fromkeys(stem(known) for known in told))  # a pair of training and held-out cells has one hue
+            free = free_colours({term.colour for term in self._known()[0].values()})
+            hue, dashed = series_color(free[stems.index(stem(name)) % len(free)]), name.endswith("_validation")
             if metric is None:
-                return Series(name, name.removeprefix(METRIC).replace("_", " ").capitalize(), "", hue, beside="Metrics")
-            return Series(name, metric.label, metric.unit, hue, beside=metric.unit or "Metrics", help=metric.help)
-        term = self._terms.get(name)
+                return Series(name, name.removeprefix(METRIC).replace("_", " ").capitalize(), "", hue, beside="Metrics", dashed=dashed)
+            return Series(name, metric.label, metric.unit, hue, beside=metric.unit or "Metrics", help=metric.help, dashed=dashed)
+        term = self._known()[0].get(name)
         if term is None:
             return Series(name, name.replace("_", " ").capitalize(), "value", series_color(index - 1))
         return Series(name, term.label, term.unit, series_color(term.colour))
@@ -278,26 +293,27 @@ class LossView(QWidget):
                 item.widget().deleteLater()
         for series in self.series():
             tip = f"Show {series.label}" + (f": {series.help}" if series.help else "")
-            button = self._chip(SHORT.get(series.label, series.label), line_icon(series.hue(), Qt.PenStyle.SolidLine), tip)
+            button = self._chip(SHORT.get(series.label, series.label), line_icon(series.hue(), dashes(0, held_out=series.dashed)), tip)
             button.setAccessibleName(f"Show {series.label}")
             button.setChecked(series.name not in self._hidden)
             button.toggled.connect(lambda on, name=series.name: self._toggle(name, on=on))
             self._legend_row.addWidget(button)
-        for split, style in zip(SPLITS, (Qt.PenStyle.SolidLine, Qt.PenStyle.DashLine), strict=True):
-            button = self._chip(split, line_icon(current().color("secondary"), style), f"Show the {split} curves")
+        for split in SPLITS:
+            button = self._chip(split, line_icon(current().color("secondary"), dashes(0, held_out=split == "validation")), f"Show the {split} curves")
             button.setChecked(checked.get(split, True))
             button.toggled.connect(self._style_changed)
             self._splits[split] = button
             self._legend_row.addWidget(button)
-        for name in self._overlays:
-            button = self._chip(name, icon("cancel", "secondary"), f"Take the curves of {name} away", most=10)
+        for run, name in enumerate(self._overlays, start=1):
+            look = line_icon(run_colour(current().color("text"), run), dashes(run, held_out=False))
+            button = self._chip(name, look, f"Take the curves of {name} away", most=10, side=Qt.TextElideMode.ElideMiddle)
             button.setCheckable(False)
             button.clicked.connect(lambda *_, name=name: self.remove_overlay(name))
             self._legend_row.addWidget(button)
 
-    def _chip(self, text: str, picture: QIcon, tip: str, *, most: int = 40) -> QToolButton:
-        button = _Chip(self._legend)
-        button.setText(self.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, self.fontMetrics().horizontalAdvance("n") * most))
+    def _chip(self, text: str, picture: QIcon, tip: str, *, most: int = 40, side: Qt.TextElideMode = Qt.TextElideMode.ElideRight) -> QToolButton:
+        button = Chip(self._legend)
+        button.setText(self.fontMetrics().elidedText(text, side, self.fontMetrics().horizontalAdvance("n") * most))
         button.setIcon(picture)
         height = self.fontMetrics().height()
         button.setIconSize(QSize(round(1.2 * height), height))
@@ -385,33 +401,6 @@ class LossView(QWidget):
     def copy_image(self) -> None:
         """Copy the curves as a picture."""
         QApplication.clipboard().setPixmap(self._curves.grab())
-
-
-def line_icon(colour: QColor, style: Qt.PenStyle) -> QIcon:
-    """Return a short line as a legend shows it."""
-    pixmap = QPixmap(64, 40)
-    pixmap.fill(Qt.GlobalColor.transparent)
-    painter = QPainter(pixmap)
-    painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-    pen = QPen(colour, 6)
-    if style != Qt.PenStyle.SolidLine:
-        pen.setDashPattern([2.2, 1.6])
-        pen.setCapStyle(Qt.PenCapStyle.FlatCap)
-    painter.setPen(pen)
-    painter.drawLine(2, 20, 62, 20)
-    painter.end()
-    return QIcon(pixmap)
-
-
-class _Chip(QToolButton):
-    """A button as wide as its line and its words; by itself one is wider by two letters, which costs the legend a row."""
-
-    def sizeHint(self) -> QSize:  # noqa: N802
-        words = self.fontMetrics().horizontalAdvance(self.text())
-        return QSize(self.iconSize().width() + words + 4 * SPACE, super().sizeHint().height())
-
-    def minimumSizeHint(self) -> QSize:  # noqa: N802
-        return self.sizeHint()
 
 
 def _icon_button(picture: str, name: str, tip: str) -> QToolButton:

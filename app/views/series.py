@@ -5,11 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from qtpy.QtGui import QColor
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor, QPen
 
 from cellweave.app.forms.hues import on_ground
 from cellweave.app.theme import current
 from cellweave.app.views.history import SPLITS, LossHistory, smooth
+
+HELD_OUT = (4.0, 3.0)
+LOOKS: tuple[tuple[str, float, tuple[float, ...], tuple[float, ...]], ...] = (
+    ("panel", 0.5, (), HELD_OUT),
+    ("text", 0.6, (1.0, 2.5), (1.0, 5.0)),
+    ("panel", 0.75, (8.0, 2.0, 1.0, 2.0), (8.0, 5.0, 1.0, 5.0)),
+    ("text", 0.35, (), HELD_OUT),
+)
+"""How runs that are laid over another differ from it and from each other: towards which token their hue goes, how much of it is left, and the dashes of
+their train and held-out lines."""
+
+
+def run_colour(hue: QColor, run: int) -> QColor:
+    """Return the hue of a series for a run: 0 is the run shown, then those laid over it."""
+    if not run:
+        return QColor(hue)
+    token, share, _, _ = LOOKS[(run - 1) % len(LOOKS)]
+    other = current().color(token)
+    parts = (round(share * a + (1 - share) * b) for a, b in zip(hue.getRgb()[:3], other.getRgb()[:3], strict=True))
+    return QColor(*parts)
+
+
+def dashes(run: int, *, held_out: bool) -> tuple[float, ...]:
+    """Return the dash pattern of a line; none for a solid one."""
+    if not run:
+        return HELD_OUT if held_out else ()
+    return LOOKS[(run - 1) % len(LOOKS)][3 if held_out else 2]
+
+
+def line_pen(series: Series, split: str, run: int, ratio: float, *, raw: bool = False) -> QPen:
+    """Return the pen of a line: ``run`` 0 is the run shown, ``ratio`` the pixels of the screen in one of the window, ``raw`` without smoothing."""
+    colour = run_colour(series.hue(), run)
+    colour.setAlphaF(0.25 if raw else 1.0)
+    pen = QPen(colour, (1.0 if raw else 1.2 if run else 1.5) * ratio)
+    pen.setCosmetic(True)
+    pattern = dashes(run, held_out=split == "validation" or series.dashed)
+    if pattern:
+        pen.setStyle(Qt.PenStyle.CustomDashLine)
+        pen.setDashPattern(list(pattern))
+    return pen
 
 
 @dataclass(frozen=True)
@@ -30,6 +71,8 @@ class Series:
         Title of the plot that it shares with others of that title, for what is no term of the objective; empty for a plot of its own.
     help
         One sentence on what it says.
+    dashed
+        Whether its line is dashed, as those of held-out cells are; for what is no term, and so of neither split.
     """
 
     name: str
@@ -38,6 +81,7 @@ class Series:
     colour: QColor | None = None
     beside: str = ""
     help: str = ""
+    dashed: bool = False
 
     def hue(self) -> QColor:
         """Return the colour in the present theme."""

@@ -48,7 +48,7 @@ def mmd_term(colour: int) -> LossTerm:
         maximum=10_000.0,
         colour=colour,
         in_elbo=False,
-        unit="squared discrepancy per minibatch",
+        unit="MMD² per minibatch",
         also_summed=True,
     )
 
@@ -59,6 +59,6 @@ def mmd_metrics(spec: RunSpec) -> tuple[Metric, ...]:
         return ()
     said = "Sum of the discrepancy over the minibatches, divided by the number of cells, as scVI+MMD was published; the loss term is per minibatch."
     return tuple(
-        Metric(f"mmd_loss_{side}", f"MMD per cell, {words}", said, "squared discrepancy per cell")
+        Metric(f"mmd_loss_{side}", f"MMD per cell, {words}", said, "MMD² per cell")
         for side, words in (("train", "training"), ("validation", "held out"))
     )

@@ -17,6 +17,7 @@ from cellweave.app import theme
 from cellweave.app.theme import load_theme
 from cellweave.app.views import LossView
 from cellweave.app.views.history import smooth
+from cellweave.app.views.series import line_pen
 from cellweave.core.models.declare import Metric
 from cellweave.core.runs.events import EpochDone, RunState, StateChanged, StepProgress, WeightChanged
 from cellweave.core.spec import RunSpec
@@ -253,6 +254,31 @@ def test_another_run_is_drawn_behind_and_can_be_taken_away(running, qtbot):
     with qtbot.waitSignal(running.overlayRemoved) as caught:
         qtbot.mouseClick(chip(running, "vae-00"), Qt.MouseButton.LeftButton)
     assert caught.args == ["vae-00"] and running._curves.line("kl_z", "train", run=1) is None
+
+
+def test_runs_laid_over_one_another_are_told_apart_and_keep_their_own_names(running, qtbot):
+    spec = RunSpec().with_changes({"covariates.batch": "batch", "losses.weights": {"mmd": 10.0}})
+    told = [replace(epoch_done(n), train={**epoch_done(n).train, "mmd": 0.5}, metrics={"mmd_loss_train": 0.1, "mmd_loss_validation": 0.2}) for n in (1, 2, 3)]
+    for name in ("Kang linear · ldvae-01", "Kang linear · ldvae-02"):
+        running.add_overlay(name, told, spec.terms(), spec.family.metrics(spec))
+    described = {series.name: series for series in running.series()}
+    assert described["mmd"].label == next(term.label for term in spec.terms() if term.name == "mmd")
+    train, held_out = described["metric:mmd_loss_train"], described["metric:mmd_loss_validation"]
+    assert train.unit == "MMD² per cell" and (train.dashed, held_out.dashed) == (False, True)
+    assert train.hue() == held_out.hue()
+    assert train.hue() not in [described[name].hue() for name in ("reconstruction", "kl_z", "mmd")]
+    pens = [line_pen(described["kl_z"], "train", run, 1.0) for run in range(4)]
+    assert len({(pen.color().name(), tuple(pen.dashPattern())) for pen in pens}) == 4
+    QApplication.processEvents()
+    chips = [button for button in running._legend.findChildren(QToolButton) if "ldvae-0" in button.toolTip() and not button.isHidden()]
+    assert [button.text()[-2:] for button in chips] == ["01", "02"], "what tells the runs apart is not cut off"
+
+
+def test_a_unit_is_shortened_to_its_axis(running):
+    axis = running._curves._plots[0].item.getAxis("left")
+    axis.say("a unit far longer than any plot of a small window is high, however one looks at it", QColor("black"))
+    assert axis.label.boundingRect().width() <= axis.size().height() + 8
+    assert "…" in axis.labelText
 
 
 def test_the_table_is_handed_over(running, qtbot):
