@@ -151,8 +151,7 @@ def pseudobulk_differential(
                 f"The group '{group}' has {n} sample{'s' * (n != 1)} of {min_cells} cells or more; the spread between samples cannot be known.",
                 f"At least {MIN_SAMPLES} samples a group are needed: use the differential expression of the model instead.",
             )
-    samples = samples[samples[groupby].isin([group1, group2])]
-    counts = found.counts.loc[samples.index]
+    samples, counts = _in_order(samples[samples[groupby].isin([group1, group2])], found.counts, groupby)
     counts = counts.loc[:, counts.sum() >= min_counts]
     if counts.shape[1] < 2:
         raise QueryError("Too few features have enough counts in these samples.", "Lower the smallest sum of counts, or choose more cells.")
@@ -164,6 +163,15 @@ def pseudobulk_differential(
         stats = stats_class(dds, contrast=["group", "first", "second"], alpha=fdr_target, inference=inference, quiet=True)
         stats.summary()
     return _renamed(stats.results_df, group1, group2, fdr_target)
+
+
+def _in_order(samples: pd.DataFrame, counts: pd.DataFrame, groupby: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return samples by group and then by their counts: the fit depends a little on the order of samples, which their names must not decide."""
+    values = counts.loc[samples.index].to_numpy()
+    groups = samples[groupby].to_numpy(dtype=str)
+    order = sorted(range(len(samples)), key=lambda row: (groups[row], values[row].tolist()))
+    chosen = samples.iloc[order]
+    return chosen, counts.loc[chosen.index]
 
 
 def _pydeseq2() -> tuple[type, type, object]:
