@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cellweave.core.study.header import FileHeader
 
 ELSEWHERE = (
-    "paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine", "batch_from_file",
+    "paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine", "new_columns", "batch_from_file",
 )  # fmt: skip
 
 ACCEPT = "use values that are not whole"

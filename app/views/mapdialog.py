@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,7 @@ class MapDialog(QDialog):
         self._there = True
         self.paths: list[str] = []
         self.checks: tuple[Check, ...] = ()
+        self.changes: dict[str, Any] = {}
         self._build()
         self._show()
 
@@ -125,17 +126,26 @@ class MapDialog(QDialog):
 
     def set_paths(self, paths: Sequence[str]) -> None:
         """Take files, and look whether they fit."""
-        self.paths, self.checks = list(paths), ()
+        self.paths, self.changes = list(paths), {}
         self.files.clear()
         self.files.addItems([Path(path).name for path in self.paths])
-        reference = self._results.folder
+        self._look()
+
+    def mend(self, changes: Mapping[str, Any]) -> None:
+        """Read the files otherwise, as a check proposes, and look again."""
+        self.changes |= changes
+        self._look()
+
+    def _look(self) -> None:
+        self.checks = ()
+        reference, files, changes = self._results.folder, list(self.paths), dict(self.changes)
         if self._task is not None:
             self._task.cancel()
 
         def work(report: Any) -> tuple[Check, ...]:
             from cellweave.core.query.mapping_checks import mapping_checks
 
-            return mapping_checks(reference, paths, lambda words: report(words, None))
+            return mapping_checks(reference, files, lambda words: report(words, None), changes)
 
         def done(checks: tuple[Check, ...]) -> None:
             if self._there:
@@ -156,7 +166,11 @@ class MapDialog(QDialog):
         order = {Level.FAIL: 0, Level.WARN: 1, Level.OK: 2}
         for line, check in enumerate(sorted(self.checks, key=lambda one: order[one.level])):
             self.found.addWidget(MarkLabel(check.level), line, 0, Qt.AlignmentFlag.AlignTop)
-            self.found.addWidget(text(check.text), line, 1)
+            said = QVBoxLayout()
+            said.addWidget(text(check.text))
+            for fix in check.fixes:
+                said.addLayout(row(button(fix.label, "", lambda *_, changes=fix.changes: self.mend(changes), link=True), None))
+            self.found.addLayout(said, line, 1)
         bad = any(check.level is Level.FAIL for check in self.checks)
         why = ""
         if not self.paths:
@@ -174,7 +188,7 @@ class MapDialog(QDialog):
     def begin(self) -> None:
         """Begin the run that maps."""
         reference, paths = self._results.folder, list(self.paths)
-        changes = {"name": self.name.text().strip(), "training.max_epochs": self.epochs.value(), "training.seed": self.seed.value()}
+        changes = {**self.changes, "name": self.name.text().strip(), "training.max_epochs": self.epochs.value(), "training.seed": self.seed.value()}
 
         def work(_report: Any) -> RunSpec:
             from cellweave.core.query.surgery import mapping_spec

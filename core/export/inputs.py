@@ -273,7 +273,7 @@ def _of_study(spec: RunSpec, paths: list[Path], study_loader: StudyLoader | None
 
     asked = {
         "paths": tuple(str(path) for path in paths), "features": {}, "switched_off": (), "drop_empty_cells": False, "drop_empty_features": False,
-        "make_names_unique": True, "accept_non_integer": True, "fill_missing": {}, "combine": {},
+        "make_names_unique": True, "accept_non_integer": True, "fill_missing": {}, "combine": {}, "new_columns": {},
     }  # fmt: skip
     study = (study_loader or load_study)(spec.data.model_copy(update=asked))
     if len(study.left_out):

@@ -235,7 +235,7 @@ class RunData:
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The annotation of the study's cells, read from the input files without their counts."""
-        from cellweave.core.study.annotation import combine_columns, fill_missing, stack_tables
+        from cellweave.core.study.annotation import add_columns, combine_columns, fill_missing, stack_tables
         from cellweave.core.study.readers.detect import open_source
 
         tables = []
@@ -249,6 +249,7 @@ class RunData:
         if len(tables) > 1 and data.batch_from_file:
             labels = file_labels(input_paths(self.spec))
             obs["file" if "file" not in obs else "source_file"] = labels[self.cells["file"].to_numpy()]
+        add_columns(obs, data.new_columns)
         fill_missing(obs, {column: level for column, level in data.fill_missing.items() if column in obs})
         combine_columns(obs, {new: parts for new, parts in data.combine.items() if set(parts) <= set(obs.columns)})
         return obs

@@ -110,11 +110,7 @@ def _aligned(modality: Modality, names: pd.Index, n_groups: int, *, masked: bool
     columns = names.get_indexer(own)
     n_found, n_extra = int((columns >= 0).sum()), int((columns < 0).sum())
     if n_found < ENOUGH_FEATURES * len(names):
-        raise DataError(
-            f"These data have {n_found:,} of the {len(names):,} features of {modality.name} that the model reads, which is too few: "
-            f"the model's are called '{names[0]}' and the like, theirs '{own[0]}'.",
-            "Use data with the same kind of feature names and all features, not a selection.",
-        )
+        raise _too_few(modality.name, names, own)
     notes = []
     if n_found < len(names):
         lacking = names[~names.isin(own)]
@@ -131,6 +127,22 @@ def _aligned(modality: Modality, names: pd.Index, n_groups: int, *, masked: bool
     counts = move_columns(modality.counts, columns, len(names))
     held_out = None if modality.held_out is None else modality.held_out.moved(columns, len(names))
     return replace(modality, counts=counts, var=modality.var.reindex(names), feature_mask=mask, held_out=held_out), notes
+
+
+def _too_few(modality: str, names: pd.Index, own: pd.Index) -> DataError:
+    """Say why too few features match: names of another kind, or a selection of the same."""
+    found = names.isin(own)
+    n_found = int(found.sum())
+    cause = f"These data have {n_found:,} of the {len(names):,} features of {modality} that the model reads, which is too few: "
+    if not n_found:
+        return DataError(
+            f"{cause}the model's are called '{names[0]}' and the like, theirs '{own[0]}'.", "Use data with the same kind of feature names."
+        )
+    lacking = names[~found]
+    some = ", ".join(f"'{name}'" for name in lacking[:5])
+    return DataError(
+        f"{cause}{len(lacking):,} are missing, among them {some}{' ...' if len(lacking) > 5 else ''}.", "Use data with all features, not a selection."
+    )
 
 
 def encode(

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cellweave.core.errors import CellweaveError
 from cellweave.core.query.encode import load_new
 from cellweave.core.query.surgery import Reference, mapping_spec
-from cellweave.core.study.checks import Check, Level
+from cellweave.core.study.checks import Check, Fix, Level
+from cellweave.core.study.study import Study
+
+#: Columns that are offered as batch where the data have none of the reference's name; a column with more levels is none.
+MOST_COLUMNS, MOST_BATCHES = 5, 50
 
 
-def mapping_checks(reference: str | Path, paths: Sequence[str | Path], tell: Callable[[str], object] = lambda words: None) -> tuple[Check, ...]:
+def mapping_checks(
+    reference: str | Path,
+    paths: Sequence[str | Path],
+    tell: Callable[[str], object] = lambda words: None,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[Check, ...]:
     """Compare new data with a trained run: model, features, columns, new batches.
 
     Parameters
@@ -23,11 +32,13 @@ def mapping_checks(reference: str | Path, paths: Sequence[str | Path], tell: Cal
         Files of the new data.
     tell
         Told what is being done.
+    changes
+        Of the mapping's spec, as in :func:`cellweave.core.query.surgery.mapping_spec`.
 
     Returns
     -------
     tuple of Check
-        A FAIL says why the data cannot be mapped; after it nothing more is looked at.
+        A FAIL says why the data cannot be mapped, with fixes where there are some; after it nothing more is looked at.
     """
     found: list[Check] = []
     tell("reading the reference")
@@ -42,7 +53,7 @@ def mapping_checks(reference: str | Path, paths: Sequence[str | Path], tell: Cal
         return True
 
     def model() -> str:
-        state["spec"] = mapping_spec(reference, paths)
+        state["spec"] = mapping_spec(reference, paths, changes)
         state["reference"] = Reference.open(state["spec"])
         return f"{state['spec'].family.title} of the reference takes new batches in '{state['spec'].covariates.batch}'."
 
@@ -65,6 +76,19 @@ def mapping_checks(reference: str | Path, paths: Sequence[str | Path], tell: Cal
         tell("reading the new data")
         if step("mapping-counts", "Counts", read) and step("mapping-features", "Features", features):
             found += [Check("mapping-feature-notes", Level.WARN, "Features", note) for note in state["reference"].notes]
-            if step("mapping-columns", "Columns", columns):
+            batch = state["spec"].covariates.batch
+            if batch is not None and batch not in state["study"].obs:
+                found.append(_no_batch(batch, state["study"]))
+            elif step("mapping-columns", "Columns", columns):
                 found += [Check("mapping-news", Level.OK if note.startswith("New in") else Level.WARN, "News", note) for note in state["new"]]
     return tuple(found)
+
+
+def _no_batch(batch: str, study: Study) -> Check:
+    """Say that the column of the batches is missing, and offer ways to make it."""
+    likely = [str(name) for name in study.obs.columns if 1 < study.obs[name].nunique() <= MOST_BATCHES and not study.obs[name].isna().any()]
+    fixes = [Fix("All cells are one new batch", {f"data.new_columns.{batch}": "new"})]
+    fixes += [Fix(f"Take '{name}' as the batch", {f"data.combine.{batch}": (name,)}) for name in likely[:MOST_COLUMNS]]
+    known = ", ".join(map(str, study.obs.columns[:12])) or "none"
+    text = f"These data have no column '{batch}', which tells the batches apart; their columns are: {known}."
+    return Check("mapping-batch", Level.FAIL, "Batch", text, tuple(fixes), "covariates.batch")

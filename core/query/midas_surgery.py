@@ -106,6 +106,9 @@ class MidasReference:
         DataError
             Where the batch column is missing.
         """
+        from cellweave.core.query.surgery import require_batch
+
+        require_batch(spec, study)
         columns = {role: names for role, names in spec.covariates.assigned().items() if spec.family.uses(role)}
         levels = {}
         for names in columns.values():

@@ -58,7 +58,8 @@ def mapping_spec(reference: str | Path, paths: Sequence[str | Path], changes: Ma
     _network_of(trained, spec)
     base: dict[str, Any] = {
         "name": "", "note": "", "reference": str(run.path), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
-        "data.layers": {}, "data.features": {}, "data.switched_off": (), "data.drop_empty_features": False, "data.modality": next(iter(trained.features)),
+        "data.new_columns": {}, "data.layers": {}, "data.features": {}, "data.switched_off": (), "data.drop_empty_features": False,
+        "data.modality": next(iter(trained.features)),
         "training.max_epochs": EPOCHS, "training.kl_warmup_epochs": None, "training.threads": None,
     }  # fmt: skip
     return spec.with_changes({**base, **(changes or {})})
@@ -70,7 +71,8 @@ def _midas_spec(reference: Path, spec: RunSpec, paths: Sequence[str | Path], cha
 
     base: dict[str, Any] = {
         "name": "", "note": "", "reference": str(reference), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
-        "data.layers": {}, "data.features": {}, "data.masks": {}, "data.switched_off": (), "data.drop_empty_features": False, "covariates.labels": None,
+        "data.new_columns": {}, "data.layers": {}, "data.features": {}, "data.masks": {}, "data.switched_off": (), "data.drop_empty_features": False,
+        "covariates.labels": None,
         "losses.weights": {}, "training.max_epochs": MIDAS_EPOCHS, "training.kl_warmup_epochs": None, "training.threads": None,
     }  # fmt: skip
     plain = spec.model_copy(update={"losses": spec.losses.model_copy(update={"weights": {}})})
@@ -90,6 +92,23 @@ def _network_of(trained: TrainedModel, spec: RunSpec) -> VaeNetwork:
             "Ask it about the new cells directly: cellweave query REFERENCE latent --data FILE.",
         )
     return trained.model
+
+
+def require_batch(spec: RunSpec, study: Study) -> None:
+    """Raise where new data lack the column of the batches, saying how to give one.
+
+    Raises
+    ------
+    DataError
+        Naming the columns that there are.
+    """
+    column = spec.covariates.batch
+    if column is not None and column not in study.obs:
+        known = ", ".join(map(str, study.obs.columns[:12])) or "none"
+        raise DataError(
+            f"These data have no column '{column}', which tells the batches apart; their columns are: {known}.",
+            f"Say that all cells are one batch, --set data.new_columns.{column}=NAME, or take another column: --set data.combine.{column}='[\"COLUMN\"]'.",
+        )
 
 
 @dataclass
@@ -152,6 +171,7 @@ class Reference:
         DataError
             Where a column is missing, or nothing is new.
         """
+        require_batch(spec, study)
         encoding, new = self._extended(spec, study)
         if not new:
             raise DataError(

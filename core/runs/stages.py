@@ -119,9 +119,10 @@ class Stages:
         """Open the reference of a run that maps data onto one, and bring the data into its features."""
         if self.spec.reference is None:
             return study
-        from cellweave.core.query.surgery import Reference
+        from cellweave.core.query.surgery import Reference, require_batch
 
         self.reference = Reference.open(self.spec)
+        require_batch(self.spec, study)
         return self.reference.study(study)
 
     def _larger_than_memory(self) -> bool:

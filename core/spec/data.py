@@ -121,6 +121,9 @@ class DataSpec(Frozen):
     combine: dict[str, tuple[str, ...]] = option(
         dict, "Combined columns", "New obs columns made by joining the values of others.", advanced=True
     )
+    new_columns: dict[str, str] = option(
+        dict, "New columns", "New obs columns that have one value in all cells: the batch of data that are all of one.", advanced=True
+    )
     switched_off: tuple[SwitchedOff, ...] = option(
         tuple, "Switched off", "Cells of the mosaic grid that are treated as not measured.", advanced=True
     )

@@ -171,7 +171,7 @@ class RunSpec(Frozen):
 #: Settings of the analysis that write values of every cell, which not every family gives.
 VALUES = ("imputed", "corrected", "translated")
 # Tables whose keys are names of the user's data (columns, modalities, loss terms), which may hold dots themselves.
-OPEN_TABLES = ("losses.weights", "data.layers", "data.masks", "data.blocks", "data.features", "data.fill_missing", "data.combine")
+OPEN_TABLES = ("losses.weights", "data.layers", "data.masks", "data.blocks", "data.features", "data.fill_missing", "data.combine", "data.new_columns")
 
 
 def _split(path: str, value: Any) -> list[str]:

@@ -180,6 +180,20 @@ def fill_missing(obs: pd.DataFrame, levels: Mapping[str, str]) -> None:
             obs[name] = pd.Series([level if is_missing(v) else v for v in values], index=obs.index, dtype=object)
 
 
+def add_columns(obs: pd.DataFrame, values: Mapping[str, str]) -> None:
+    """Add columns that have one value in all cells; changes ``obs``.
+
+    Raises
+    ------
+    DataError
+        Where there is such a column already.
+    """
+    for name, value in values.items():
+        if name in obs.columns:
+            raise DataError(f"data.new_columns.{name} would hide the column '{name}' of the data.", f"Leave it out: --set data.new_columns.{name}=none.")
+        obs[name] = pd.Series(pd.Categorical.from_codes(np.zeros(len(obs), dtype=np.int8), categories=[value]), index=obs.index)
+
+
 def combine_columns(obs: pd.DataFrame, combine: Mapping[str, Sequence[str]]) -> None:
     """Add columns that join the values of others with an underscore; changes ``obs``.
 

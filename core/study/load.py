@@ -24,6 +24,7 @@ from cellweave.core.study.align import (
     stack_rows,
 )
 from cellweave.core.study.annotation import (
+    add_columns,
     add_modality_columns,
     combine_columns,
     fill_missing,
@@ -85,6 +86,7 @@ def load_study(
     _check_names(data, files)
     study = _join(join_same_cells(files, data.same_cells), data)
     watch.at(0.92, "applying the choices")
+    add_columns(study.obs, data.new_columns)
     fill_missing(study.obs, data.fill_missing)
     combine_columns(study.obs, data.combine)
     masks.apply_masks(study)

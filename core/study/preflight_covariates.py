@@ -321,8 +321,13 @@ def _libraries(spec: RunSpec, obs: pd.DataFrame, usable: set[str]) -> Iterator[C
         library, role = spec.covariates.batch, "batch"
     if library is None or dataset is None or library == dataset or not {library, dataset} <= usable:
         return
-    spread = several_parents(obs, library, dataset)
     where = f"covariates.{role}"
+    for name in (library, dataset):
+        without = int(obs[name].isna().sum())
+        if without:
+            text = f"{without:,} cells have no value of '{name}': measures of mixing between libraries and data sets leave them out."
+            yield Check("library-missing", Level.WARN, "Cells without a library or data set", text, where=where if name == library else "covariates.dataset")
+    spread = several_parents(obs, library, dataset)
     if spread:
         name = f"{dataset}_{library}"
         join = Fix("Tell libraries of different data sets apart", {f"data.combine.{name}": (dataset, library), where: name})
@@ -344,7 +349,7 @@ def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
     """Return what headers alone say of the columns that have a role."""
     if not headers:
         return []
-    made = set(spec.data.combine) | ({"file", "source_file"} if spec.data.batch_from_file and len(headers) > 1 else set())
+    made = set(spec.data.combine) | set(spec.data.new_columns) | ({"file", "source_file"} if spec.data.batch_from_file and len(headers) > 1 else set())
     known = list(dict.fromkeys([column.name for header in headers for column in header.obs_columns] + sorted(made)))
     found = list(_conflicts(spec))
     for role, columns in spec.covariates.assigned().items():

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFileDialog
+from qtpy.QtWidgets import QFileDialog, QPushButton
 from window_support import show_run, small_h5ad
 
 from cellweave.core.query.opened import open_run
@@ -174,3 +174,21 @@ def test_data_that_do_not_fit_are_refused_with_the_reason(qtbot, mapping, tmp_pa
     assert expected in checks[-1].text
     assert not mapping.start.isEnabled()
     assert "cannot be mapped" in mapping.said.text()
+
+
+def test_data_without_the_batch_are_mended_in_the_dialog(qtbot, mapping, tmp_path):
+    path = new_data(tmp_path / "new.h5ad")
+    adata = anndata.read_h5ad(path)
+    del adata.obs["batch"]
+    adata.write_h5ad(path)
+    assert "no column 'batch'" in looked(qtbot, mapping, path)[-1].text
+    assert not mapping.start.isEnabled()
+    offered = {one.text(): one for one in mapping.findChildren(QPushButton)}
+    qtbot.mouseClick(offered["All cells are one new batch"], LEFT)
+    qtbot.waitUntil(lambda: mapping._task is None, timeout=LONG)
+    assert mapping.start.isEnabled(), [check.text for check in mapping.checks]
+    begun = []
+    mapping._begin = begun.append
+    qtbot.mouseClick(mapping.start, LEFT)
+    qtbot.waitUntil(lambda: bool(begun), timeout=LONG)
+    assert begun[0].data.new_columns == {"batch": "new"}

@@ -370,7 +370,7 @@ def test_groups_of_which_the_basic_face_shows_nothing_come_last(form_of):
 
 
 def test_the_toggle_is_small_where_there_is_no_search_field(qtbot):
-    form = SpecForm("data", leave_out=("paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine"))
+    form = SpecForm("data", leave_out=("paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine", "new_columns"))
     qtbot.addWidget(form)
     form.set_spec(RunSpec())
     form.resize(420, 300)

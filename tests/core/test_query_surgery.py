@@ -10,6 +10,7 @@ import torch
 from query_runs import QUIET, example_run, kang_folder, kang_run
 
 from cellweave.core.errors import DataError, SpecError
+from cellweave.core.export.run_data import RunData
 from cellweave.core.models.base import BuildContext, ModalityInfo
 from cellweave.core.models.mapped import extend
 from cellweave.core.models.vae_network import build
@@ -17,6 +18,7 @@ from cellweave.core.nn.layers import CategoricalLinear
 from cellweave.core.query.evaluate import reconstruction_error
 from cellweave.core.query.expression import ExpressionQuestion, normalised_expression
 from cellweave.core.query.latent import latent_library, latent_mean
+from cellweave.core.query.mapping_checks import mapping_checks
 from cellweave.core.query.opened import open_run
 from cellweave.core.query.surgery import mapping_spec
 from cellweave.core.runs.events import Warned
@@ -24,6 +26,7 @@ from cellweave.core.runs.execute import execute, resume
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec, from_toml
 from cellweave.core.spec.files import to_toml
+from cellweave.core.study.checks import Level
 
 NEW = {**QUIET, "training.max_epochs": 4, "training.batch_size": 64}
 
@@ -236,3 +239,38 @@ def test_the_reference_is_found_by_its_folder(data_folder):
     assert spec.training.max_epochs == 100
     assert spec.data.sha256 == ()
     assert spec.data.paths[0].endswith("x.h5ad")
+
+
+def test_data_without_the_batch_are_told_how_to_give_one(reference, tmp_path):
+    path = tmp_path / "new.h5ad"
+    new_file(reference, path)
+    adata = anndata.read_h5ad(path)
+    adata.obs = adata.obs.drop(columns="batch").assign(plate=["p1", "p2"] * (adata.n_obs // 2) + ["p1"] * (adata.n_obs % 2))
+    adata.write_h5ad(path)
+    with pytest.raises(DataError, match=r"no column 'batch'.*donor, cell_type, plate.*data.new_columns.batch=NAME") as caught:
+        execute(mapping_spec(reference.path, [path], NEW), tmp_path / "none")
+    assert "nothing to learn" not in str(caught.value)
+    last = mapping_checks(reference.path, [path])[-1]
+    assert last.level is Level.FAIL
+    changes = {fix.label: dict(fix.changes) for fix in last.fixes}
+    assert changes["Take 'plate' as the batch"] == {"data.combine.batch": ("plate",)}
+    for change, levels in ((changes["All cells are one new batch"], "new"), (changes["Take 'plate' as the batch"], "p1, p2")):
+        checks = mapping_checks(reference.path, [path], changes=change)
+        assert all(check.level is not Level.FAIL for check in checks)
+        assert any(check.text == f"New in 'batch', and learned: {levels}." for check in checks)
+    execute(mapping_spec(reference.path, [path], {**NEW, "training.max_epochs": 1, "data.new_columns.batch": "lane 9"}), tmp_path / "run")
+    assert open_run(tmp_path / "run").batches[-1] == "lane 9"
+    assert set(RunData(tmp_path / "run").column("batch").levels) == {"lane 9"}
+
+
+def test_a_new_column_hides_none(reference, tmp_path):
+    new_file(reference, tmp_path / "new.h5ad")
+    with pytest.raises(DataError, match="would hide the column 'batch'"):
+        execute(mapping_spec(reference.path, [tmp_path / "new.h5ad"], {**NEW, "data.new_columns.batch": "x"}), tmp_path / "run")
+
+
+def test_a_selection_of_features_is_told_from_other_names(reference, tmp_path):
+    new_file(reference, tmp_path / "few.h5ad", features=range(100))
+    with pytest.raises(DataError, match=r"have 100 of the 1,267 .* 1,167 are missing, among them '") as caught:
+        execute(mapping_spec(reference.path, [tmp_path / "few.h5ad"], NEW), tmp_path / "run")
+    assert "are called" not in str(caught.value)
