@@ -287,7 +287,8 @@ class ModalityStack(nn.Module):
         return (theta[0], None) if rows is None else (theta, rows)
 
     def rates(
-        self, decoded: Expressed, library: Tensor, codes: Codes, *, draw: bool, factor: Tensor | None = None, generator: torch.Generator | None = None
+        self, decoded: Expressed, library: Tensor, codes: Codes, *, draw: bool, factor: Tensor | None = None, generator: torch.Generator | None = None,
+        known: Tensor | None = None,
     ) -> Rates:
         """Return the parameters of the counts.
 
@@ -305,17 +306,25 @@ class ModalityStack(nn.Module):
             Factor of all counts of the modality, a scalar, or None.
         generator
             Source of the draws.
+        known
+            Which features were measured in which cells, bool ``(n_cells, n_features)``, or None where all were. No count is expected of the others, so
+            that having none costs nothing and teaches nothing.
         """
         expression, factors = self.expression_of(decoded), self.scale_of_features(codes.feature_scaling)
         if factor is not None:
             library = library * factor
-        mean = self.expected(expression, library, self.ambient(codes.ambient), factors).clamp(min=SMALLEST_MEAN)
+        mean = self.expected(expression, library, self.ambient(codes.ambient), factors)
+        if known is not None:
+            mean = mean * known
+        mean = mean.clamp(min=SMALLEST_MEAN)
         theta, group = self.draw_dispersion(codes.dispersion, len(library), draw=draw, generator=generator)
         if self.burst:
             variance = theta if group is None else theta.index_select(0, group)
             whole = library[:, None] if factors is None else library[:, None] * factors
             variance = whole**2 * expression * self.burst_size(decoded) + variance
             theta, group = mean**2 / (variance + VARIANCE_EPS), None
+            if known is not None:
+                theta = torch.where(known, theta, torch.ones_like(theta))
         return Rates(expression, mean, theta, group)
 
     def nll(self, counts: CountBatch, rates: Rates) -> Tensor:
@@ -332,11 +341,12 @@ class ModalityStack(nn.Module):
         draw: bool,
         factor: Tensor | None = None,
         generator: torch.Generator | None = None,
+        known: Tensor | None = None,
     ) -> Tensor:
         """Return :meth:`nll` at :meth:`rates`, in one compiled loop where no table has several columns; arguments as there."""
         table = self._one_table(codes)
-        if table is None or not usable(decoded.scale, self.log_theta):
-            return self.nll(counts, self.rates(decoded, library, codes, draw=draw, factor=factor, generator=generator))
+        if table is None or known is not None or not usable(decoded.scale, self.log_theta):
+            return self.nll(counts, self.rates(decoded, library, codes, draw=draw, factor=factor, generator=generator, known=known))
         background, factors, rows = table
         if factor is not None:
             library = library * factor

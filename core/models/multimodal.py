@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import create_model
+from pydantic import create_model, field_validator
 
 from cellweave.core.models.ambient import PAPER
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result
@@ -121,6 +121,12 @@ class MultimodalOptions(_PerModality):
         group=OPTIMISER,
         advanced=True,
     )
+
+    @field_validator(*BY_MODALITY, mode="after")
+    @classmethod
+    def _automatic_is_left_out(cls, value: Any) -> Any:
+        """Leave out of a table what is left to the program: a spec file has no word for it."""
+        return {name: one for name, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
 PER_MODALITY = (*BY_MODALITY, "learning_rate_multiplier")

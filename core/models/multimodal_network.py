@@ -62,6 +62,9 @@ class MultimodalNetwork(RegularisedNetwork):
         super().__init__(context, names, of, total_latent(options, names), background, scaling)
         self.options = options
         self.n_features = {info.name: info.n_features for info in context.modalities}
+        for name in names:  # mean share of each feature in a cell's counts
+            shares = torch.as_tensor(context.extras[f"{name}/share"], dtype=torch.float32)
+            self.register_buffer(f"_shares_{name}", shares / shares.sum().clamp(min=1e-12), persistent=False)
         sizes = {name: of[name].n_latent for name in names}
         starts = [sum(list(sizes.values())[:place]) for place in range(len(names))]
         self._blocks = {name: slice(start, start + sizes[name]) for name, start in zip(names, starts, strict=True)}
@@ -148,6 +151,23 @@ class MultimodalNetwork(RegularisedNetwork):
                 mean, var = self.encoders[name](inputs[name], codes)
                 found[name] = LatentPosterior(mean, var, known)
         return found
+
+    def measured_features(self, batch: Minibatch, name: str) -> Tensor | None:
+        """Return the mask of the cells' features; the counts under it are unknown, not 0."""
+        mask = batch.feature_masks.get(name)
+        if mask is None or batch.mask_group is None:
+            return None
+        known = mask.index_select(0, batch.mask_group).to(torch.bool)
+        return None if bool(known.all()) else known
+
+    def totals(self, batch: Minibatch, name: str) -> Tensor:
+        """Return the totals of the measured features, divided by the share that these have in the counts of a mean cell."""
+        total, mask = batch.counts[name].total, batch.feature_masks.get(name)
+        if mask is None or batch.mask_group is None:
+            return total
+        share = mask.to(total.dtype) @ getattr(self, f"_shares_{name}").to(total.dtype)
+        share = torch.where(share > 0, share, torch.ones_like(share))
+        return total / share.index_select(0, batch.mask_group)
 
     def term(self, name: str, modality: str) -> str:
         """Return the name of a term of one modality; that of the joint encoder has none."""
@@ -260,10 +280,10 @@ class MultimodalNetwork(RegularisedNetwork):
     def global_terms(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the penalties of all modalities, of relevances and of factors."""
         found = super().global_terms(weights)
-        if self.relevance_mean is not None and self.relevance_log_sd is not None:
+        if self.relevance_mean is not None and self.relevance_log_sd is not None and weights.get("relevance", 0.0) > 0:
             mean, sd = (torch.full_like(self.relevance_mean, value) for value in RELEVANCE_PRIOR)
             found["relevance"] = kl_normal(self.relevance_mean, torch.exp(self.relevance_log_sd), mean, sd).sum()
-        if self.options.learnable_modality_scaling:
+        if self.options.learnable_modality_scaling and weights.get("modality_scaling", 0.0) > 0:
             strength = self.options.modality_scaling_prior
             found["modality_scaling"] = torch.stack(
                 [

@@ -27,18 +27,19 @@ def per_modality(info: FieldInfo) -> tuple[Any, FieldInfo]:
 
 
 def value_of(value: Any, modality: str) -> Any:
-    """Return the value of one modality."""
-    return value[modality] if isinstance(value, Mapping) else value
+    """Return the value of one modality; None where a table of an option that may be left to the program says nothing of it."""
+    return value.get(modality) if isinstance(value, Mapping) else value
 
 
 def table_problems(options: Any, fields: Sequence[str], modalities: Sequence[str]) -> list[str]:
-    """Return a sentence for each table that leaves out a modality, or names one that is not there."""
+    """Return a sentence for each table that leaves out a modality it must name, or names one that is not there."""
     found = []
     for name in fields:
         value = getattr(options, name)
         if not isinstance(value, Mapping):
             continue
-        missing = [modality for modality in modalities if modality not in value]
+        automatic = type(options).model_fields[name].default is None
+        missing = [] if automatic else [modality for modality in modalities if modality not in value]
         strange = [modality for modality in value if modality not in modalities]
         if missing or strange:
             what = " and ".join(

@@ -202,6 +202,14 @@ class RegularisedBase(Model):
             present = present & measured
         return None if bool(present.all()) else present
 
+    def measured_features(self, batch: Minibatch, name: str) -> Tensor | None:
+        """Return which features of a modality count in which cells, bool ``(n_cells, n_features)``; None where all do."""
+        return None
+
+    def totals(self, batch: Minibatch, name: str) -> Tensor:
+        """Return the total count of each cell, as far as is known of all features, ``(n_cells,)``."""
+        return batch.counts[name].total
+
     def _with_continuous(self, z: Tensor, batch: Minibatch) -> Tensor:
         return z if batch.continuous is None else torch.cat([z, batch.continuous], 1)
 
@@ -281,7 +289,7 @@ class RegularisedBase(Model):
         stack = self.stacks[name]
         weight = stack.library_weight(draw=shared_draw, generator=generator)
         mean, var = stack.library_posterior(
-            batch.counts[name].total, encoded.inputs[name], batch.categorical.get("encoder"), weight
+            self.totals(batch, name), encoded.inputs[name], batch.categorical.get("encoder"), weight
         )
         return (torch.exp(normal_draw(mean, var, generator)) if draw else torch.exp(mean + var / 2)), mean, var
 

@@ -49,7 +49,7 @@ class RegularisedNetwork(RegularisedResults):
             stack = self.stacks[name]
             prior_mean, prior_var = stack.library_prior(codes.library_size, batch.n_cells)
             decoded = stack.decode(self._with_continuous(z, batch), codes.decoder)
-            how: dict[str, Any] = {"draw": context.training, "factor": self.modality_factor(name), "generator": generator}
+            how: dict[str, Any] = {"draw": context.training, "factor": self.modality_factor(name), "generator": generator, "known": self.measured_features(batch, name)}
             rates = stack.rates(decoded, library, codes, **how) if self.shared.compute_pearson else None
             counts = batch.counts[name]
             nll = stack.reconstruction(counts, decoded, library, codes, **how) if rates is None else stack.nll(counts, rates)

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from cellweave.core.training.data import TrainingData
 
 BLOCK = 5_000
+#: Features that are looked at densely at a time.
+COLUMNS = 512
+#: Rounds in which the mean profile and the share of it that was measured are found of each other.
+ROUNDS = 20
 TOP_SHARE, TOP_MOST = 0.01, 500
+SMALLEST = 1e-12
 
 
 def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
@@ -55,14 +60,16 @@ def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
 
 
 def _of_modality(modality: Modality, data: TrainingData, *, top: bool) -> dict[str, np.ndarray]:
-    totals = row_totals(modality.counts)
+    totals, mask, mask_group = row_totals(modality.counts), modality.feature_mask, data.mask_group
     chosen = np.zeros(data.n_cells, dtype=bool)
     chosen[data.train] = True
     chosen &= modality.measured
+    present = chosen & (totals > 0)
+    if mask is not None and mask_group is not None:
+        totals = totals / coverage(mask, profile(modality.counts, mask, mask_group, np.flatnonzero(present), totals))[mask_group]
     group = data.categorical.get("library_size", np.zeros(data.n_cells, dtype=np.int64))
     n_groups = _levels(data, "library_size")[0]
     log_mean, log_var = group_statistics(totals, group, n_groups, np.flatnonzero(chosen))
-    present = chosen & (totals > 0)
     ambient = _selector(data, "ambient", present)
     n_features, n_cells = modality.n_features, int(present.sum())
     sums, squares, shares = np.zeros(n_features), np.zeros(n_features), np.zeros((len(ambient), n_features))
@@ -81,8 +88,8 @@ def _of_modality(modality: Modality, data: TrainingData, *, top: bool) -> dict[s
         shares += (weights @ share).toarray()
         if highest is not None:
             highest = _highest(highest, share.tocsc())
-    n = max(n_cells, 1)
-    in_level = ambient.sum(1)
+    in_level = _measuring(ambient, mask, mask_group)
+    n = np.maximum(_measuring(present[None, :], mask, mask_group)[0], 1)
     first = _levels(data, "ambient")[0]
     mean = sums / n
     result = {
@@ -90,7 +97,7 @@ def _of_modality(modality: Modality, data: TrainingData, *, top: bool) -> dict[s
         "var": np.maximum(squares / n - mean**2, 0.0),
         # Every cell has one level of the first column, so that its levels add up to all cells.
         "share": shares[:first].sum(0) / n,
-        "ambient_share": shares / np.maximum(in_level, 1)[:, None],
+        "ambient_share": shares / np.maximum(in_level, 1),
         "library_mean": log_mean,
         "library_var": log_var,
         "totals": np.array([totals[present].mean() if n_cells else 1.0, totals[present].var() if n_cells else 0.0, float(n_cells)]),
@@ -98,6 +105,38 @@ def _of_modality(modality: Modality, data: TrainingData, *, top: bool) -> dict[s
     if highest is not None:
         result["top_share"] = highest.mean(0).astype(np.float64)
     return result
+
+
+def _measuring(cells: np.ndarray, mask: np.ndarray | None, mask_group: np.ndarray | None) -> np.ndarray:
+    """Return how many of the cells of each row measured each feature, ``(n_rows, n_features)``, or ``(n_rows, 1)`` where all measured all."""
+    if mask is None or mask_group is None:
+        return cells.sum(1, keepdims=True)
+    return np.stack([np.bincount(mask_group[row], minlength=len(mask)) @ mask for row in cells])
+
+
+def profile(counts: sparse.csr_matrix, mask: np.ndarray, mask_group: np.ndarray, rows: np.ndarray, totals: np.ndarray) -> np.ndarray:
+    """Return the mean share of each feature in all counts, where some cells measured some of the features only, ``(n_features,)``.
+
+    A cell's total is that of the features it was measured in; what it would be of all follows from the profile, and the profile from those totals.
+    """
+    sums, depth = np.zeros(mask.shape), np.zeros(len(mask))
+    for code in np.unique(mask_group[rows]):
+        own = rows[mask_group[rows] == code]
+        depth[code] = totals[own].sum()
+        for start in range(0, len(own), BLOCK):
+            sums[code] += np.asarray(counts[own[start : start + BLOCK]].sum(0)).ravel()
+    found = np.full(mask.shape[1], 1.0 / mask.shape[1])
+    for _ in range(ROUNDS):
+        whole = (depth / coverage(mask, found)) @ mask
+        found = np.divide(sums.sum(0), whole, out=np.zeros_like(found), where=whole > 0)
+        found /= max(float(found.sum()), SMALLEST)
+    return found
+
+
+def coverage(mask: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return which share of all counts lies in the features that each group measured, ``(n_groups,)``; 1 for a group that measured none."""
+    found = mask @ shares / max(float(shares.sum()), SMALLEST)
+    return np.where(found > 0, found, 1.0)
 
 
 def _levels(data: TrainingData, role: str) -> tuple[int, ...]:
@@ -117,11 +156,10 @@ def _selector(data: TrainingData, role: str, present: np.ndarray) -> np.ndarray:
 def _highest(kept: np.ndarray, block: sparse.csc_matrix) -> np.ndarray:
     """Return the highest values of each feature among those kept and a block, ``(n_kept, n_features)``."""
     most = len(kept)
-    for column in range(block.shape[1]):
-        values = block.data[block.indptr[column] : block.indptr[column + 1]]
-        if values.size:
-            both = np.concatenate([kept[:, column], values.astype(np.float32)])
-            kept[:, column] = np.partition(both, len(both) - most)[-most:]
+    for left in range(0, block.shape[1], COLUMNS):
+        part = slice(left, min(left + COLUMNS, block.shape[1]))
+        both = np.concatenate([kept[:, part], block[:, part].toarray().astype(np.float32)])
+        kept[:, part] = np.partition(both, len(both) - most, axis=0)[-most:]
     return kept
 
 
