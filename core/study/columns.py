@@ -220,8 +220,8 @@ def _codes(values: pd.Series) -> tuple[np.ndarray, int]:
 
 
 def several_parents(obs: pd.DataFrame, child: str, parent: str) -> list[str]:
-    """Return the levels of ``child`` that occur in more than one level of ``parent``."""
-    table = crosstab(obs, child, parent)
+    """Return the levels of ``child`` that occur in more than one level of ``parent``; cells with a missing value in either are left aside."""
+    table = crosstab(obs[obs[child].notna() & obs[parent].notna()], child, parent)
     spread = (table.to_numpy() > 0).sum(axis=1) > 1
     return [str(level) for level in table.index[spread]]
 

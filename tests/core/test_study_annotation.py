@@ -192,3 +192,9 @@ def test_confounding_is_what_the_cross_table_shows(pairs):
     else:
         assert found == ""
     assert several_parents(obs, "one", "two") == [level for level, row in zip(sorted(obs["one"].unique()), table, strict=True) if row.sum() > 1]
+
+
+def test_a_missing_parent_is_not_a_second_one():
+    obs = pd.DataFrame({"library": ["l1", "l1", "l2", None, None], "dataset": ["d1", None, "d2", "d1", "d2"]})
+    assert several_parents(obs, "library", "dataset") == []
+    assert several_parents(obs.assign(dataset=["d1", "d2", "d2", "d1", "d2"]), "library", "dataset") == ["l1"]
