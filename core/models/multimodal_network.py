@@ -24,6 +24,7 @@ from cellweave.core.models.regularised_network import RegularisedNetwork
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn.kl import kl_normal
 from cellweave.core.nn.likelihoods import normal_log_prob
+from cellweave.core.nn.measured_norm import measured_norms
 from cellweave.core.nn.regularised_layers import EncoderInput
 
 JOINT = "joint"
@@ -92,6 +93,15 @@ class MultimodalNetwork(RegularisedNetwork):
             if options.learnable_modality_scaling
             else {}
         )
+        self._norms = {
+            name: tuple(
+                norm
+                for table in (self.stacks, self.encoders, self.scale_encoders)
+                if name in table
+                for norm in measured_norms(table[name])
+            )
+            for name in names
+        }
         self.factors = nn.ParameterDict({name: nn.Parameter(raw) for name, raw in factors.items()})
 
     @torch.no_grad()
@@ -126,9 +136,12 @@ class MultimodalNetwork(RegularisedNetwork):
     def _make_relevance(self) -> None:
         options = self.options
         self.relevance_mean = nn.Parameter(torch.zeros(self.n_latent)) if options.use_ard else None
-        starts = [one.var_init_scale for one in self.modality_options.values()]
-        sd = starts[0] if starts[0] is not None else SCALE_SD
-        self.relevance_log_sd = nn.Parameter(torch.full((self.n_latent,), math.log(sd))) if options.use_ard else None
+        starts = {name: SCALE_SD if one.var_init_scale is None else one.var_init_scale for name, one in self.modality_options.items()}
+        log_sd = torch.full((self.n_latent,), math.log(starts[self.names[0]]))
+        if options.latent_mode == "concatenation":
+            for name, block in self._blocks.items():
+                log_sd[block] = math.log(starts[name])
+        self.relevance_log_sd = nn.Parameter(log_sd) if options.use_ard else None
 
     # ------------------------------------------------------------------ latent
 
@@ -151,6 +164,26 @@ class MultimodalNetwork(RegularisedNetwork):
                 mean, var = self.encoders[name](inputs[name], codes)
                 found[name] = LatentPosterior(mean, var, known)
         return found
+
+    def encode(self, batch: Minibatch) -> Encoded:
+        """Return what the encoders say of the cells; what normalises by a minibatch takes those that a modality is there of."""
+        if self.training:
+            for name, norms in self._norms.items():
+                known = self._present(batch, name)
+                for norm in norms:
+                    norm.rows = None if known is None else known.nonzero()[:, 0]
+        return super().encode(batch)
+
+    def present_latents(self, encoded: Encoded) -> Tensor | None:
+        """Return which latents are of a modality that is there; those of a weighted mean or of one encoder all are where any is."""
+        parts = [encoded.present[name] for name in self.names]
+        known = [part for part in parts if part is not None]
+        if not known:
+            return None
+        columns = [torch.ones_like(known[0]) if part is None else part for part in parts]
+        if self.options.latent_mode != "concatenation":
+            return torch.stack(columns).any(0)[:, None].expand(-1, self.n_latent)
+        return torch.cat([one[:, None].expand(-1, self.modality_options[name].n_latent) for name, one in zip(self.names, columns, strict=True)], 1)
 
     def measured_features(self, batch: Minibatch, name: str) -> Tensor | None:
         """Return the mask of the cells' features; the counts under it are unknown, not 0."""
@@ -302,8 +335,12 @@ class MultimodalNetwork(RegularisedNetwork):
             told |= self._tell_latent(encoded.latents[JOINT], "")
         if self.options.latent_mode == "weighted_mean" and self.options.modality_weights != "equal":
             means = {name: posterior.mean for name, posterior in encoded.latents.items()}
-            average = self.weights_of(means, encoded.present).mean(0)
-            told |= {f"modality_weight_{name}": average[place] for place, name in enumerate(self.names)}
+            weights = self.weights_of(means, encoded.present)
+            for place, name in enumerate(self.names):
+                known = encoded.present[name]
+                own = weights[:, place] if known is None else weights[known, place]
+                if len(own):  # where the modality is there
+                    told[f"modality_weight_{name}"] = own.mean()
         return told
 
     @torch.no_grad()

@@ -49,13 +49,15 @@ class RegularisedNetwork(RegularisedResults):
             stack = self.stacks[name]
             prior_mean, prior_var = stack.library_prior(codes.library_size, batch.n_cells)
             decoded = stack.decode(self._with_continuous(z, batch), codes.decoder)
-            how: dict[str, Any] = {"draw": context.training, "factor": self.modality_factor(name), "generator": generator, "known": self.measured_features(batch, name)}
+            how: dict[str, Any] = {
+                "draw": context.training, "factor": self.modality_factor(name), "generator": generator, "known": self.measured_features(batch, name),
+            }  # fmt: skip
             rates = stack.rates(decoded, library, codes, **how) if self.shared.compute_pearson else None
             counts = batch.counts[name]
             nll = stack.reconstruction(counts, decoded, library, codes, **how) if rates is None else stack.nll(counts, rates)
             terms[self.term("reconstruction", name)] = where_present(present, nll)
             terms[self.term("kl_l", name)] = where_present(present, kl_normal(mean, var.sqrt(), prior_mean, prior_var.sqrt()))
-            if self.shared.hidden_sparsity:
+            if self._wanted("hidden_sparsity", context):
                 options = self.modality_options[name]
                 penalty = where_present(
                     present,
@@ -64,14 +66,25 @@ class RegularisedNetwork(RegularisedResults):
                 sparse_hidden = penalty if sparse_hidden is None else sparse_hidden + penalty
             if context.training:
                 told |= self._tell(counts, encoded, name, decoded, rates)
-        if self.shared.z_sparsity_prior == "gamma":
-            terms["z_sparsity"] = priors.sparsity_penalty(z, self.shared.n_active_latent_per_cell / self.n_latent)
-        if self.shared.hidden_sparsity:
+        if self.shared.z_sparsity_prior == "gamma" and self._wanted("z_sparsity", context):
+            cost = priors.sparsity_costs(z, self.shared.n_active_latent_per_cell / self.n_latent)
+            there = self.present_latents(encoded)
+            terms["z_sparsity"] = (cost if there is None else torch.where(there, cost, torch.zeros_like(cost))).sum(1)
+        if self.shared.hidden_sparsity and self._wanted("hidden_sparsity", context):
             terms["hidden_sparsity"] = z.new_zeros(batch.n_cells) if sparse_hidden is None else sparse_hidden
         terms |= self.global_terms(context.weights)
         if context.training:
             self._add_metrics({**told, **self._tell_shared(encoded, z)})
         return terms
+
+    @staticmethod
+    def _wanted(name: str, context: StepContext) -> bool:
+        """Return whether a term is computed: a penalty of weight 0 is not."""
+        return context.weights.get(name, 1.0) > 0
+
+    def present_latents(self, encoded: Encoded) -> Tensor | None:
+        """Return which latents of which cells are of a modality that is there, bool ``(n_cells, n_latent)``; None where all are."""
+        return None
 
     def term(self, name: str, modality: str) -> str:
         """Return the name of a term of one modality."""

@@ -114,7 +114,12 @@ def library_weight_kl(log_mean: Tensor, log_sd: Tensor, rate: float) -> Tensor:
 
 def sparsity_penalty(values: Tensor, shape: float) -> Tensor:
     """Return ``-sum log Gamma(|values| + 1e-8 | shape, 1)`` of each cell, ``(n_cells,)`` from ``(n_cells, n_dims)``."""
-    return gamma_nll(values.abs() + TINY, shape, 1.0).sum(1)
+    return sparsity_costs(values, shape).sum(1)
+
+
+def sparsity_costs(values: Tensor, shape: float) -> Tensor:
+    """Return ``-log Gamma(|values| + 1e-8 | shape, 1)``, element by element."""
+    return gamma_nll(values.abs() + TINY, shape, 1.0)
 
 
 def log_normal_of_gamma(shape: float) -> tuple[float, float]:

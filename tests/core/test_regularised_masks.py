@@ -41,7 +41,7 @@ def terms(model: Model, batch: Minibatch, *, training: bool = False) -> dict[str
     model.train(training)
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(3)
-    return model.loss_terms(batch, StepContext(training=training, weights={term: 1.0 for term in ("relevance",)}, generator=generator))
+    return model.loss_terms(batch, StepContext(training=training, weights={}, generator=generator))
 
 
 @pytest.mark.parametrize("decoder", ["expected_RNA", "burst_frequency_size"])
@@ -103,3 +103,39 @@ def test_what_is_left_to_the_program_is_left_out_of_a_table() -> None:
 
     assert options_of(made.model, "adt").var_init_scale is None and check_modalities(made.model, ("adt", "rna")) == []
     assert any("says nothing of adt" in one for one in check_modalities(made.model.model_copy(update={"n_latent": {"rna": 4}}), ("adt", "rna")))
+
+
+def test_cells_without_a_modality_do_not_move_its_batch_norm(data: tuple[RunSpec, TrainingData]) -> None:
+    spec, found = data
+    runs = []
+    for noise in (0.0, 5.0):
+        model, batch = built(spec, found, use_batch_norm="both", dropout_rate=0.0)
+        absent = torch.zeros(batch.n_cells, dtype=torch.bool)
+        absent[:20] = True
+        batch = replace(batch, measured={**batch.measured, "adt": ~absent})
+        # Whatever stands at cells without the modality, the others must not notice it.
+        batch.counts["adt"].values[batch.counts["adt"].rows < 20] += noise
+        model.train()
+        torch.manual_seed(1)
+        posterior = model.encode(batch).latents["adt"]
+        runs.append((posterior.mean[20:].detach(), model.encoders["adt"].hidden.layers[0].batch_norm.running_mean.clone()))
+    assert torch.allclose(runs[0][0], runs[1][0], atol=1e-6) and torch.allclose(runs[0][1], runs[1][1], atol=1e-6)
+
+
+def test_sparsity_costs_nothing_where_a_modality_is_not_there_and_at_weight_zero(data: tuple[RunSpec, TrainingData]) -> None:
+    spec, found = data
+    model, batch = built(spec, found, z_sparsity_prior="gamma", n_active_latent_per_cell=5.0, hidden_sparsity=True, use_ard=True)
+    known = torch.ones(batch.n_cells, dtype=torch.bool)
+    known[:20] = False
+    encoded = model.encode(replace(batch, measured={**batch.measured, "adt": known}))
+    there = model.present_latents(encoded)
+    assert not there[:20, :10].any() and there[20:].all() and there[:, 10:].all()
+    model.train()
+    off = model.loss_terms(batch, StepContext(training=True, weights={"z_sparsity": 0.0, "hidden_sparsity": 0.0, "relevance": 0.0}))
+    on = model.loss_terms(batch, StepContext(training=True, weights={"z_sparsity": 1.0, "hidden_sparsity": 1.0, "relevance": 1.0}))
+    assert set(on) - set(off) == {"z_sparsity", "hidden_sparsity", "relevance"}
+
+
+def test_relevance_begins_block_by_block(data: tuple[RunSpec, TrainingData]) -> None:
+    model, _ = built(*data, use_ard=True, var_init_scale={"adt": 0.5, "rna": 0.2})
+    assert torch.allclose(model.relevance_log_sd.detach().exp(), torch.tensor([0.5] * 10 + [0.2] * 10))
