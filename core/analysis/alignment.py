@@ -115,6 +115,30 @@ def transfer_labels(
     return votes / votes.sum(1, keepdims=True)
 
 
+def vote(
+    known: NDArray[np.floating], labels: NDArray[Any], asked: NDArray[np.floating], *, neighbours: int = NEIGHBOURS
+) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    """Return the label that each asked cell gets from the labelled cells nearest to it, and the share of the vote that it got.
+
+    Parameters
+    ----------
+    known, asked, neighbours
+        As in :func:`transfer_labels`.
+    labels
+        Label of each known cell.
+
+    Returns
+    -------
+    labels, shares
+        Each ``(n_asked,)``.
+    """
+    names, codes = np.unique(labels, return_inverse=True)
+    if not len(asked):
+        return np.zeros(0, dtype=object), np.zeros(0)
+    votes = transfer_labels(known, codes.astype(np.int64), asked, neighbours=neighbours, n_levels=len(names))
+    return names[votes.argmax(1)].astype(object), votes.max(1)
+
+
 def label_transfer(first: NDArray[np.floating], second: NDArray[np.floating], codes: NDArray[np.integer]) -> float:
     """Return the share (micro F1) of cells whose label is right when told from ``first`` to ``second``; cells with code -1 are left out."""
     labelled = codes >= 0

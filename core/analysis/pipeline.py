@@ -152,6 +152,8 @@ class _Pipeline:
             self._stage("baseline_umap", "UMAP of the baseline", key, "baseline_umap.npy", self._baseline_umap)
         if analysis.alignment:
             self._modalities()
+        if self.spec.reference is not None:
+            self._with_reference(self.spec.reference)
         if analysis.neighbourhood:
             self._neighbourhood(has_baseline)
         shutil.rmtree(self.work, ignore_errors=True)
@@ -301,6 +303,40 @@ class _Pipeline:
         layout = np.full((len(parts), self.n_cells, 2), np.nan, dtype=np.float32)
         layout[:, chosen] = np.asarray(load_array(placed)).reshape(len(parts), len(chosen), 2)
         save_array(out, layout)
+
+    def _with_reference(self, folder: str) -> None:
+        """Tell the labels of mapped cells, and lay them out with those of their reference; both from what the reference wrote."""
+        from cellweave.core.analysis import joint
+
+        try:
+            reference = joint.reference_cells(folder)
+        except (CellweaveError, OSError, ValueError) as error:
+            mend = error.mend if isinstance(error, CellweaveError) else ""
+            cause = error.cause if isinstance(error, CellweaveError) else str(error)
+            self.emit(Warned(text=f"The new cells cannot be laid out with those of the reference: {cause}", mend=mend))
+            return
+        latent = np.asarray(load_array(self.latent), dtype=np.float32)
+        if reference.latent.shape[1:] != latent.shape[1:]:
+            self.emit(Warned(text="The new cells cannot be laid out with those of the reference: their latents have other dimensions."))
+            return
+        key = {"latent": self.latent_sum, "reference": reference.sum, "labels": reference.labels}
+        told = joint.transferred(reference, latent)
+        if told is not None:
+            table = pd.concat([pd.DataFrame({"name": self.obs.index}), told], axis=1)
+            self._stage("transferred_labels", "Labels of the reference", key, joint.LABELS, lambda out: joint.save_table(out, table))
+        if not self.spec.analysis.umap:
+            return
+
+        def lay_out(out: Path) -> None:
+            shown, rows = joint.sampled(reference, self.spec.training.seed), np.flatnonzero(np.isfinite(latent).all(axis=1))
+            cells = pd.read_csv(self.results / "cells.csv", dtype=str, keep_default_na=False, na_values=[""])
+            stacked, placed = self.work / "joint.npy", self.work / "joint_layout.npy"
+            save_array(stacked, np.concatenate([latent[rows], shown.latent]))
+            self._do("umap", "UMAP with the reference", latent=stacked, out=placed, **self._layout_options())
+            joint.save_table(self.results / joint.CELLS, joint.joint_table(cells, rows, shown, told))
+            save_array(out, np.asarray(load_array(placed)))
+
+        self._stage("joint_umap", "UMAP with the reference", {**key, **self._layout_options()}, joint.LAYOUT, lay_out)
 
     def _neighbourhood(self, has_baseline: bool) -> None:
         covariates, analysis = self.spec.covariates, self.spec.analysis

@@ -182,7 +182,20 @@ def map_data(
     spec = mapping_spec(reference, data, {**named, **dict(parse_assignment(text) for text in assignments or [])})
     with reporter() as show:
         folder = out or next_folder(spec, Path("runs"))
-        return watch(folder, lambda listener, control: execute(spec, folder, listener=listener, control=control, force=force), show)
+        code = watch(folder, lambda listener, control: execute(spec, folder, listener=listener, control=control, force=force), show)
+    _say_joint(folder)
+    return code
+
+
+def _say_joint(folder: Path) -> None:
+    """Say where the new cells are beside those of the reference."""
+    from cellweave.core.analysis.joint import CELLS, LABELS, LAYOUT
+    from cellweave.core.cli.terminal import note
+
+    if (folder / "results" / LAYOUT).is_file():
+        note(f"New cells and those of the reference in one layout: {folder / 'results' / LAYOUT}, its cells in {CELLS}")
+    if (folder / "results" / LABELS).is_file():
+        note(f"Labels of the reference told to the new cells: {folder / 'results' / LABELS}")
 
 
 def _refuse(what: str, given: Mapping[str, object], out: Path | None) -> None:

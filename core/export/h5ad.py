@@ -271,6 +271,9 @@ def _additions(run: RunData, given: Input, rows: _Rows) -> Additions:
     obs = {"cellweave_split": rows.spread_levels(run.cells["split"].astype("category"), "left out")}
     if run.clusters is not None:
         obs["leiden"] = rows.spread_levels(run.clusters)
+    if run.transferred is not None:
+        obs["cellweave_transferred_label"] = rows.spread_levels(run.transferred["label"].astype("category"))
+        obs["cellweave_transferred_share"] = pd.Series(rows.spread(run.transferred["share"].to_numpy(np.float32)))
     if run.has("library.npy"):
         obs["cellweave_library"] = pd.Series(rows.spread(run.array("library")))
     latents = run.latents()

@@ -169,6 +169,13 @@ class RunData:
         codes = pd.Categorical(found, categories=levels).codes
         return pd.Series(pd.Categorical.from_codes(codes, categories=pd.Index([str(level) for level in levels], dtype=object)))
 
+    @cached_property
+    def transferred(self) -> pd.DataFrame | None:
+        """``label`` and ``share`` that cells mapped onto a reference were told, or None."""
+        from cellweave.core.analysis.joint import read_transferred
+
+        return read_transferred(self.folder.results, len(self.cells))
+
     @property
     def scores(self) -> dict[str, Any] | None:
         """``scores.json``, or None."""
@@ -219,6 +226,8 @@ class RunData:
             return self._attributed(detail)
         if name == "leiden" and self.clusters is not None:
             return ColumnValues.of_series("Leiden clusters", self.clusters)
+        if name in ("transferred_label", "transferred_share") and self.transferred is not None:
+            return ColumnValues.of_series(name.replace("_", " ").capitalize(), self.transferred[name.removeprefix("transferred_")])
         if name == "split":
             return ColumnValues.of_series("Part in training", self.cells["split"])
         covariates = self.spec.covariates

@@ -123,6 +123,8 @@ def _cells(run: RunData) -> pd.DataFrame:
         parts.append(pd.DataFrame({"leiden": run.clusters}))
     if run.has("umap.npy"):
         parts.append(pd.DataFrame(run.array("umap"), columns=["umap_1", "umap_2"]))
+    if run.transferred is not None:
+        parts.append(run.transferred[["label", "share"]].add_prefix("transferred_"))
     if run.has("library.npy"):
         parts.append(pd.DataFrame({"library": run.array("library")}))
     return pd.concat(parts, axis=1)

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellweave.core.analysis.alignment import NEIGHBOURS, transfer_labels
+from cellweave.core.analysis.alignment import NEIGHBOURS, vote
+from cellweave.core.analysis.joint import UNKNOWN
 from cellweave.core.query.groups import column_of
 from cellweave.core.query.latent import Cells, latent_mean
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 
-UNKNOWN = "unknown"
 #: As in the authors' evaluation: neighbours of the layout, and of the vote on whether a cell's surroundings are new.
 LAYOUT_NEIGHBOURS, VOTERS, MIN_DIST = 30, 100, 0.3
 
@@ -56,11 +56,8 @@ def transfer_table(
     if not len(chosen):
         raise QueryError(f"Every cell has a label in '{column}' already.", "Name the cells to be told with --cells.")
     asked = latent_mean(run, chosen)
-    names, codes = np.unique(labels, return_inverse=True)
-    votes = transfer_labels(known, codes.astype(np.int64), asked, neighbours=neighbours, n_levels=len(names))
-    table = pd.DataFrame(
-        {"label": names[votes.argmax(1)].astype(object), "share": votes.max(1)}, index=run.cell_names[chosen].rename("cell")
-    )
+    label, share = vote(known, labels, asked, neighbours=neighbours)
+    table = pd.DataFrame({"label": label, "share": share}, index=run.cell_names[chosen].rename("cell"))
     if threshold is not None:
         table["new_share"] = new_share(known, asked, seed=seed)
         table.loc[table["new_share"] > threshold, "label"] = UNKNOWN
