@@ -247,7 +247,7 @@ class MainWindow(QMainWindow):
         """Show what a run warns of, once; what the checks say already stands under its step."""
         LOG.warning("%s %s", event.text, event.mend)
         if event.text not in said and event.text not in {check.text for check in self.session.checks}:
-            self.centre.notice.say(f"{event.text} {event.mend}".strip(), stays=True)
+            self.centre.notice.say(f"{event.text} {event.mend}".strip(), stays=True, of_run=True)
         said.add(event.text)
 
     def show_error(self, error: Exception, details: str = "") -> None:

@@ -67,6 +67,7 @@ class Watching(QObject):
     def begin(self, folder: Path, spec: RunSpec) -> None:
         """Show a run that begins to train."""
         self._generation += 1
+        self._window.centre.notice.run_changed()
         self.shown, self.spec, self.results, self.cells = folder, spec, None, None
         self.gone = None
         self._refresh = self._waiting = self._previous = None
@@ -209,6 +210,8 @@ class Watching(QObject):
     def show(self, results: RunResults) -> None:
         """Show a run that was read."""
         window = self._window
+        if results.folder != self.shown:
+            window.centre.notice.run_changed()
         self.gone = None
         self.shown, self.spec, self.results, self.cells = results.folder, results.spec, results, results.cells
         self._refresh = self._waiting = None

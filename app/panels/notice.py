@@ -23,6 +23,7 @@ class NoticeBar(QFrame):
         self.action = button("", "", self._do, link=True)
         self.action.setAccessibleName("What the notice offers")
         self.close_button = tool("cancel", "Close this notice", self.hide)
+        self._of_run = False
         self._call: Callable[[], object] | None = None
         layout = QHBoxLayout(self)
         layout.setContentsMargins(12, 4, 4, 4)
@@ -35,7 +36,7 @@ class NoticeBar(QFrame):
         self._timer.timeout.connect(self.hide)
         self.hide()
 
-    def say(self, sentence: str, label: str = "", call: Callable[[], object] | None = None, *, stays: bool = False) -> None:
+    def say(self, sentence: str, label: str = "", call: Callable[[], object] | None = None, *, stays: bool = False, of_run: bool = False) -> None:
         """Show a sentence, and a button where there is something to do.
 
         Parameters
@@ -46,7 +47,10 @@ class NoticeBar(QFrame):
             Text of the button and what it does.
         stays
             Whether it stays until it is closed.
+        of_run
+            Whether it is about the shown run, and goes when another is shown.
         """
+        self._of_run = of_run
         self.words.setText(sentence)
         self.action.setText(label)
         self.action.setAccessibleName(label or "What the notice offers")
@@ -56,6 +60,11 @@ class NoticeBar(QFrame):
         self._timer.stop()
         if not stays:
             self._timer.start()
+
+    def run_changed(self) -> None:
+        """Another run is shown: what was said of the one before is no longer of interest."""
+        if self._of_run:
+            self.hide()
 
     def _do(self) -> None:
         self.hide()
