@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,14 @@ from cellweave.app.state.measured import Measured, read_measured
 from cellweave.app.views.metricsplot import MetricsPlot
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import NUMBER_ROLE, DataTable, TableColumn
+from cellweave.core.errors import Cancelled, CellweaveError
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
     from cellweave.app.views.context import ViewContext
 
 NONE = "none"
+WITHOUT = "Without integration"
 #: A total below that of the data without integration by more than this is worth a sentence.
 LOSS_OF_BIOLOGY = 0.02
 
@@ -32,22 +35,29 @@ class Shading(QStyledItemDelegate):
     def __init__(self, table: DataTable) -> None:
         super().__init__(table.view)
         self._table = table
-        self._ranges: dict[int, tuple[float, float]] = {}
+        self._ranges: dict[tuple[int, tuple[str, ...]], tuple[float, float]] = {}
+        self._kinds: list[tuple[str, ...]] = []
         self.bold: set[int] = set()
 
-    def set_ranges(self) -> None:
-        """Look at the values of every column anew."""
+    def set_ranges(self, kinds: Sequence[tuple[str, ...]]) -> None:
+        """Look at the values of every column anew; only rows of one kind, the same data and columns, are compared."""
         model = self._table.table
-        self._ranges = {}
+        self._ranges, self._kinds = {}, list(kinds)
         for number, column in enumerate(model.columns):
-            values = model.values(column.name).astype(float) if column.kind == "share" else np.zeros(0)
-            values = values[np.isfinite(values)]
-            if len(values) > 1 and np.ptp(values) > 1e-6:
-                self._ranges[number] = float(values.min()), float(values.max())
+            if column.kind != "share":
+                continue
+            every = model.values(column.name).astype(float)
+            for kind in dict.fromkeys(kinds):
+                values = every[[other == kind for other in kinds]]
+                values = values[np.isfinite(values)]
+                if len(values) > 1 and np.ptp(values) > 1e-6:
+                    self._ranges[number, kind] = float(values.min()), float(values.max())
 
     def share(self, index: QModelIndex | QPersistentModelIndex) -> float | None:
-        """Return how good a value is within its column, from 0 to 1; None where there is nothing to compare."""
-        reach, value = self._ranges.get(index.column()), index.data(NUMBER_ROLE)
+        """Return how good a value is within its column and its data, from 0 to 1; None where there is nothing to compare."""
+        row = self._table.table.source_row(index.row())
+        kind = self._kinds[row] if row < len(self._kinds) else ()
+        reach, value = self._ranges.get((index.column(), kind)), index.data(NUMBER_ROLE)
         if reach is None or value is None or not np.isfinite(value):
             return None
         return (float(value) - reach[0]) / (reach[1] - reach[0])
@@ -114,7 +124,7 @@ class MetricsView(RunView):
         lower = QWidget()
         below = QVBoxLayout(lower)
         below.setContentsMargins(0, 4, 0, 0)
-        below.addLayout(row(subheading("All runs"), text("higher is better in every column", secondary=True, wrap=False), None))
+        below.addLayout(row(subheading("All runs"), text("higher is better; tints compare within the same data and columns", secondary=True, wrap=False), None))
         below.addWidget(self.table, 1)
         whole = QSplitter(Qt.Orientation.Vertical)
         whole.addWidget(upper)
@@ -182,7 +192,7 @@ class MetricsView(RunView):
             TableColumn("cells", "Cells", "Cells that were measured.", "count"),
         ]
         values: dict[str, Any] = {
-            "run": np.array([each.title for each in self.rows], dtype=object),
+            "run": np.array([self._title(each) for each in self.rows], dtype=object),
             "data": np.array([each.data_name for each in self.rows], dtype=object),
             "columns": np.array([each.columns for each in self.rows], dtype=object),
             "cells": np.array([each.cells for each in self.rows], dtype=float),
@@ -193,8 +203,13 @@ class MetricsView(RunView):
         self.shading.bold = {number for number in own if not self.rows[number].baseline}
         first = next((name for name in ("scib_total", "batch_score", "bio_score") if name in values), "")
         self.table.set_table(columns, values, sort_by=first)
-        self.shading.set_ranges()
-        self.plot.set_rows(self.rows, own)
+        self.shading.set_ranges([each.data for each in self.rows])
+        mine = {each.data for each in self.rows if each.folder == results.folder and not each.baseline}
+        self.plot.set_rows(self.rows, own, {number for number, each in enumerate(self.rows) if not mine or each.data in mine})
+
+    def _title(self, each: Measured) -> str:
+        """Return what a row is called: data are named only where there are several."""
+        return WITHOUT if each.baseline and sum(other.baseline for other in self.rows) == 1 else each.title
 
     def _of_shown(self, each: Measured, folder: Path) -> bool:
         """Return whether a row is of the shown run, or the data of the shown run without integration."""
@@ -211,6 +226,9 @@ class MetricsView(RunView):
                 found.insert(0, "Less biology is kept than without integration: batches may be over-corrected.")
         if self.rows and not any(each.place for each in self.rows):
             found.append("The plot needs both batch and labels.")
+        elif tree is not None and not any(each.place for each in self.rows if each.folder == results.folder and not each.baseline):
+            found.append(f"{results.label} is not in the plot, which needs both batch and labels.")
+        set_look(self.said, "tone", "")
         self.said.setText(" ".join(found))
         self.said.setVisible(bool(found))
 
@@ -239,10 +257,12 @@ class MetricsView(RunView):
             self._read(results)
 
         def failed(error: Exception, details: str) -> None:
-            from cellweave.core.errors import Cancelled
-
             self.compute.setEnabled(True)
-            if not isinstance(error, Cancelled):
+            if isinstance(error, CellweaveError) and not isinstance(error, Cancelled):
+                self.said.setText(str(error))
+                self.said.setVisible(True)
+                set_look(self.said, "tone", "bad")
+            elif not isinstance(error, Cancelled):
                 self.context.show_error(error, details)
 
         self.work(work, done, doing="Measuring", failed=failed)

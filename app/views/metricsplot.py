@@ -50,13 +50,26 @@ class MetricsPlot(QWidget):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Expanding)
         self._rows: list[tuple[int, Measured]] = []
         self._shown: set[int] = set()
+        self._alike: set[int] = set()
         self._marked = -1
         self._x, self._y = axis_range([]), axis_range([])
         self.card = HoverCard(self)
         notifier().changed.connect(self.update)
 
-    def set_rows(self, rows: Sequence[Measured], shown: set[int]) -> None:
-        """Show other rows; ``shown`` are the numbers of those that stand out."""
+    def set_rows(self, rows: Sequence[Measured], shown: set[int], alike: set[int] | None = None) -> None:
+        """Show other rows.
+
+        Parameters
+        ----------
+        rows
+            Measured embeddings.
+        shown
+            Numbers of those that stand out.
+        alike
+            Numbers of those that can be compared with them: measured on the same data and columns. They are drawn last and named first, the others
+            are faint. None where all can be.
+        """
+        self._alike = set(range(len(rows))) if alike is None else alike
         self._rows = [(number, row) for number, row in enumerate(rows) if row.place is not None]
         self._shown, self._marked = shown, -1
         places = [row.place for _, row in self._rows if row.place is not None]
@@ -104,7 +117,7 @@ class MetricsPlot(QWidget):
         theme = current()
         self._draw_axes(painter, theme)
         bases = {row.data: self._at(row) for _, row in self._rows if row.baseline}
-        order = sorted(self._rows, key=lambda item: item[0] in self._shown)
+        order = sorted(self._rows, key=lambda item: (item[0] in self._alike, item[0] in self._shown))
         for number, row in order:
             if not row.baseline and row.data in bases:
                 self._draw_arrow(painter, bases[row.data], self._at(row), theme, strong=number in self._shown)
@@ -163,7 +176,7 @@ class MetricsPlot(QWidget):
 
     def _draw_point(self, painter: QPainter, number: int, row: Measured, theme: Theme) -> None:
         place, strong = self._at(row), number in self._shown
-        colour = theme.color("accent") if strong and not row.baseline else theme.shade("text", "panel", 0.6)
+        colour = theme.color("accent") if strong and not row.baseline else theme.shade("text", "panel", 0.6 if number in self._alike else 0.25)
         painter.setPen(QPen(colour, 1.8))
         painter.setBrush(theme.color("panel") if row.baseline else colour)
         size = 5.5 if strong else 4.0
@@ -179,7 +192,8 @@ class MetricsPlot(QWidget):
         taken = [QRectF(place.x() - 7, place.y() - 7, 14, 14) for place in self.points().values()]
         crossed = self._arrow_points()
         frame = plot.adjusted(-2, -8, 8, 4)
-        for number, row in sorted(order, key=lambda item: (item[0] != self._marked, item[0] not in self._shown, not item[1].baseline)):
+        rank = [(number != self._marked, number not in self._shown, number not in self._alike, not row.baseline) for number, row in order]
+        for _, (number, row) in sorted(zip(rank, order, strict=True), key=lambda each: each[0]):
             important = number in self._shown or number == self._marked
             words = metrics.elidedText("Without integration" if row.baseline else row.title, Qt.TextElideMode.ElideMiddle, round(plot.width() * 0.45))
             wide, tall, place = metrics.horizontalAdvance(words), metrics.height(), self._at(row)

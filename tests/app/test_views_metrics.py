@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -52,7 +53,7 @@ def test_every_run_and_one_baseline_are_shown(open_view, both):
     assert titles[-1] == "Without integration · cells.h5ad"
     values = view.table.table
     shown = {values.index(line, 0).data(): float(values.index(line, 1).data()) for line in range(3)}
-    assert shown == {"small vae · vae-01": 0.778, "small ldvae · ldvae-01": 0.56, titles[-1]: 0.551}
+    assert shown == {"small vae · vae-01": 0.778, "small ldvae · ldvae-01": 0.56, "Without integration": 0.551}
     assert [values.columns[number].title for number in (1, 2, 3)] == ["Total", "Batch mixing", "Biology kept"]
     assert view.shading.bold == {0}, "the shown run stands out"
     places = view.plot.points()
@@ -89,6 +90,38 @@ def test_shades_rise_with_the_values_and_text_stays_readable(open_view, both):
         look = theme.load_theme(name)
         ground, ink = look.shade("accent", "panel", 0.38), look.color("text")
         assert contrast(ground, ink) > 4.5
+
+
+def test_only_runs_on_the_same_data_are_compared_by_tint(open_view, both):
+    tree = json.loads((both["ldvae"] / "results" / "integration.json").read_text())
+    tree["columns"] = {"batch": "sample", "labels": "cell_type"}
+    (both["ldvae"] / "results" / "integration.json").write_text(json.dumps(tree))
+    view = open_view(both["vae"])
+    model = view.table.table
+    lines = {model.source_row(line): line for line in range(model.rowCount())}
+    assert [each.baseline for each in view.rows] == [False, False, True, True]
+    shares = [view.shading.share(model.index(lines[row], 1)) for row in range(4)]
+    assert shares == [1.0, 1.0, 0.0, 0.0], "each within its own columns"
+    assert view.plot._alike == {0, 2}
+
+
+def test_a_run_that_is_not_in_the_plot_is_named(open_view, both):
+    tree = json.loads((both["vae"] / "results" / "integration.json").read_text())
+    for values in tree["values"].values():
+        values.pop("bio_score", None)
+    (both["vae"] / "results" / "integration.json").write_text(json.dumps(tree))
+    assert "small vae · vae-01 is not in the plot" in open_view(both["vae"]).said.text()
+
+
+def test_a_run_whose_folder_is_gone_is_said_at_the_place(qtbot, window, open_view, trained, monkeypatch):
+    view = open_view(trained["vae"])
+    monkeypatch.setattr(window, "show_error", lambda *_: pytest.fail("no dialog"))
+    shutil.rmtree(trained["vae"])
+    qtbot.mouseClick(view.compute, LEFT)
+    assert not view.compute.isEnabled()
+    qtbot.waitUntil(view.compute.isEnabled, timeout=120_000)
+    assert view.said.isVisible()
+    assert "has not been measured yet" not in view.said.text()
 
 
 def contrast(a, b):
