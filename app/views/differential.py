@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from qtpy.QtCore import QSignalBlocker, Qt
+from qtpy.QtGui import QResizeEvent
 from qtpy.QtWidgets import QComboBox, QProgressBar, QSizePolicy, QSplitter, QVBoxLayout, QWidget
 
 from cellweave.app.forms import SpecForm
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from cellweave.core.export.differential_files import KeptComparison, Volcano
 
 WHAT = "Choose two groups of cells above and press Compare: every gene gets its fold change and how sure the model is of it."
+WIDE = 75  # letters m: from this width on plot, table and options stand beside one another
 PSEUDOBULK = "Pseudobulk tests are computed by PyDESeq2, which is not installed. Install it with: pip install 'cellweave[pseudobulk]'."
 
 
@@ -89,7 +92,7 @@ class DifferentialView(RunView):
         holder.setContentsMargins(0, 0, 4, 0)
         holder.addWidget(self.form)
         self.form_holder.hide()
-        self.options.toggled.connect(self.form_holder.setVisible)
+        self.options.toggled.connect(lambda _on: self._arrange())
         self.choice = QComboBox()
         self.choice.setAccessibleName("Kept comparisons")
         self.choice.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
@@ -110,12 +113,12 @@ class DifferentialView(RunView):
         self.empty_results = text(WHAT, secondary=True)
         self.empty_results.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.found = QSplitter(Qt.Orientation.Horizontal)
-        self.found.addWidget(self.plot)
-        self.found.addWidget(self.table)
+        for part in (self.plot, self.empty_results, self.table, self.form_holder):
+            self.found.addWidget(part)
         self.found.setChildrenCollapsible(False)
-        self.found.setStretchFactor(0, 8)
-        self.found.setStretchFactor(1, 11)
-        self.found.setSizes([420, 580])
+        for number, share in enumerate((8, 8, 11, 0)):
+            self.found.setStretchFactor(number, share)
+        self.found.setSizes([420, 420, 580, 310])
         self.head = QWidget()
         head = row(self.choice, self.again, self.remove, self.colour, self.figure_button, self.csv_button, spacing=4)
         head.setStretchFactor(self.choice, 1)
@@ -126,15 +129,23 @@ class DifferentialView(RunView):
         column.setSpacing(4)
         column.addWidget(self.head)
         column.addWidget(self.note)
-        column.addWidget(self.empty_results, 1)
         column.addWidget(self.found, 1)
-        whole = QSplitter(Qt.Orientation.Horizontal)
-        whole.addWidget(self.form_holder)
-        whole.addWidget(right)
-        whole.setStretchFactor(0, 0)
-        whole.setStretchFactor(1, 1)
-        whole.setChildrenCollapsible(False)
-        return whole
+        return right
+
+    def _arrange(self) -> None:
+        """Show the options beside plot and table; where there is no room for the three, in the place of the table."""
+        kept, options = bool(self.kept), self.options.isChecked()
+        letter = self.fontMetrics().horizontalAdvance("m")
+        for part in (self.head, self.note, self.plot):
+            part.setVisible(kept)
+        self.empty_results.setVisible(not kept)
+        self.form_holder.setVisible(options)
+        self.table.setVisible(kept and not (options and self.width() < WIDE * letter))
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802
+        """Look whether options and table have room beside one another."""
+        super().resizeEvent(event)
+        self._arrange()
 
     # ------------------------------------------------------------------ the run
 
@@ -296,13 +307,11 @@ class DifferentialView(RunView):
         self.kept = kept
         with QSignalBlocker(self.choice):
             self.choice.clear()
-            for one in kept:
+            for one, title in zip(kept, distinct_titles(kept), strict=True):
                 when = one.made.replace("T", " ")[:16]
-                how = " · pseudobulk" if one.method == "pseudobulk" else ""
-                self.choice.addItem(f"{one.title}{how}" + (f"   {when}" if when else ""), one.name)
-        for part in (self.head, self.note, self.found):
-            part.setVisible(bool(kept))
-        self.empty_results.setVisible(not kept)
+                self.choice.addItem(title + (f"   {when}" if when else ""), one.name)
+                self.choice.setItemData(self.choice.count() - 1, title, Qt.ItemDataRole.ToolTipRole)
+        self._arrange()
         if not kept:
             self.plot.set_points(None)
 
@@ -338,7 +347,7 @@ class DifferentialView(RunView):
         points: Volcano = volcano(table, kept.settings)
         self.plot.set_points(points, [str(name) for name in self._features])
         groups = f"above 0: higher in {table['group1'].iloc[0]}" if len(table) else ""
-        words = [f"{int(points.called.sum()):,} of {len(table):,} genes called", groups, *kept.notes]
+        words = [f"{int(points.called.sum()):,} of {len(table):,} genes called", points.rule, groups, *kept.notes]
         self.note.setText(" · ".join(word for word in words if word))
         self.colour.setEnabled(False)
 
@@ -411,3 +420,17 @@ class DifferentialView(RunView):
     def figure(self) -> dict[str, Any] | None:
         """Return the volcano plot."""
         return {"what": "volcano", **self.figure_options()} if self.shown is not None else None
+
+
+def distinct_titles(kept: Sequence[KeptComparison]) -> list[str]:
+    """Return what to call kept comparisons: their method, and where several are alike the columns of the samples, else a number."""
+    plain = [one.title + (" · pseudobulk" if one.method == "pseudobulk" else " · vanilla" if one.settings.get("mode") == "vanilla" else "") for one in kept]
+    longer = []
+    for one, title in zip(kept, plain, strict=True):
+        samples = one.settings.get("sample") or ()
+        told = " × ".join([samples] if isinstance(samples, str) else map(str, samples))
+        longer.append(f"{title} of {told}" if told and plain.count(title) > 1 else title)
+    found = []
+    for number, title in enumerate(longer):  # the newest come first; the oldest of a title has number 1
+        found.append(f"{title} · {longer[number:].count(title)}" if longer.count(title) > 1 else title)
+    return found

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyqtgraph as pg
 from numpy.typing import NDArray
-from qtpy.QtCore import QPointF, Qt, Signal
-from qtpy.QtGui import QColor, QKeyEvent
+from qtpy.QtCore import QPointF, QRectF, Qt, QTimer, Signal
+from qtpy.QtGui import QColor, QFontMetricsF, QKeyEvent
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from cellweave.app.theme import OKABE_ITO, current, notifier
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 UP, DOWN = OKABE_ITO[5], OKABE_ITO[0]
 NEAR = 8.0  # pixels within which the cursor means a point
+MARGIN = 4.0  # pixels that Qt leaves around a text
+SETTLE = 40  # milliseconds without another size or range before names are placed anew
 NAMED = 8  # genes written into the plot
 
 
@@ -60,6 +62,12 @@ class VolcanoPlot(QWidget):
         self.card = HoverCard(self)
         self._plot.scene().sigMouseMoved.connect(self._hover)
         self._plot.scene().sigMouseClicked.connect(self._click)
+        self._placing = QTimer(self)
+        self._placing.setSingleShot(True)
+        self._placing.setInterval(SETTLE)
+        self._placing.timeout.connect(self._write_names)
+        self._plot.getViewBox().sigRangeChanged.connect(lambda *_: self._placing.start())
+        self._plot.getViewBox().sigResized.connect(lambda *_: self._placing.start())
         notifier().changed.connect(self._draw)
         self._draw()
 
@@ -125,19 +133,34 @@ class VolcanoPlot(QWidget):
         if self._faded is not None:
             sure &= ~self._faded
         score = np.where(sure, np.abs(points.x) * np.maximum(points.y, 1e-9), -1.0)
-        taken: list[tuple[float, float]] = []
-        wide, tall = max(np.ptp(points.x[sure]), 0.1) if sure.any() else 1.0, max(float(points.y[sure].max()), 0.1) if sure.any() else 1.0
-        for row in np.argsort(-score, kind="stable")[: 4 * NAMED]:
+        box = self._plot.getViewBox()
+        (left, right), (low, high) = box.viewRange()
+        wide, tall = box.width(), box.height()
+        if wide < 2 or tall < 2:
+            return
+        metrics, room = QFontMetricsF(self.font()), QRectF(0, 0, wide, tall)
+        taken: list[QRectF] = []
+        for row in np.argsort(-score, kind="stable")[: 6 * NAMED]:
             if score[row] <= 0 or len(taken) >= NAMED:
                 break
             x, y = float(points.x[row]), float(points.y[row])
-            if any(abs(x - a) < 0.2 * wide and abs(y - b) < 0.05 * tall for a, b in taken):
-                continue
-            taken.append((x, y))
-            label = pg.TextItem(self._names[row], color=current().color("text"), anchor=(1.0 if x > 0 else 0.0, 0.5))
-            label.setPos(x, y)
-            self._plot.addItem(label, ignoreBounds=True)
-            self._labels.append(label)
+            at = QPointF((x - left) / (right - left) * wide, (high - y) / (high - low) * tall)
+            size = metrics.horizontalAdvance(self._names[row]) + 2 * MARGIN, metrics.height() + 2 * MARGIN
+            # Away from the middle first: there are the fewest points.
+            sides = ((1.0, 0.5), (0.0, 0.5)) if x < 0 else ((0.0, 0.5), (1.0, 0.5))
+            for anchor in (*sides, (0.5, 1.0), (0.5, 0.0)):
+                place = QRectF(at.x() - anchor[0] * size[0], at.y() - anchor[1] * size[1], *size)
+                if room.contains(place) and not any(place.intersects(other) for other in taken):
+                    taken.append(place)
+                    self._label(row, x, y, anchor)
+                    break
+
+    def _label(self, row: int, x: float, y: float, anchor: tuple[float, float]) -> None:
+        label = pg.TextItem(self._names[row], color=current().color("text"), anchor=anchor)
+        label.setFont(self.font())
+        label.setPos(x, y)
+        self._plot.addItem(label, ignoreBounds=True)
+        self._labels.append(label)
 
     def _draw_ring(self) -> None:
         points, row = self._points, self._current

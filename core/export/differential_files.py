@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = "differential"
+STRONG_EVIDENCE = 3.0  # natural logarithm of the odds; Kass & Raftery (1995) speak of strong evidence from there on
+VANILLA_RULE = f"called where |Bayes factor| > {STRONG_EVIDENCE:g}"
 LONGEST = 60  # letters of a file name
 
 
@@ -64,6 +66,8 @@ class Volcano:
         Which features are called different, ``(n_features,)``.
     ceiling
         The largest value that ``y`` can take with so many samples; NaN where there is none.
+    rule
+        When a feature is called, in words; empty where a column of the table says it.
     """
 
     x: NDArray[np.float64]
@@ -72,6 +76,7 @@ class Volcano:
     y_title: str
     called: NDArray[np.bool_]
     ceiling: float = float("nan")
+    rule: str = ""
 
 
 def keep_comparison(folder: Path, table: pd.DataFrame, settings: dict[str, Any], *, method: str) -> KeptComparison:
@@ -94,6 +99,8 @@ def keep_comparison(folder: Path, table: pd.DataFrame, settings: dict[str, Any],
         Where it cannot be written.
     """
     title = str(table["comparison"].iloc[0])
+    if method == "model" and settings.get("mode") == "vanilla":
+        settings = {**settings, "called": VANILLA_RULE}  # no column of the table says it
     place = folder / "results" / FOLDER
     stem = re.sub(r"[^\w.+-]+", "-", title).strip("-.")[:LONGEST] or "comparison"
     try:
@@ -200,4 +207,4 @@ def volcano(table: pd.DataFrame, settings: dict[str, Any] | None = None) -> Volc
     with np.errstate(divide="ignore", invalid="ignore"):
         x = np.log2(table["scale1"].to_numpy(np.float64) / table["scale2"].to_numpy(np.float64))
     factor = np.abs(table["bayes_factor"].to_numpy(np.float64))
-    return Volcano(np.where(np.isfinite(x), x, np.nan), factor, "log2 ratio of the mean shares", "|Bayes factor|", factor > 3)
+    return Volcano(np.where(np.isfinite(x), x, np.nan), factor, "log2 ratio of the mean shares", "|Bayes factor|", factor > STRONG_EVIDENCE, rule=VANILLA_RULE)

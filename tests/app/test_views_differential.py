@@ -11,6 +11,9 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog
 from window_support import show_run
 
+from cellweave.app.views.differential import distinct_titles
+from cellweave.app.views.volcanoplot import VolcanoPlot
+from cellweave.core.export.differential_files import KeptComparison, Volcano
 from cellweave.core.query.comparison_settings import HEEDED, ComparisonSettings
 
 LEFT = Qt.MouseButton.LeftButton
@@ -114,6 +117,9 @@ def test_vanilla_and_pseudobulk_show_their_own_options_and_columns(qtbot, view):
     compared(qtbot, view)
     assert "proba_m1" in [column.name for column in view.table.table.columns]
     assert view.plot._points.y_title == "|Bayes factor|"
+    assert "called where |Bayes factor| > 3" in view.note.text()
+    written = json.loads((view.results.folder / "results" / "differential" / f"{view.shown.name}.json").read_text())
+    assert written["settings"]["called"] == "called where |Bayes factor| > 3"
     view._changed({"method": "pseudobulk"})
     assert "column of the samples" in view.problem.text()
     view._changed({"sample": ("sample",)})
@@ -121,6 +127,44 @@ def test_vanilla_and_pseudobulk_show_their_own_options_and_columns(qtbot, view):
     kept = compared(qtbot, view)
     assert kept.method == "pseudobulk"
     assert "p_adjusted" in [column.name for column in view.table.table.columns]
+
+
+def test_the_options_leave_the_plot_its_room(qtbot, window, view):
+    view.group1.choose_levels("condition", ("ill",))
+    compared(qtbot, view)
+    window.resize(1280, 720)
+    view.options.setChecked(True)
+    qtbot.wait(100)
+    assert view.form.isVisible()
+    assert view.plot.width() > 280
+    assert not view.table.isVisible()
+    view.options.setChecked(False)
+    assert view.table.isVisible()
+
+
+def test_names_in_the_plot_lie_inside_and_beside_one_another(qtbot):
+    rng = np.random.default_rng(1)
+    plot = VolcanoPlot()
+    qtbot.addWidget(plot)
+    plot.resize(300, 300)
+    plot.show()
+    points = Volcano(np.concatenate([rng.normal(3, 0.3, 60), [-6.0]]), np.append(rng.normal(50, 3, 60), 80.0), "x", "y", np.ones(61, bool))
+    plot.set_points(points, [f"APOBEC3A_ENSG{number:08}" for number in range(61)])
+    qtbot.wait(150)
+    scene = [label.mapRectToScene(label.boundingRect()) for label in plot._labels]
+    frame = plot._plot.getViewBox().sceneBoundingRect().adjusted(-2, -2, 2, 2)
+    assert len(scene) >= 2
+    for number, box in enumerate(scene):
+        assert frame.contains(box)
+        assert not any(box.adjusted(2, 2, -2, -2).intersects(other.adjusted(2, 2, -2, -2)) for other in scene[:number])
+
+
+def test_comparisons_of_one_title_are_told_apart():
+    kept = [
+        KeptComparison("c", "a vs b", "pseudobulk", {"sample": ["donor"]}), KeptComparison("b", "a vs b", "pseudobulk", {"sample": ["batch", "donor"]}),
+        KeptComparison("e", "a vs b"), KeptComparison("d", "a vs b"), KeptComparison("a", "c vs d"),
+    ]  # fmt: skip
+    assert distinct_titles(kept) == ["a vs b · pseudobulk of donor", "a vs b · pseudobulk of batch × donor", "a vs b · 2", "a vs b · 1", "c vs d"]
 
 
 def test_without_the_extra_the_sentence_says_how_to_get_it(view, monkeypatch):
