@@ -274,14 +274,16 @@ def _effects(run: TrainedRun, question: Question, cells: np.ndarray | None, othe
 
 def _evaluate(run: TrainedRun, question: Question, cells: np.ndarray | None) -> int:
     """Show the numbers of all cells; with --out write the terms of each."""
-    from cellweave.core.query.evaluate import cell_terms, discrepancy, marginal_ll
+    from cellweave.core.query.evaluate import cell_terms, discrepancy, has_marginal, marginal_ll
 
     terms = cell_terms(run, cells, n_samples=question.draws or 1, seed=question.seed)
-    terms["marginal_ll"] = marginal_ll(run, cells, n_samples=question.draws or MARGINAL_DRAWS, seed=question.seed)
+    whole = has_marginal(run)
+    if whole:
+        terms["marginal_ll"] = marginal_ll(run, cells, n_samples=question.draws or MARGINAL_DRAWS, seed=question.seed)
     if question.out is not None:
         write_or_say(question.out.absolute(), terms.rename_axis("cell").to_csv)
     rows = [(name, f"{value:.4f}", "nats per cell") for name, value in terms.mean().items()]
-    if len(run.batches) > 1:
+    if whole and len(run.batches) > 1:
         found = discrepancy(run, cells, seed=question.seed)
         rows += [(f"mmd {row.batch1} / {row.batch2}", f"{row.mmd:.5f}", "per minibatch") for row in found.pairs.itertuples()]
     say_table(("what", "mean", "unit"), rows)

@@ -189,6 +189,10 @@ class Family:
         Whether the roles that a fan-out fills must be given all or none.
     check_study
         Function from the spec and the study to sentences on what the family cannot honour with these data; they block training.
+    maps
+        Whether new data with new batches can be mapped onto a trained model of this family.
+    absent_without_counts
+        Whether a cell without a single count of a modality is taken as one that the modality was not measured in.
     unused_reason
         Why a role that is not in ``roles`` cannot be chosen, per role or under ``"*"``.
     paper
@@ -215,6 +219,8 @@ class Family:
     falls_back: Mapping[str, str] = field(default_factory=dict)
     parts_together: bool = False
     check_study: Callable[[Any, Any], list[str]] = lambda spec, study: []
+    maps: bool = False
+    absent_without_counts: bool = False
     unused_reason: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
 

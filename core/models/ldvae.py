@@ -50,6 +50,7 @@ def check(spec: RunSpec) -> list[str]:
 
 FAMILY = Family(
     kind="ldvae",
+    maps=True,
     title="LDVAE",
     help="scVI with a linear decoder: each latent dimension has one loading per gene, which can be read like principal components.",
     options=LdvaeOptions,

@@ -276,6 +276,7 @@ def check(spec: RunSpec) -> list[str]:
 
 FAMILY = Family(
     kind="midas",
+    maps=True,
     title="MIDAS",
     help="Mosaic integration: batches with different modalities in one latent space, and every modality imputed in every cell.",
     options=MidasOptions,

@@ -343,6 +343,7 @@ def _values(value: Any) -> tuple[Any, ...]:
 
 FAMILY = Family(
     kind="multimodal",
+    absent_without_counts=True,
     title="Multimodal VI",
     help="The ambient-regularised model for several modalities measured in the same cells or in some of them: every decoder sees the latents of "
     "all modalities, so that one can say which modality a feature depends on.",

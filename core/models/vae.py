@@ -130,6 +130,7 @@ def check(spec: RunSpec) -> list[str]:
 
 FAMILY = Family(
     kind="vae",
+    maps=True,
     title="scVI",
     help="Variational autoencoder of counts: a latent space without the batch effect, and denoised expression.",
     options=VaeOptions,

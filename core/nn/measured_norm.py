@@ -24,10 +24,8 @@ class MeasuredBatchNorm(nn.BatchNorm1d):
         if not self.training or rows is None:
             return super().forward(x)
         some = x.index_select(0, rows)
-        if len(rows) > 1:
-            some = super().forward(some)
-        else:
-            some = batch_norm(some, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        one = len(rows) == 1
+        some = batch_norm(some, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps) if one else super().forward(some)
         return torch.zeros_like(x, dtype=some.dtype).index_copy(0, rows, some)
 
 

@@ -228,7 +228,7 @@ def _codes(spec: RunSpec, encoding: Encoding, obs: pd.DataFrame, role: str, colu
         column = _column(obs, name, role)
         found = level_codes(column, encoding.levels[name])
         if needed:
-            _refuse_unknown(column, found, name, role, encoding.levels[name])
+            _refuse_unknown(spec, column, found, name, role, encoding.levels[name])
         codes.append(found)
     return np.stack(codes, axis=1) if role in LIST_ROLES else codes[0]
 
@@ -253,7 +253,7 @@ def unknown_levels(column: pd.Series, levels: Sequence[str]) -> list[str]:
     return [str(level) for level in present if str(level) not in known]
 
 
-def _refuse_unknown(column: pd.Series, codes: np.ndarray, name: str, role: str, levels: Sequence[str]) -> None:
+def _refuse_unknown(spec: RunSpec, column: pd.Series, codes: np.ndarray, name: str, role: str, levels: Sequence[str]) -> None:
     missing = int(column.isna().sum())
     if missing:
         raise DataError(
@@ -264,5 +264,7 @@ def _refuse_unknown(column: pd.Series, codes: np.ndarray, name: str, role: str, 
         shown = ", ".join(f"'{level}'" for level in strange[:5]) + (" ..." if len(strange) > 5 else "")
         raise DataError(
             f"The model was not trained on the level{'s' * (len(strange) > 1)} {shown} of '{name}' ({role}); it knows {', '.join(levels[:8])}.",
-            "Map the data onto the model first, so that it learns them: cellweave map REFERENCE_RUN DATA.",
+            "Map the data onto the model first, so that it learns them: cellweave map REFERENCE_RUN DATA."
+            if spec.family.maps
+            else f"{spec.family.title} cannot learn new ones: train anew with all data, or give these cells a level that it knows.",
         )

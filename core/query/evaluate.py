@@ -12,7 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cellweave.core.models.vae_network import draw
+from cellweave.core.models.base import StepContext
+from cellweave.core.models.regularised_network import RegularisedNetwork
+from cellweave.core.models.vae_network import VaeNetwork, draw
 from cellweave.core.nn.likelihoods import normal_log_prob
 from cellweave.core.nn.mmd import mmd, pairwise_mmd
 from cellweave.core.query.latent import Cells, positive
@@ -32,7 +34,7 @@ def cell_terms(run: TrainedRun, cells: Cells = None, *, n_samples: int = 1, seed
     Parameters
     ----------
     run
-        An open run of scVI's kind.
+        An open run of scVI's kind, or of the ambient-regularised models.
     cells
         Rows or a mask; None for all usable cells.
     n_samples
@@ -44,7 +46,8 @@ def cell_terms(run: TrainedRun, cells: Cells = None, *, n_samples: int = 1, seed
     -------
     pandas.DataFrame
         One row a cell, by name: ``reconstruction`` (negative log-likelihood), ``kl_z`` and, with a learned library, ``kl_l``, in nats; and
-        ``elbo``, minus their sum, so that higher is better.
+        ``elbo``, minus their sum, so that higher is better. The ambient-regularised models have the terms of each modality, the sum of reconstructions
+        where there are several, and the penalties of all cells, divided by the number of training cells as in training.
 
     Raises
     ------
@@ -52,6 +55,8 @@ def cell_terms(run: TrainedRun, cells: Cells = None, *, n_samples: int = 1, seed
         On minified data without counts.
     """
     run.require_counts("the evidence lower bound")
+    if isinstance(run.model, RegularisedNetwork):
+        return _regularised_terms(run, run.model, cells, positive(n_samples), seed)
     rows, generator, network = run.rows(cells), run.generator(seed), run.network
     parts: dict[str, list[np.ndarray]] = {}
     for _, batch in run.minibatches(rows):
@@ -67,6 +72,36 @@ def cell_terms(run: TrainedRun, cells: Cells = None, *, n_samples: int = 1, seed
     table = pd.DataFrame({name: np.concatenate(values) for name, values in parts.items()}, index=run.cell_names[rows])
     table["elbo"] = -table.sum(axis=1)
     return table
+
+
+def _regularised_terms(run: TrainedRun, model: RegularisedNetwork, cells: Cells, n_samples: int, seed: int) -> pd.DataFrame:
+    """Return the terms of :func:`cell_terms` of an ambient-regularised model; what all cells share is at its mean."""
+    rows, generator, n_train = run.rows(cells), run.generator(seed), run.trained.context.n_cells
+    declared = {term.name: term for term in run.spec.terms() if term.in_elbo}
+    # Those that the person switched off are no part of the model that was trained.
+    context = StepContext(training=False, weights=run.spec.loss_weights(), generator=generator)
+    parts: dict[str, list[np.ndarray]] = {}
+    for _, batch in run.minibatches(rows):
+        total = dict[str, Tensor]()
+        for _ in range(n_samples):
+            for name, value in model.loss_terms(batch, context).items():
+                if name in declared:
+                    own = value.double() if declared[name].scope == "cell" else (value.double() / n_train).expand(batch.n_cells)
+                    total[name] = total[name] + own if name in total else own
+        for name, value in total.items():
+            require_finite(value, name)
+            parts.setdefault(name, []).append((value / n_samples).cpu().numpy())
+    table = pd.DataFrame({name: np.concatenate(values) for name, values in parts.items()}, index=run.cell_names[rows])
+    whole = -table.sum(axis=1)
+    if "reconstruction" not in table:
+        table["reconstruction"] = table[[name for name in table if str(name).startswith("reconstruction_")]].sum(axis=1)
+    table["elbo"] = whole
+    return table
+
+
+def has_marginal(run: TrainedRun) -> bool:
+    """Return whether the marginal likelihood and the discrepancy between batches can be asked for."""
+    return isinstance(run.model, VaeNetwork)
 
 
 def elbo(run: TrainedRun, cells: Cells = None, *, n_samples: int = 1, seed: int = 0) -> float:

@@ -15,6 +15,7 @@ from scipy import sparse
 from scipy.stats import rankdata
 from torch import Tensor
 
+from cellweave.core.models.regularised_network import RegularisedNetwork
 from cellweave.core.models.vae_network import draw
 from cellweave.core.nn.likelihoods import sample_nb, sample_normal, sample_poisson, sample_zinb
 from cellweave.core.query.expression import MEMORY_SHARE, require_memory
@@ -179,6 +180,11 @@ def feature_correlation(
     """
     if kind not in {"spearman", "pearson"}:
         raise QueryError(f"There is no correlation '{kind}'.", "Choose 'spearman' or 'pearson'.")
+    if isinstance(run.model, RegularisedNetwork):
+        raise QueryError(
+            f"{run.spec.family.title} has no draws without counting noise to correlate: its dispersions are of counts with ambient background in them.",
+            "Write the denoised expression, which has no background, and correlate that.",
+        )
     if run.network.options.gene_likelihood == "normal":
         raise QueryError("The normal likelihood has no expression without counting noise to correlate.", "Correlate the denoised expression instead.")
     rows, names = run.rows(cells), run.feature_names(features)

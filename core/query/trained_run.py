@@ -121,7 +121,7 @@ class TrainedRun:
         if not isinstance(self.model, VaeNetwork):
             raise QueryError(
                 f"{self.spec.family.title} cannot answer this: it needs one latent, one decoder and one likelihood, as scVI and LDVAE have.",
-                "Ask for its latent space, its denoised expression, or differential expression.",
+                "Ask for its latent space, its denoised expression, or another result that it lists.",
             )
         return self.model
 

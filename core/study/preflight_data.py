@@ -93,8 +93,16 @@ def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
         return  # 0 is a value like any other
     if cells:
         text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}, so that they have no library size."
-        fix = Fix("Leave out empty cells", {"data.drop_empty_cells": True})
+        many = spec.family.modalities == "many"
+        fix = Fix("Take them as not measured there" if many else "Leave out empty cells", {"data.drop_empty_cells": True})
         level = Level.WARN if getattr(spec.model, "gene_likelihood", "") == "normal" else Level.FAIL
+        if spec.family.absent_without_counts:
+            text = (
+                f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}; there they are taken as cells "
+                "that it was not measured in."
+            )
+        if many:
+            level = Level.WARN
         yield Check("empty-cells", level, f"Empty cells in {modality.name}", text, (fix,), "data.drop_empty_cells")
     else:
         yield Check("empty-cells", Level.OK, f"Empty cells in {modality.name}", "Every cell that was measured has counts.", where="data.drop_empty_cells")

@@ -364,3 +364,14 @@ def test_the_header_alone_tells_what_is_wrong_with_columns_layers_and_features(d
     assert "they have rna" in find(checks(data={"modality": "adt"}), "modality", Level.FAIL).text
     assert find(checks(), "memory", Level.OK)
     assert preflight_header(parse_spec({}), []) == []
+
+
+@pytest.mark.parametrize(("kind", "level"), [("multimodal", Level.WARN), ("midas", Level.WARN), ("vae", Level.FAIL)])
+def test_a_cell_without_counts_of_one_modality_blocks_only_where_it_has_no_library(kind, level):
+    study = make()
+    rna = study.modalities["rna"]
+    counts = rna.counts.toarray()
+    counts[3] = 0
+    rna.counts = sparse.csr_matrix(counts)
+    check = find(preflight(spec(model__kind=kind), study), "empty-cells", level)
+    assert check.text.startswith("1 of ") and ("not measured" in check.fixes[0].label) == (kind != "vae")

@@ -13,10 +13,14 @@ import torch
 from query_runs import KANG, train
 
 from cellweave.core.errors import DataError
+from cellweave.core.models.registry import families
 from cellweave.core.query.differential import DifferentialOptions, differential_by_column
+from cellweave.core.query.encode import _refuse_unknown
+from cellweave.core.query.evaluate import cell_terms, elbo
 from cellweave.core.query.expression import ExpressionQuestion, normalised_expression
 from cellweave.core.query.latent import latent_library, latent_mean, latent_sample
 from cellweave.core.query.opened import open_run
+from cellweave.core.query.sampling import feature_correlation
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.runs.events import EpochDone, FinishReason, StepProgress
 from cellweave.core.runs.execute import execute, resume
@@ -224,3 +228,27 @@ def test_conflicting_columns_are_refused_with_a_sentence(data_folder: Path, tmp_
     spec = RunSpec().with_changes({**base, "covariates.batch": None, "covariates.library": "batch", "covariates.dataset": "donor"})
     with pytest.raises(DataError, match=r"Each library belongs to one data set.*lies in"):
         execute(spec, tmp_path / "library")
+
+
+@pytest.mark.parametrize("whole", [ambient_folder, multimodal_folder])
+def test_evaluation_gives_every_part_of_the_elbo(data_folder: Path, whole) -> None:
+    run = open_run(whole(data_folder))
+    table = cell_terms(run, np.arange(60), seed=3)
+    assert len(table) == 60 and np.isfinite(table.to_numpy()).all()
+    declared = [term for term in run.spec.terms() if term.in_elbo and term.name in table]
+    assert np.allclose(table["elbo"], -table[[term.name for term in declared]].sum(axis=1))
+    assert {"kl_l", "kl_l_rna"} & set(table) and "reconstruction" in table
+    # What all cells share is divided by the cells that were trained on.
+    shared = next(term.name for term in declared if term.scope == "global" and term.name == "dispersion")
+    value = run.model.global_terms({"dispersion": 1.0})["dispersion"].detach()
+    assert table[shared].iloc[0] == pytest.approx(float(value) / run.trained.context.n_cells, rel=1e-5) and table[shared].nunique() == 1
+    assert elbo(run, np.arange(60), seed=3) == pytest.approx(table["elbo"].mean())
+    with pytest.raises(QueryError, match="background"):
+        feature_correlation(run, np.arange(20), features=list(run.features[:4]))
+
+
+def test_a_new_level_is_not_said_to_be_mappable(ambient: TrainedRun) -> None:
+    column = pd.Series(["ctrl", "other"])
+    with pytest.raises(DataError, match="train anew"):
+        _refuse_unknown(ambient.spec, column, np.array([0, -1]), "batch", "batch", ["ctrl", "stim"])
+    assert not ambient.spec.family.maps and families()["vae"].maps
