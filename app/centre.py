@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 from cellweave.app.panels.notice import NoticeBar
 from cellweave.app.panels.parts import ElidedLabel, row
 from cellweave.app.panels.welcome import WelcomePage
+from cellweave.app.state.results import ORIGIN
 from cellweave.app.state.settings import column_key
 from cellweave.app.views.columns import EXPRESSION
 from cellweave.app.views.context import ViewContext
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from cellweave.app.state.results import Cells, RunResults
     from cellweave.app.views import ColumnData, EmbeddingView, LossView
     from cellweave.app.window import MainWindow
+
+
+FADED = "#a0a0a0"  # cells of a reference, in either theme
 
 
 def column_data(cells: Cells) -> dict[str, ColumnData]:
@@ -149,10 +153,11 @@ class Centre(QWidget):
             view.csvRequested.connect(self._window.exporting.ask_losses)
             return view
         view.selectionChanged.connect(self._selected_on_embedding)
-        view.set_colours(self._window.session.settings.colours)
+        view.set_colours({ORIGIN: {"reference": FADED}, **self._window.session.settings.colours})
         view.coloursChanged.connect(self._keep_colours)
         view.columnsChanged.connect(self._keep_columns)
         view.genesWanted.connect(self._window.expression.show)
+        view.bar.referenceToggled.connect(self._window.watching.show_reference)
         return view
 
     # ------------------------------------------------------------------ the run they show
@@ -248,6 +253,7 @@ class Centre(QWidget):
 
     def _selected_on_embedding(self, positions: np.ndarray) -> None:
         rows = np.zeros(0, np.int64) if self._cells is None else self._cells.rows[positions]
+        rows = rows[rows >= 0]  # cells of a reference are in no other view
         self._window.selection_changed(positions)
         self.select(rows, source="embedding")
 

@@ -333,7 +333,7 @@ class MainWindow(QMainWindow):
 
     def _copy_names(self) -> None:
         if self.watching.cells is not None:
-            names = self.watching.cells.names[self.inspector.selected()]
+            names = (self.watching.joined() or self.watching.cells).names[self.inspector.selected()]
             QGuiApplication.clipboard().setText("\n".join(str(name) for name in names))
             self.notify(f"The names of {len(names):,} cells are on the clipboard.")
 

@@ -37,10 +37,14 @@ class ExpressionFlow(QObject):
         self._kept: OrderedDict[tuple[Path, str], tuple[Cells, np.ndarray]] = OrderedDict()
         self._task: Task | None = None
         self._named: Path | None = None
+        self._offered: Path | None = None
 
     def offer(self, results: RunResults | None) -> None:
         """Offer the genes and batches of a run in the bar of the embedding."""
         bar = self._window.embedding.bar
+        if self._offered != self._window.watching.shown:
+            bar.genes.forget_problem()
+        self._offered = self._window.watching.shown
         decodes = results is not None and not results.trains and any(result.kind == "expression" for result in results.spec.family.results)
         batches: tuple[str, ...] = ()
         if results is not None and results.cells is not None and results.spec.covariates.batch in results.cells.columns:
@@ -133,7 +137,10 @@ class ExpressionFlow(QObject):
         embedding = self._window.embedding
         unit = SOURCES[source][1]  # type: ignore[index]
         for name in reversed(names):  # each takes the first panel, so the first gene ends up there
-            column = ColumnData.continuous(self._kept[folder, name][1], unit=unit)
+            values = self._kept[folder, name][1]
+            # Cells of a reference that are shown too stand behind the run's own; nothing is known of their genes here.
+            values = np.append(values, np.full(max(embedding.points().size - len(values), 0), np.nan, values.dtype))
+            column = ColumnData.continuous(values, unit=unit)
             embedding.add_column(name, column)
         shown = embedding.shown_columns()
         embedding.show_columns([*names, *shown[len(names) :]])

@@ -72,6 +72,7 @@ class Watching(QObject):
         self.gone = None
         self._refresh = self._waiting = self._previous = None
         losses, embedding = self._window.losses, self._window.embedding
+        embedding.bar.offer_reference(on=None)
         losses.set_terms(spec.terms(), spec.family.metrics(spec))
         label = run_label(spec.name, folder)
         losses.set_run(label, ())
@@ -223,16 +224,35 @@ class Watching(QObject):
             self.progress.add(event)
         window.losses.set_message(self._why_no_losses(results))
         if results.xy is not None and results.cells is not None:
-            self._offer_epochs((*results.epochs, (results.status.epoch, results.xy)) if results.epochs else ())
-            window.fill_embedding(results.xy, results.cells, tuple(name for name in results.prefer if name in results.cells.columns))
+            window.embedding.bar.offer_reference(on=True if results.joint is not None else None)
+            self.show_reference(on=results.joint is not None)
             if results.note:
                 window.notify(results.note)
         else:
+            window.embedding.bar.offer_reference(on=None)
             window.embedding.clear()
             window.embedding.set_message(f"{self._why_no_embedding(results)} {results.note}".strip())
             self._take_up_previews(results)
         window.expression.offer(results)
         window.run_shown(results)
+
+    def show_reference(self, on: bool) -> None:
+        """Show the cells of the shown run among those of its reference, or alone."""
+        results = self.results
+        if results is None or results.xy is None or results.cells is None:
+            return
+        if on and results.joint is not None:
+            self._offer_epochs(())
+            self._window.fill_embedding(results.joint.xy, results.joint.cells, results.joint.prefer)
+            return
+        self._offer_epochs((*results.epochs, (results.status.epoch, results.xy)) if results.epochs else ())
+        self._window.fill_embedding(results.xy, results.cells, tuple(name for name in results.prefer if name in results.cells.columns))
+
+    def joined(self) -> Cells | None:
+        """Return the cells of run and reference where the embedding shows both."""
+        if self.results is None or self.results.joint is None or not self._window.embedding.bar.reference.isChecked():
+            return None
+        return self.results.joint.cells
 
     def _why_no_losses(self, results: RunResults) -> str:
         status = results.status
@@ -304,6 +324,7 @@ class Watching(QObject):
         self.shown = self.spec = self.results = self.cells = None
         self._window.centre.say_run("")
         self._window.losses.clear()
+        self._window.embedding.bar.offer_reference(on=None)
         self._window.embedding.clear()
         self._window.embedding.set_message("")
         self._window.centre.set_run(None)

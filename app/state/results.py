@@ -15,6 +15,7 @@ from cellweave.core.runs.events import EpochDone, Event, Failed, FinishReason
 from cellweave.core.runs.folder import RunFolder, RunStatus
 from cellweave.core.spec import RunSpec
 
+ORIGIN = "new or reference"  # the column that tells mapped cells from those of their reference
 MOST_LEVELS = 500  # a column with more levels is no way to colour cells
 
 
@@ -35,6 +36,25 @@ class Cells:
     rows: np.ndarray
     names: np.ndarray
     columns: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """Cells of a run that maps data, laid out with those of its reference.
+
+    Attributes
+    ----------
+    xy
+        Coordinates ``(n, 2)``, the run's own cells first.
+    cells
+        The run's own cells, as in its own embedding, and behind them the reference's, whose row is -1.
+    prefer
+        Columns to colour by at first.
+    """
+
+    xy: np.ndarray
+    cells: Cells
+    prefer: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +79,8 @@ class RunResults:
         Layouts of earlier epochs of the same cells: epoch and file.
     note
         A sentence on what could not be read.
+    joint
+        The cells with those of the reference, where the run maps data.
     """
 
     folder: Path
@@ -72,6 +94,7 @@ class RunResults:
     prefer: tuple[str, ...] = ()
     epochs: tuple[tuple[int, Path], ...] = ()
     note: str = ""
+    joint: Joint | None = None
 
     @property
     def label(self) -> str:
@@ -133,7 +156,57 @@ def read_run(path: Path) -> RunResults:
         except (CellweaveError, OSError, ValueError) as error:
             note = f"The embedding of the run could not be read: {error}"
     epochs = earlier_layouts(folder.preview, cells.rows) if cells is not None else ()
-    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, epochs, note)
+    joint: Joint | None = None
+    if spec.reference is not None and cells is not None:
+        try:
+            joint = read_with_reference(folder, cells)
+        except (CellweaveError, OSError, ValueError) as error:
+            note = f"{note} The layout with the reference could not be read: {error}".strip()
+    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, epochs, note, joint)
+
+
+def read_with_reference(folder: RunFolder, own: Cells) -> Joint | None:
+    """Read the layout of a mapped run with its reference; None where there is none of these cells.
+
+    Parameters
+    ----------
+    folder
+        The run.
+    own
+        Cells of its own embedding, whose columns are kept; those that only the run has are missing for the reference.
+    """
+    from cellweave.core.analysis.joint import QUERY, read_joint
+    from cellweave.core.export.run_data import ColumnValues
+
+    found = read_joint(folder.results)
+    if found is None:
+        return None
+    xy, table = found
+    n_own = len(own.rows)
+    if not np.array_equal(table["row"].to_numpy()[:n_own], own.rows) or (table["row"].to_numpy()[n_own:] >= 0).any():
+        return None
+    origin = np.where(table["origin"] == QUERY, 0, 1)
+    columns: dict[str, Any] = {ORIGIN: ColumnValues.of_levels(ORIGIN, origin, ("new cells", "reference"))}
+    for name in table.columns.drop(["name", "origin", "row"]):
+        column = ColumnValues.of_series(str(name), table[name], as_levels=name != "transferred_share")
+        if column.levels is None or len(column.levels) <= MOST_LEVELS:
+            columns[str(name)] = column
+    for name, column in own.columns.items():
+        if name not in columns:
+            columns[name] = lengthened(column, len(table))
+    labels = "transferred_label" if "transferred_label" in columns else folder.spec.covariates.labels
+    prefer = tuple(name for name in (ORIGIN, labels) if name and name in columns)
+    names = np.concatenate([own.names, table["name"].to_numpy()[n_own:]])
+    return Joint(xy, Cells(table["row"].to_numpy(), names, columns), prefer)
+
+
+def lengthened(column: Any, n_cells: int) -> Any:
+    """Return a column of more cells, missing for those behind its own."""
+    from cellweave.core.export.run_data import ColumnValues
+
+    if column.levels is None:
+        return ColumnValues.of_numbers(column.title, np.append(column.numbers, np.full(n_cells - len(column.numbers), np.nan, np.float32)))
+    return ColumnValues.of_levels(column.title, np.append(column.codes, np.full(n_cells - len(column.codes), -1, np.int32)), column.levels)
 
 
 def earlier_layouts(folder: Path, rows: np.ndarray | None = None) -> tuple[tuple[int, Path], ...]:
@@ -202,6 +275,8 @@ def _columns(run: Any) -> tuple[dict[str, Any], str]:
     if run.clusters is not None:
         columns["leiden"] = run.column("leiden")
     columns["split"] = run.column("split")
+    if run.transferred is not None:
+        columns |= {name: run.column(name) for name in ("transferred_label", "transferred_share")}
     for dimension in range(run.latent.shape[1]):
         columns[f"latent:{dimension + 1}"] = run.column(f"latent:{dimension + 1}")
     return columns, note

@@ -203,7 +203,7 @@ class ViewContext(QObject):
         watching = self._window.watching
         if watching.cells is None or not self._window.centre.built:
             return None, None
-        return watching.cells, self._window.embedding.points().xy
+        return watching.cells, self._window.embedding.points().xy[: len(watching.cells.rows)]
 
     def spec(self) -> Any:
         """Return the spec of the run that is shown, also while it trains; None where there is none."""

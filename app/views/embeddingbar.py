@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qtpy.QtCore import QStringListModel, Qt, Signal
-from qtpy.QtWidgets import QComboBox, QCompleter, QHBoxLayout, QLabel, QLineEdit, QSlider, QToolButton, QWidget
+from qtpy.QtCore import QSignalBlocker, QStringListModel, Qt, Signal
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QCompleter,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QSlider,
+    QToolButton,
+    QWidget,
+)
 from superqt import QFlowLayout
 
 from cellweave.app.theme import SPACE, icon
@@ -81,6 +91,8 @@ class GeneField(QWidget):
         for batch in batches[:MOST_BATCHES] if decodes and len(batches) <= MOST_BATCHES else ():
             self._offer(f"Corrected as {batch}", ("corrected", batch), f"Every cell decoded as a cell of '{batch}'.")
         self.choose_source(before)
+        longest = max(len(self.source.itemText(number)) for number in range(self.source.count()))
+        self.source.setMinimumContentsLength(min(18, max(8, longest)))  # 'Corrected as ctrl' is read whole
         self.say("")
 
     def choose_source(self, wanted: tuple[str, str] | None) -> None:
@@ -92,6 +104,12 @@ class GeneField(QWidget):
     def _offer(self, title: str, data: tuple[str, str], tip: str) -> None:
         self.source.addItem(title, data)
         self.source.setItemData(self.source.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
+
+    def forget_problem(self) -> None:
+        """Another run is shown: what could not be found in the one before leaves the field."""
+        if self.problem.text():
+            self.names.clear()
+            self.say("")
 
     def say(self, sentence: str) -> None:
         """Say what is wrong; an empty text takes it away."""
@@ -145,9 +163,13 @@ class EmbeddingBar(QWidget):
     fewerWanted = Signal()  # noqa: N815
     exportWanted = Signal()  # noqa: N815
     genesWanted = Signal(list, str, str)  # noqa: N815
+    referenceToggled = Signal(bool)  # noqa: N815
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
+        self.reference = QCheckBox("With the reference")
+        self.reference.setToolTip("Show the new cells among those of the run that they were mapped onto")
+        self.reference.toggled.connect(self.referenceToggled)
         self.lasso = _button("Lasso", "lasso", "Draw around cells to select them; Shift adds, Ctrl takes away (L)")
         self.lasso.setCheckable(True)
         self.lasso.toggled.connect(self.lassoToggled)
@@ -181,6 +203,9 @@ class EmbeddingBar(QWidget):
             (QLabel("Panels"), self.fewer, self.more), (self.genes,), (self.export,),
         ):  # fmt: skip
             row.addWidget(self._side_by_side(group))
+        self._with_reference = self._side_by_side((self.reference,))
+        row.addWidget(self._with_reference)
+        self._with_reference.hide()
         row.addWidget(self.genes.problem)
 
     def _side_by_side(self, group: tuple[QWidget, ...]) -> QWidget:
@@ -192,6 +217,12 @@ class EmbeddingBar(QWidget):
             inner.addWidget(widget)
         holder.setMinimumHeight(self.mode.sizeHint().height())
         return holder
+
+    def offer_reference(self, *, on: bool | None) -> None:
+        """Offer to show the cells of the reference too, on or off; None where there are none."""
+        with QSignalBlocker(self.reference):
+            self.reference.setChecked(bool(on))
+        self._with_reference.setVisible(on is not None)
 
     def set_gene_names(self, names: Sequence[str]) -> None:
         """Propose these names in the field of genes."""
