@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -55,6 +55,7 @@ class SpecForm(QWidget):
         self._why_locked = LOCKED
         self._baseline: BaseModel | None = None
         self._baseline_name = ""
+        self._of_family: tuple[str, Mapping[str, Any]] = ("", {})
         self._suggestions: dict[str, tuple[str, ...]] = {}
         self._build_frame(scrolling=scrolling)
 
@@ -81,6 +82,9 @@ class SpecForm(QWidget):
         part = self._part(spec)
         if type(part) is not self._cls:
             self._build_rows(type(part))
+        if self._section == "training" and isinstance(spec, RunSpec) and spec.family.title != self._of_family[0]:
+            self._of_family = spec.family.title, RunSpec().with_changes({"model.kind": spec.model.kind}).training.model_dump()
+            self._apply_baseline()
         for row in self._rows.values():
             row.set_value(getattr(part, row.field.name))
         self._refresh()
@@ -253,6 +257,8 @@ class SpecForm(QWidget):
         for row in self._rows.values():
             if part is not None and hasattr(part, row.field.name):
                 row.set_baseline(getattr(part, row.field.name), self._baseline_name)
+            elif row.field.name in self._of_family[1]:
+                row.set_baseline(self._of_family[1][row.field.name], f"the default of {self._of_family[0]}")
             else:
                 row.set_baseline(row.field.default)
         self._count_changes()

@@ -67,7 +67,8 @@ def _edit(qtbot, editor, field):
         value, text = _by_modality(field)
         line = editor
     else:
-        value, text = {"text": ("a name", "a name"), "list": (("one", "two words"), "one, two words"), "mapping": ({"a": "b"}, "a = b")}[field.kind]
+        plain = {"text": ("a name", "a name"), "list": (("one", "two words"), "one, two words"), "mapping": ({"a": "one block"}, "a = one block")}
+        value, text = plain[field.kind]
         if field.kind == "list" and field.choices:
             value, text = field.choices[1:3], ", ".join(field.choices[1:3])
         line = editor.inner if isinstance(editor, SuggestingEditor) else editor
@@ -378,3 +379,22 @@ def test_the_toggle_is_small_where_there_is_no_search_field(qtbot):
     qtbot.waitExposed(form)
     assert not form._search.isVisible() and form._advanced.isVisible()
     assert form._advanced.width() == form._advanced.sizeHint().width() < 200
+
+
+def test_the_training_settings_of_a_family_are_its_defaults(qtbot):
+    form = SpecForm("training")
+    qtbot.addWidget(form)
+    form.set_spec(RunSpec())
+    form.show()
+    spec = RunSpec().with_changes({"model.kind": "midas"})
+    assert spec.training.learning_rate != RunSpec().training.learning_rate
+    form.set_spec(spec)
+    rows = [form.row(path) for path in form.paths()]
+    assert not any(row.is_changed() for row in rows)
+    sent = []
+    form.changed.connect(sent.append)
+    form.set_spec(spec.with_changes({"training.learning_rate": 0.5}))
+    form.row("training.learning_rate").reset.click()
+    assert sent == [{"training.learning_rate": spec.training.learning_rate}]
+    form.set_spec(RunSpec())
+    assert not any(row.is_changed() for row in rows)
