@@ -20,14 +20,15 @@ EXPRESSION = {GENE: "gene", "counts:": "counts", "denoised:": "denoised", "corre
 
 
 def column_title(name: str) -> str:
-    """Return what a column holds in words: ``gene:CD3E`` is 'CD3E', ``denoised:CD3E`` 'CD3E, denoised', ``latent:3`` 'Latent dimension 3'."""
+    """Return what a column holds in words: ``gene:CD3E`` is 'CD3E', ``denoised:CD3E`` 'CD3E, denoised', ``latent:3`` 'Latent dimension Z_2'."""
     if name.startswith(GENE):
         return name.removeprefix(GENE)
     prefix = next((prefix for prefix in EXPRESSION if name.startswith(prefix)), "")
     if prefix:
         gene, _, batch = name.removeprefix(prefix).partition("@")
         return f"{gene}, {EXPRESSION[prefix]}" + (f" as {batch}" if batch else "")
-    return f"Latent dimension {name.removeprefix(LATENT)}" if name.startswith(LATENT) else name
+    number = name.removeprefix(LATENT)
+    return f"Latent dimension Z_{int(number) - 1}" if name.startswith(LATENT) and number.isdigit() else name  # counted as in the files
 
 
 def column_label(name: str) -> str:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cellweave.app.views.context import ViewContext
 
 MAIN_METRICS = ("integration.scib_total", "integration.batch_score", "integration.bio_score")
+FIRST = ("model", "losses", "covariates", "training")  # of what differs, this comes first
 LOOK = 3000  # milliseconds between two looks at the list of runs while the view is in sight
 
 
@@ -195,7 +196,8 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
     }
     result = TableColumn("result", "Negative ELBO", "Of the held-out cells where there are any, else of the training cells; nats per cell.", "number")
     values["result"] = _numbers([one.losses.get(("elbo", "validation"), one.losses.get(("elbo", "train"))) for one in rows])
-    different = differing(rows)  # first, where they are in sight without scrolling
+    # First, where they are in sight without scrolling; of these the model's own before which files they were.
+    different = sorted(differing(rows), key=lambda path: FIRST.index(path.split(".")[0]) if path.split(".")[0] in FIRST else len(FIRST))
     paths = dict.fromkeys([*different, *(path for one in rows for path in one.spec)]) if every else different
     titles = setting_titles(rows)
     for path in paths:
@@ -252,4 +254,5 @@ def _words(value: Any) -> str:
         return ", ".join(Path(str(part)).name if "/" in str(part) else str(part) for part in value)
     if isinstance(value, dict):
         return ", ".join(f"{name} {part}" for name, part in value.items())
-    return str(value)
+    said = str(value)
+    return Path(said).name if Path(said).is_absolute() else said

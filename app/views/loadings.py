@@ -106,13 +106,13 @@ class LoadingsView(RunView):
 
     def _take(self, loadings: Loadings) -> None:
         self.loadings = loadings
-        names = [str(number + 1) for number in range(loadings.n_latent)]
+        names = [f"Z_{number}" for number in range(loadings.n_latent)]  # as in the files
         self.dimension.blockSignals(True)  # noqa: FBT003
         self.dimension.clear()
         self.dimension.addItems(names)
         self.dimension.blockSignals(False)  # noqa: FBT003
         columns = [TableColumn("feature", "Gene", "Name of the feature.")]
-        columns += [TableColumn(f"Z_{number}", name, f"Loading of latent dimension {name}.", "number") for number, name in enumerate(names)]
+        columns += [TableColumn(name, name, f"Loading of latent dimension {name}.", "number") for name in names]
         values: dict[str, Any] = {"feature": loadings.features}
         values |= {f"Z_{number}": loadings.values[:, number] for number in range(loadings.n_latent)}
         self.table.set_table(columns, values, text_column="feature", sort_by="Z_0")
@@ -130,7 +130,7 @@ class LoadingsView(RunView):
         self._rows = found.strongest(self.each.value())
         shown = found.values[self._rows]
         reach = float(np.percentile(np.abs(shown[np.isfinite(shown)]), 99)) if np.isfinite(shown).any() else 1.0
-        self.map.set_values(shown, [str(name) for name in found.features[self._rows]], [str(n + 1) for n in range(found.n_latent)], reach)
+        self.map.set_values(shown, [str(name) for name in found.features[self._rows]], [f"Z_{n}" for n in range(found.n_latent)], reach)
         self._mark()
 
     def _dimension_changed(self, _number: int) -> None:

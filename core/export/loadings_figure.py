@@ -59,7 +59,7 @@ def loadings_figure(run: RunData, options: FigureOptions) -> Canvas:
     canvas.text(left + across / 2, top - 2.5 * line, "Latent dimension", colour="secondary", ha="center")
     step = max(1, int(np.ceil((text_width("00", options) + 1) / (across / found.n_latent))))
     for number in range(0, found.n_latent, step):
-        canvas.text(left + (number + 0.5) / found.n_latent * across, top - 1.2 * line, str(number + 1), colour="secondary", ha="center")
+        canvas.text(left + (number + 0.5) / found.n_latent * across, top - 1.2 * line, f"Z_{number}", colour="secondary", ha="center")
     return canvas
 
 

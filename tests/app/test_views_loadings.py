@@ -41,12 +41,12 @@ def test_bars_and_map_show_the_strongest_genes(view, table):
 def test_another_dimension_by_keys_and_by_a_click_into_the_map(qtbot, view, table):
     view.dimension.setFocus()
     qtbot.keyClick(view.dimension, Qt.Key.Key_Down)
-    assert view.dimension.currentText() == "2"
+    assert view.dimension.currentText() == "Z_1"
     assert view.loadings.features[view._bars[0]] == table["Z_1"].idxmax()
     plot = view.map._plot()
     wide = plot.width() / 4
     qtbot.mouseClick(view.map, LEFT, pos=QPoint(round(plot.left() + 3.5 * wide), round(plot.top() + 1.5 * view.map._line())))
-    assert view.dimension.currentText() == "4"
+    assert view.dimension.currentText() == "Z_3"
     assert view.gene == view._rows[1]
     assert view.table.current() == view.gene
 
