@@ -154,10 +154,9 @@ class Discriminators(nn.Module):
             passed.append((x, weight, before, slope, moments, gain))
             x = out
         logits = torch.baddbmm(end_bias[:, None], x, end_weight.transpose(1, 2))
-        by_out = torch.exp(logits - logits.amax(2, keepdim=True))  # torch's softmax is slow over a handful of classes
-        by_out.div_(by_out.sum(2, keepdim=True))
-        by_out.scatter_add_(2, codes.clamp(min=0)[..., None], by_out.new_full((), -1.0).expand(*codes.shape, 1))
-        by_out.mul_(((codes >= 0) * scale)[..., None])
+        by_out = torch.empty_like(logits)
+        flat = (part.numpy().reshape(-1, logits.shape[2]) for part in (logits, by_out))
+        module.class_slopes(next(flat), codes.contiguous().numpy().reshape(-1), scale, next(flat))
         by_end_weight, by_end_bias = by_out.transpose(1, 2) @ x, by_out.sum(1)
         by_x, found = by_out @ end_weight, []
         for inputs, weight, before, slope, moments, gain in reversed(passed):

@@ -161,6 +161,11 @@ def norm_mish_back(
     shape = (moments.shape[1], x.shape[-1])
     given, rows, slopes, out = (part.numpy().reshape(shape) for part in (g.contiguous(), x.detach(), slope, by_x))
     mean, scale = moments.numpy()
+    if not shared(shape[0]):
+        own = np.zeros((2, *w.shape), w.dtype)
+        module.norm_mish_back(given, rows, slopes, w, repeat, 0, mean, scale, out, own[0], own[1])
+        by_weight, by_bias = torch.from_numpy(own)
+        return by_x, by_weight, by_bias
     sums: list[tuple[int, np.ndarray]] = []
 
     def part(a: int, z: int) -> None:
@@ -170,7 +175,7 @@ def norm_mish_back(
 
     in_parts(shape[0], part)
     # In the order of the rows, so that the sum does not depend on which thread was first.
-    total = sums[0][1] if len(sums) == 1 else sum(own for _, own in sorted(sums, key=lambda item: item[0]))
+    total = sum(own for _, own in sorted(sums, key=lambda item: item[0]))
     by_weight, by_bias = torch.from_numpy(total)
     return by_x, by_weight, by_bias
 
@@ -194,6 +199,11 @@ class _NormMish(torch.autograd.Function):
         by_x, by_weight, by_bias = norm_mish_back(g, x, slope, moments, weight, ctx.repeat, ctx.module)
         weights = (by_weight, by_bias) if ctx.for_weights else (None, None)
         return by_x, *weights, None, None, None, None
+
+
+def shared(n_rows: int) -> bool:
+    """Return whether so many rows are worth more than one thread, and torch has more."""
+    return n_rows >= 128 and torch.get_num_threads() > 1
 
 
 def in_parts(n_rows: int, part: Callable[[int, int], None]) -> None:
