@@ -90,6 +90,17 @@ def test_an_unknown_gene_is_said_beside_the_field(qtbot, shown):
     assert not field.problem.isVisible()
 
 
+def test_a_gene_that_was_not_found_does_not_stay_for_another_run(qtbot, shown, trained):
+    field = shown.embedding.bar.genes
+    ask(qtbot, shown, "Gene4", "Counts")
+    qtbot.waitUntil(field.problem.isVisible, timeout=LONG)
+    show_run(qtbot, shown, trained["ldvae"])
+    qtbot.waitUntil(lambda: not field.problem.isVisible(), timeout=LONG)
+    assert field.names.text() == ""
+    widest = max(field.source.fontMetrics().horizontalAdvance(field.source.itemText(n)) for n in range(field.source.count()))
+    assert field.source.width() - 30 >= widest, "no source is cut"
+
+
 def test_names_are_proposed_and_completed_one_after_the_other(qtbot, shown):
     field = shown.embedding.bar.genes
     qtbot.keyClicks(field.names, "gene1, gene3")
