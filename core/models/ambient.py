@@ -79,6 +79,7 @@ FAMILY = Family(
     terms=terms,
     network="cellweave.core.models.ambient_network:build",
     summaries="cellweave.core.models.regularised_summaries:summaries",
+    training={"min_delta_per_feature": 0.0002},
     check=check,
     metrics=metrics,
     roles=ROLES,

@@ -351,6 +351,7 @@ FAMILY = Family(
     terms=terms,
     network="cellweave.core.models.multimodal_network:build",
     summaries="cellweave.core.models.regularised_summaries:summaries",
+    training={"min_delta_per_feature": 0.0002},
     check=check,
     check_study=check_study,
     metrics=metrics,

@@ -131,16 +131,19 @@ def answer_library(run: TrainedRun, options: LibraryOptions, rows: Rows, path: P
 
 def answer_evaluation(run: TrainedRun, options: EvaluationOptions, rows: Rows, path: Path) -> list[str]:
     """Write the terms of the evidence lower bound of each cell, and say their means."""
-    from cellweave.core.query.evaluate import cell_terms, marginal_ll
+    from cellweave.core.query.evaluate import cell_terms, has_marginal, marginal_ll
 
     table = cell_terms(run, rows, n_samples=options.draws, seed=options.seed)
-    if options.marginal:
+    if options.marginal and has_marginal(run):
         table["marginal_ll"] = marginal_ll(run, rows, n_samples=options.marginal_draws, seed=options.seed)
     _columns(path, run, rows, table)
     titles = {term.name: term.label for term in run.spec.terms()}
     titles |= {"elbo": "ELBO", "reconstruction": "Reconstruction error", "marginal_ll": "Marginal log-likelihood"}
     means = [(titles.get(str(name), str(name)), f"{value:,.3f}".replace("-", "\N{MINUS SIGN}")) for name, value in table.mean().items()]
-    return [f"{title}: {value} nats per cell." for title, value in means]
+    said = [f"{title}: {value} nats per cell." for title, value in means]
+    if options.marginal and not has_marginal(run):
+        said.append(f"The marginal log-likelihood is not estimated for {run.spec.family.title}, which has dispersions that all cells share.")
+    return said
 
 
 # ---------------------------------------------------------------------- cells and genes

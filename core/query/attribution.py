@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import jvp
+from torch.func import jvp, vmap
 
 from cellweave.core.errors import Cancelled
 from cellweave.core.models.regularised_network import RegularisedNetwork
@@ -300,7 +300,6 @@ def _by_composition(
     names = list(model.stacks)
     for number, (name, stack) in enumerate(model.stacks.items()):
         decode, gain = _decoder(model, batch, name, question)
-        hidden, tangents = _hidden_jacobian(decode, z)
         layer = stack.decoder.scale
         columns = question.features.get(name)
         weight: Tensor = layer.weight
@@ -311,14 +310,21 @@ def _by_composition(
             gain = gain if gain.shape[1] == 1 else gain.index_select(1, chosen)
         sums.begin(name, z, int(weight.shape[0]))
 
-        def told(share: float, done: int = number) -> None:
-            between((done + share) / len(names))
+        absolute, squares = sums.absolute[name], sums.squares[name]
+        n_cells, n_latent = z.shape
+        tall = max(1, ENTRIES // (n_latent * max(layer.in_features, n_latent)))
+        for top in range(0, n_cells, tall):
+            cells = slice(top, min(top + tall, n_cells))
+            hidden, tangents = _hidden_jacobian(decode, z, cells)
 
-        _last_layer(hidden, tangents, weight, bias, gain, sums.absolute[name], sums.squares[name], told)
+            def told(share: float, done: int = number, cells: slice = cells) -> None:
+                between((done + (cells.start + share * (cells.stop - cells.start)) / n_cells) / len(names))
+
+            _last_layer(hidden, tangents, weight, bias, gain[cells], absolute[cells], squares[cells], told)
 
 
-def _decoder(model: RegularisedNetwork, batch: Minibatch, name: str, question: AttributionQuestion) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """Return the last hidden layer as a function of the latent, and what multiplies the softplus, ``(n_cells, n_features)`` or ``(n_cells, 1)``."""
+def _decoder(model: RegularisedNetwork, batch: Minibatch, name: str, question: AttributionQuestion) -> tuple[Callable[[Tensor, slice], Tensor], Tensor]:
+    """Return the last hidden layer as a function of the latent of some of the cells, and what multiplies the softplus, ``(n_cells, n_features)`` or ``(n_cells, 1)``."""
     removed, stack = question.remove_covariates, model.stacks[name]
     decoder_at = question.covariate_reference if removed in ("cat_covs", "all") else "own"
     scaling_at = question.covariate_reference if removed in ("feature_scaling", "all") else "own"
@@ -332,23 +338,27 @@ def _decoder(model: RegularisedNetwork, batch: Minibatch, name: str, question: A
     factors = stack.scale_of_features(codes.feature_scaling, scaling_at, common_scaling if len(common_scaling) else None)
     gain = library[:, None] if factors is None else library[:, None] * factors
 
-    def hidden(latent: Tensor) -> Tensor:
-        joined = latent if batch.continuous is None else torch.cat([latent, batch.continuous], 1)
-        return stack.decoder.hidden_of(joined, codes.decoder, decoder_at, common_decoder)
+    def hidden(latent: Tensor, cells: slice) -> Tensor:
+        joined = latent if batch.continuous is None else torch.cat([latent, batch.continuous[cells]], 1)
+        return stack.decoder.hidden_of(joined, None if codes.decoder is None else codes.decoder[cells], decoder_at, common_decoder)
 
     return hidden, gain
 
 
-def _hidden_jacobian(decode: Callable[[Tensor], Tensor], z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hidden layer ``(n_cells, n_hidden)`` and its derivatives ``(n_cells, n_latent, n_hidden)``."""
-    tangents: list[Tensor] = []
-    hidden = z
-    for j in range(z.shape[1]):
-        direction = torch.zeros_like(z)
-        direction[:, j] = 1.0
-        hidden, tangent = jvp(decode, (z,), (direction,))[:2]
-        tangents.append(tangent)
-    return hidden, torch.stack(tangents, 1)
+def _hidden_jacobian(decode: Callable[[Tensor, slice], Tensor], z: Tensor, cells: slice) -> tuple[Tensor, Tensor]:
+    """Return the hidden layer of some cells ``(n_cells, n_hidden)`` and its derivatives ``(n_cells, n_latent, n_hidden)``."""
+    own = z[cells]
+
+    def of(latent: Tensor) -> Tensor:
+        return decode(latent, cells)
+
+    def along(direction: Tensor) -> Tensor:
+        tangent: Tensor = jvp(of, (own,), (direction.expand_as(own),))[1]
+        return tangent
+
+    # All directions at once: one pass over the layers, of as many rows as cells times dimensions.
+    tangents = vmap(along, out_dims=1)(torch.eye(own.shape[1], dtype=own.dtype, device=own.device))
+    return of(own), tangents
 
 
 def _last_layer(
@@ -381,5 +391,7 @@ def multiplications(model: Any, n_features: Mapping[str, int]) -> float:
     n_latent = int(getattr(model, "n_latent", 1))
     total = 0.0
     for name, stack in model.stacks.items():
-        total += n_latent * stack.decoder.scale.in_features * n_features.get(name, stack.n_features)
+        decoder = stack.decoder
+        total += n_latent * decoder.scale.in_features * n_features.get(name, stack.n_features)
+        total += n_latent * sum(layer.linear.weight.numel() for layer in decoder.hidden.layers)
     return total

@@ -26,6 +26,7 @@ LOG = logging.getLogger("cellweave.run")
 BUDGET = {"cpu": 2e13, "other": 1e16}
 LIVE_BUDGET = {"cpu": 5e10, "other": 2e13}
 MOST_CELLS, FEWEST_CELLS, LIVE_CELLS = 20_000, 500, 2000
+LIVE_FEWEST = 50
 #: Features of each modality that the live view looks at, a random sample where there are more.
 LIVE_FEATURES = 1000
 REMOVED: dict[str, Any] = {"kept": "none", "categories": "cat_covs", "scaling": "feature_scaling", "all": "all"}
@@ -114,7 +115,7 @@ class LiveAttribution:
         }
         cost = multiplications(model, {name: len(columns) for name, columns in features.items()})
         afford = int(LIVE_BUDGET["cpu" if device == "cpu" else "other"] / max(1.0, cost))
-        n_cells = min(len(rows), LIVE_CELLS, max(200, afford))
+        n_cells = min(len(rows), LIVE_CELLS, max(LIVE_FEWEST, afford))
         self.folder, self.question, self.gave_up = folder, question_of(spec.analysis, features), False
         self.rows = np.sort(rng.choice(rows, n_cells, replace=False)) if n_cells < len(rows) else rows
 

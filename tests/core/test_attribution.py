@@ -280,3 +280,20 @@ def test_the_command(run, tmp_path, capsys):
     assert main(["query", str(run.path), "attribution", "--keep"]) == 0
     for wrong in (["--method", "guess"], ["--genes", "CD3E"], ["--keep", "--cells", "batch=p1_0"], ["--library-size", "7"]):
         assert main(["query", str(run.path), "attribution", *wrong]) == 2
+
+
+def test_hidden_layers_are_differentiated_for_some_of_the_cells() -> None:
+    import cellweave.core.query.attribution as module
+
+    weight = torch.randn(30, 6)
+    shapes = []
+
+    def decode(latent: torch.Tensor, cells: slice) -> torch.Tensor:
+        shapes.append(cells)
+        return torch.tanh(latent @ weight.T) * torch.arange(1.0, 51.0)[cells, None]
+
+    z = torch.randn(50, 6)
+    hidden, tangents = module._hidden_jacobian(decode, z, slice(10, 17))
+    assert hidden.shape == (7, 30) and tangents.shape == (7, 6, 30)
+    expected = (1 - torch.tanh(z[10:17] @ weight.T) ** 2)[:, None, :] * weight.T[None] * torch.arange(11.0, 18.0)[:, None, None]
+    assert torch.allclose(tangents, expected, atol=1e-4) and all(cells == slice(10, 17) for cells in shapes)
