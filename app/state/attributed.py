@@ -116,23 +116,27 @@ def score_columns(scores: AttributionScores) -> dict[str, tuple[NDArray[np.float
 
     The log-ratios come first, then totals, own shares and norms.
     """
+    from cellweave.core.spec.modalities import modality_kind
+
     found: dict[str, tuple[NDArray[np.float32], str, bool]] = {}
     names = scores.modalities
     for place, first in enumerate(names):
         for second in names[place + 1 :]:
             found[ratio_name(first, second)] = centred(scores.log_ratio(first, second)), "above or below the median cell", True
     for name in names:
-        found[f"{name} total attribution"] = scores.score("total", name), "counts per unit of the latent", False
+        found[f"{modality_kind(name).label} total attribution"] = scores.score("total", name), "counts per unit of the latent", False
     for name in names:
         if scores.has_own:
-            found[f"{name} share of own latents"] = scores.score("own_share", name), "", False
-        found[f"{name} norm of the Jacobian"] = scores.score("frobenius", name), "", False
+            found[f"{modality_kind(name).label} share of own latents"] = scores.score("own_share", name), "", False
+        found[f"{modality_kind(name).label} norm of the Jacobian"] = scores.score("frobenius", name), "", False
     return found
 
 
 def ratio_name(first: str, second: str) -> str:
     """Return what the log-ratio of two modalities is called."""
-    return f"log2 {first} / {second}"
+    from cellweave.core.spec.modalities import modality_kind
+
+    return f"log2 {modality_kind(first).label} / {modality_kind(second).label}"
 
 
 def centred(values: NDArray[np.float32]) -> NDArray[np.float32]:

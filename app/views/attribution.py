@@ -24,6 +24,7 @@ from cellweave.app.views.points import PointSet
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.scatterpanel import ScatterPanel
 from cellweave.app.views.scorepanel import ScorePanel
+from cellweave.core.spec.modalities import modality_kind
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -75,8 +76,10 @@ class AttributionView(RunView):
         flow = QFlowLayout(head)
         flow.setContentsMargins(0, 0, 0, 0)
         flow.setSpacing(8)
-        for name, box in (("Score", self.score), ("across", self.across), ("up", self.up)):
-            flow.addWidget(_labelled(name, box))
+        self._of_scatter: list[QWidget] = [_labelled(name, box) for name, box in (("Score", self.score), ("across", self.across), ("up", self.up))]
+        for widget in self._of_scatter:
+            flow.addWidget(widget)
+        self._of_scatter.append(self.log)
         flow.addWidget(_side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button))
         self.scatter = ScorePanel()
         self.scatter.canvas.setAccessibleName("Scores of two modalities")
@@ -134,6 +137,11 @@ class AttributionView(RunView):
     def panels(self) -> tuple[ScatterPanel, ...]:
         """Every cloud of the view."""
         return (self.scatter, *self.embeddings)
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is one modality only: there is then nothing to hold its scores against."""
+        return self.data is not None and len(self.data.scores.modalities) < 2
 
     # ------------------------------------------------------------------ the run
 
@@ -205,6 +213,8 @@ class AttributionView(RunView):
         if not same:
             self._selected = None
         self._fill_choosers(data)
+        for widget in (*self._of_scatter, self.scatter):
+            widget.setVisible(not self.alone)
         ratios = score_columns(data.scores)
         own = {name: ColumnData.continuous(values, unit=unit, diverging=diverging) for name, (values, unit, diverging) in ratios.items()}
         others = {name: _column(name, column) for name, column in data.columns.items()}
@@ -231,15 +241,15 @@ class AttributionView(RunView):
         wanted = [name for name in (labels, *reversed(prefer), "leiden", *columns) if name in columns and not name.startswith("latent:")]
         by = wanted[0] if wanted else scores[0]
         total = next((name for name in scores if name.endswith("total attribution")), scores[-1])
-        return by, scores[0], total
+        return by, scores[0], by if self.alone else total
 
     def _fill_choosers(self, data: Attributed) -> None:
         names, kinds = data.scores.modalities, data.scores.kinds()
         before = (self.score.currentData(), self.across.currentData(), self.up.currentData())
         with QSignalBlocker(self.score), QSignalBlocker(self.across), QSignalBlocker(self.up):
             _refill(self.score, [(kind.title, kind.name, kind.help) for kind in kinds], before[0] or "total")
-            _refill(self.across, [(name, name, "") for name in names], before[1] or names[0])
-            _refill(self.up, [(name, name, "") for name in names], before[2] or names[-1])
+            _refill(self.across, [(modality_kind(name).label, name, "") for name in names], before[1] or names[0])
+            _refill(self.up, [(modality_kind(name).label, name, "") for name in names], before[2] or names[-1])
 
     def _show_scores(self, *, fit: bool = True) -> None:
         data, kind = self.data, self.score.currentData()
@@ -251,8 +261,8 @@ class AttributionView(RunView):
         x, y = self.across.currentData(), self.up.currentData()
         log = self.log.isChecked() and kind != "own_share"
         self.log.setEnabled(kind != "own_share")
-        titles = (f"{info.title}, {x}", info.unit), (f"{info.title}, {y}", info.unit)
-        self.scatter.set_scores(data.scores.score(kind, x), data.scores.score(kind, y), titles, log=log)
+        titles = tuple((f"{info.title}, {modality_kind(name).label}", info.unit) for name in (x, y))
+        self.scatter.set_scores(data.scores.score(kind, x), data.scores.score(kind, y), (titles[0], titles[1]), log=log)
         self.scatter.canvas.setAccessibleName(self.scatter.accessible_words())
         self.scatter.canvas.setToolTip(info.help)
         if fit:
@@ -279,12 +289,13 @@ class AttributionView(RunView):
         if data.epoch is not None:
             parts.insert(0, f"Epoch {data.epoch}, while the run trains")
         if info.get("features") == "sampled":
-            parts.append(", ".join(f"{n:,} {name} features" for name, n in data.scores.n_features.items()))
+            parts.append(", ".join(f"{n:,} {modality_kind(name).label} features" for name, n in data.scores.n_features.items()))
         parts.append("library size at the mean of its group" if info.get("library") == "prior" else "library size of each cell")
         removed = {"cat_covs": "categorical covariates removed", "feature_scaling": "feature scaling removed", "all": "covariates removed"}
         if info.get("remove_covariates") in removed:
             parts.append(removed[info["remove_covariates"]])
-        parts.append("log-ratios are relative to the median cell")
+        if not self.alone:
+            parts.append("log-ratios are relative to the median cell")
         self.said.setText("; ".join(parts) + ".")
 
     def resizeEvent(self, event: Any) -> None:  # noqa: N802
@@ -293,7 +304,7 @@ class AttributionView(RunView):
         self._fit_panels()
 
     def _fit_panels(self) -> None:
-        wide = self.width() >= WIDE * self.fontMetrics().horizontalAdvance("n")
+        wide = self.width() >= (WIDE / 2 if self.alone else WIDE) * self.fontMetrics().horizontalAdvance("n")
         there = self.data is not None and bool(np.isfinite(self.data.xy).any())
         shown = len(self.grid.panels)
         if wide and shown == 1:
@@ -365,7 +376,8 @@ class AttributionView(RunView):
             total = float(scores.mean_abs[name][index].sum())
             share = float(scores.share(name, name)[index]) if scores.has_own else float("nan")
             own = f", {share:.0%} from its own latents" if np.isfinite(share) else ""
-            lines.append(f"{html.escape(name)}: {total:.3g}{own}" if np.isfinite(total) else f"{html.escape(name)}: not measured")
+            label = html.escape(modality_kind(name).label)
+            lines.append(f"{label}: {total:.3g}{own}" if np.isfinite(total) else f"{label}: not measured")
         for name in dict.fromkeys(panel.column_name() for panel in self.panels):
             column = self._columns.get(name)
             if column is not None and name in self.data.columns:

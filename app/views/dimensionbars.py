@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import SPACE, current, notifier, series_color, tabular_font
 from cellweave.app.views.cards import HoverCard
+from cellweave.core.spec.modalities import modality_kind
 
 LEAST_ROW = 46
 
@@ -97,8 +98,8 @@ class DimensionBars(QWidget):
     @staticmethod
     def words(each: DecoderBars) -> str:
         """Return the legend of a row in words."""
-        shares = ", ".join(f"{name} latents {share:.0%}" for name, share in each.shares.items() if np.isfinite(share))
-        return f"{each.modality} decoder: {shares}"
+        shares = ", ".join(f"{modality_kind(name).label} latents {share:.0%}" for name, share in each.shares.items() if np.isfinite(share))
+        return f"{modality_kind(each.modality).label} decoder: {shares}"
 
     def colour_of(self, modality: str) -> QColor:
         """Return the colour of a modality's latents."""
@@ -151,14 +152,14 @@ class DimensionBars(QWidget):
         theme, plot, line = current(), self._plot(number), self._line()
         x, y = plot.left(), plot.top() - line - 2
         metrics: QFontMetrics = self.fontMetrics()
-        title = f"{each.modality} decoder"
+        title = f"{modality_kind(each.modality).label} decoder"
         painter.setPen(theme.color("text"))
         painter.drawText(QRectF(x, y, plot.width(), line), Qt.AlignmentFlag.AlignLeft, title)
         x += metrics.horizontalAdvance(title) + 3 * SPACE
         for name, share in each.shares.items():
             if not np.isfinite(share):
                 continue
-            words = f"{name} {share:.0%}"
+            words = f"{modality_kind(name).label} {share:.0%}"
             wide = metrics.horizontalAdvance(words) + line
             if x + wide > plot.right():
                 break
@@ -212,8 +213,9 @@ class DimensionBars(QWidget):
             self.card.hide()
             return
         each = self._rows[row]
-        lines = [f"<b>Dimension {dimension + 1}</b>" + (f" of {html.escape(self.owner(dimension))}" if self.owner(dimension) in self._blocks else "")]
-        lines.append(f"{html.escape(each.modality)} decoder: {number_text(float(f'{each.values[dimension]:.3g}'))}")
+        owner = self.owner(dimension)
+        lines = [f"<b>Dimension {dimension + 1}</b>" + (f" of {html.escape(modality_kind(owner).label)}" if owner in self._blocks else "")]
+        lines.append(f"{html.escape(modality_kind(each.modality).label)} decoder: {number_text(float(f'{each.values[dimension]:.3g}'))}")
         if each.selected is not None:
             lines.append(f"selected cells: {number_text(float(f'{each.selected[dimension]:.3g}'))}")
         self.card.show_at(event.position().toPoint(), "<br>".join(lines))

@@ -17,6 +17,7 @@ from cellweave.app.views.levelbars import LevelBars
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.scorepanel import ScorePanel
 from cellweave.app.views.tables import DataTable, TableColumn
+from cellweave.core.spec.modalities import modality_kind
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -128,7 +129,7 @@ class EffectsView(RunView):
         with QSignalBlocker(self.modality):
             self.modality.clear()
             for name in ordered:
-                self.modality.addItem(name, name)
+                self.modality.addItem(modality_kind(name).label, name)
         self._modality_chosen()
 
     def compute(self) -> None:
@@ -283,7 +284,7 @@ class EffectsView(RunView):
         effects, name = self.effects, self.modality.currentData()
         assert effects is not None
         norms, library = effects.norms[name], effects.library[name]
-        parts = [f"Covariates have {norms['share']:.0%} of the norm of the {name} decoder's first layer"]
+        parts = [f"Covariates have {norms['share']:.0%} of the norm of the {modality_kind(name).label} decoder's first layer"]
         single = [f"{key.removeprefix('column:')} {value:.2g}" for key, value in norms.items() if key.startswith("column:") and value]
         if single:
             parts[0] += f" ({', '.join(single)}; latent {norms['latent']:.2g})"
@@ -291,7 +292,7 @@ class EffectsView(RunView):
         if scaling:
             factors = np.concatenate([each.values.ravel() for each in scaling.values()])
             low, high = np.percentile(factors, [1, 99])
-            parts.append(f"feature scaling lies between {low:.2f} and {high:.2f} for 98 % of the factors")
+            parts.append(f"feature scaling lies between {low:.2f} and {high:.2f} for 98% of the factors")
         parts.append(f"the observed total enters the library size with the weight {library['weight']:.2f}, sensitivity {library['sensitivity']:g}")
         self.words.setText("; ".join(parts) + ".")
 

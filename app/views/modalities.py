@@ -26,7 +26,7 @@ MOST_LEVELS = 100  # of a column that cells are coloured by
 COLUMNS = (
     TableColumn("pair", "Modalities", "Two modalities that some cells have both."),
     TableColumn("n_cells", "Cells", "Cells measured in both that were looked at.", "count"),
-    TableColumn("foscttm", "Nearer than the match", "1 minus the mean share of cells nearer than the true match (FOSCTTM): 1 is best, 0.5 is chance.", "share"),
+    TableColumn("foscttm", "1 \N{MINUS SIGN} FOSCTTM", "FOSCTTM is the mean share of cells nearer than the true match: 1 is best here, 0.5 chance.", "share"),
     TableColumn("transfer", "Labels carried over", "Share of cells whose label is right when told from the other modality's 5 nearest cells.", "share"),
     TableColumn("mixing", "Mixed", "1 minus the mean absolute silhouette of the modalities: 1 where they lie on each other.", "share"),
 )

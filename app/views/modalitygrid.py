@@ -120,7 +120,7 @@ class ModalityGrid(QWidget):
                 self._draw(painter, batch, column)
             at = self._cell(batch, 0)
             painter.setPen(theme.color("accent" if batch == self.marked else "text"))
-            words = metrics.elidedText(name, Qt.TextElideMode.ElideRight, left - 2 * SPACE)
+            words = metrics.elidedText(name, Qt.TextElideMode.ElideMiddle, left - 2 * SPACE)
             painter.drawText(QRectF(SPACE / 2, at.top(), left - SPACE, at.height()), Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, words)
         if self.hasFocus() and 0 <= self.marked < len(self._batches):
             whole = self._cell(self.marked, 0).united(self._cell(self.marked, len(self._columns) - 1))

@@ -54,8 +54,8 @@ def test_every_cell_is_at_its_scores(view, run):
     np.testing.assert_allclose(points[both, 1], np.log10(scores.score("total", "rna")[both]), rtol=1e-4)
     assert len(view.scatter.cloud.points().order) == both.sum()
     assert np.isfinite(view.embeddings[0].cloud.points().xy).all()
-    assert view.scatter.accessible_words() == "Total attribution, rna against Total attribution, adt"
-    assert view.embeddings[0].column_name() == "log2 adt / rna" and view.embeddings[0].column().diverging
+    assert view.scatter.accessible_words() == "Total attribution, RNA against Total attribution, ADT"
+    assert view.embeddings[0].column_name() == "log2 ADT / RNA" and view.embeddings[0].column().diverging
     assert "library size at the mean of its group" in view.said.text()
 
 
@@ -124,13 +124,13 @@ def test_bars_say_in_words_what_they_show(qtbot):
     bars = DimensionBars()
     qtbot.addWidget(bars)
     bars.show_rows([DecoderBars("rna", np.array([1.0, 3.0]), None, {"adt": 0.25, "rna": 0.75})], {"adt": (0, 1), "rna": (1, 2)})
-    assert bars.accessibleDescription() == "rna decoder: adt latents 25%, rna latents 75%"
+    assert bars.accessibleDescription() == "RNA decoder: ADT latents 25%, RNA latents 75%"
 
 
 def test_the_table_and_the_ratio(view, tmp_path, qtbot, monkeypatch, window):
     rows = list(csv.reader(io.StringIO(scores_csv(view.data))))
     assert rows[0][:2] == ["cell", "adt_decoder_total_attr"] and len(rows) == view.data.size + 1
-    ratio, unit, diverging = score_columns(view.data.scores)["log2 adt / rna"]
+    ratio, unit, diverging = score_columns(view.data.scores)["log2 ADT / RNA"]
     assert diverging and "median" in unit and abs(float(np.nanmedian(ratio))) < 1e-5
     assert np.isnan(centred(np.array([np.nan], np.float32))).all()
     out = tmp_path / "scores.csv"

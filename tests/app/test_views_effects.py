@@ -53,7 +53,7 @@ def test_a_gene_is_shown_over_all_libraries(qtbot, view):
     with qtbot.waitSignal(view.bars.chosen):
         qtbot.mouseClick(view.bars, LEFT, pos=QPoint(60, view.bars._line() + 4))
     assert view.level.currentIndex() == 1
-    assert "the rna decoder's first layer" in view.words.text() and "feature scaling lies between" in view.words.text()
+    assert "the RNA decoder's first layer" in view.words.text() and "feature scaling lies between" in view.words.text()
     assert view.figure() == {"what": "ambient"}
 
 
@@ -80,3 +80,18 @@ def test_it_is_computed_where_it_is_missing(qtbot, window, ambient, tmp_path):
     qtbot.mouseClick(view.empty.action, LEFT)
     qtbot.waitUntil(lambda: view.effects is not None and not view.message(), timeout=60_000)
     assert Effects.load(copy / "results") is not None
+
+
+def test_attribution_of_one_modality_is_not_drawn_against_itself(qtbot, window, ambient):
+    show_run(qtbot, window, ambient)
+    window.show_view("attribution")
+    view = window.centre.view("attribution")
+    qtbot.waitUntil(lambda: view.data is not None or view.message().endswith("seconds to minutes."), timeout=30_000)
+    if view.data is None:
+        view.attribute()
+        qtbot.waitUntil(lambda: view.data is not None, timeout=30_000)
+    assert view.alone
+    assert not any(widget.isVisible() for widget in (view.scatter, view.score, view.across, view.up, view.log))
+    assert view.bars.isVisible()
+    assert [row.modality for row in view.bars._rows] == ["rna"]
+    assert "log-ratios" not in view.said.text()
