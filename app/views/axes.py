@@ -41,6 +41,13 @@ class ValueAxis(pg.AxisItem):
         if getattr(self, "_words", ""):
             self._fit_words()
 
+    def tickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:  # noqa: N802
+        """Return the numbers; small ones in powers of ten, so that they leave the unit its room."""
+        plain: list[str] = super().tickStrings(values, scale, spacing)
+        if self.logMode or max(map(len, plain), default=0) <= LONGEST_NUMBER:
+            return plain
+        return [power_text(value * scale) for value in values]
+
     def logTickValues(self, minVal: float, maxVal: float, size: float, stdTicks: list) -> list:  # noqa: N802
         """Return ticks at powers of ten, or at 1, 2 and 5 times them where there are few powers in sight."""
         powers = range(math.floor(minVal), math.ceil(maxVal) + 1)
@@ -53,6 +60,18 @@ class ValueAxis(pg.AxisItem):
     def logTickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:  # noqa: N802
         """Return the values themselves."""
         return [number_text(float(f"{10**value:.3g}")) for value in values]
+
+
+LONGEST_NUMBER = 6
+"""Letters of a number that fit beside a plot."""
+
+
+def power_text(value: float) -> str:
+    """Return a number with at most three figures and a power of ten: 0.00045 is '4.5e−4'."""
+    if value == 0:
+        return "0"
+    figures, power = f"{value:.2e}".split("e")
+    return f"{figures.rstrip('0').rstrip('.')}e{int(power)}".replace("-", "\N{MINUS SIGN}")
 
 
 GAP, FAR = 8.0, 100.0

@@ -48,7 +48,7 @@ def mmd_term(colour: int) -> LossTerm:
         maximum=10_000.0,
         colour=colour,
         in_elbo=False,
-        unit="MMD² per minibatch",
+        unit="MMD²/minibatch",
         also_summed=True,
     )
 

@@ -289,7 +289,7 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
             LossTerm(
                 "mmd", "Discrepancy between conditions (MMD)",
                 "Pulls the latents of the batches together (of the data sets, where a column has that role). 0 switches it off; 1 to 10 act.",
-                default=0.0, scope="minibatch", maximum=100.0, colour=2 * len(names) + 2 + len(names), in_elbo=False, unit="MMD² per minibatch",
+                default=0.0, scope="minibatch", maximum=100.0, colour=2 * len(names) + 2 + len(names), in_elbo=False, unit="MMD²/minibatch",
             )
         )  # fmt: skip
     return tuple(found)
