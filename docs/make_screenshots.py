@@ -123,6 +123,7 @@ class Driver:
         self._linear_run(left)
         self._ask()
         self._imputation(left)
+        self._modalities(left)
         self._attribution(left)
         window.close()
         self.rest()
@@ -335,6 +336,23 @@ class Driver:
         self.shot("masks-hidden")
         masks.which.setCurrentIndex(0)
 
+
+    def _modalities(self, left: Any) -> None:
+        """Train MIDAS on the example as it was measured, and look at what each modality alone says of the cells."""
+        from qtpy.QtTest import QTest
+
+        window = self.window
+        window.session.editor.edit({"model.kind": "midas", "data.switched_off": (), "name": "MIDAS", "training.max_epochs": 40})
+        self.checked()
+        QTest.mouseClick(window.workflow.train, left)
+        self.wait(lambda: window.training.active)
+        self.wait(lambda: window.watching.results is not None and not window.training.active)
+        window.show_view("modalities")
+        view = window.centre.view("modalities")
+        self.wait(lambda: view.found is not None and not view.message())
+        for size in (SMALL, SIZE):
+            window.resize(*size)
+            self.shot(f"modalities-{size[0]}x{size[1]}")
 
     def _attribution(self, left: Any) -> None:
         """Train Multimodal VI on the example, and look at its attribution (while it trains, too), its background and its neighbourhoods."""
