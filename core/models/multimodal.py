@@ -292,6 +292,7 @@ def check(spec: RunSpec) -> list[str]:
         found.append("model.latent_scale_prior needs an encoder for each modality: choose another model.latent_mode")
     if options.modality_weights != "equal" and options.latent_mode != "weighted_mean":
         found.append("model.modality_weights counts only where model.latent_mode is 'weighted_mean'")
+    found += _unused(options)
     if len(set(options.modalities)) < len(options.modalities):
         found.append("model.modalities names a modality twice")
     if any(value <= 0 for value in _values(options.learning_rate_multiplier)):
@@ -303,9 +304,43 @@ def check(spec: RunSpec) -> list[str]:
     return found
 
 
+def _unused(options: MultimodalOptions) -> list[str]:
+    """Return a sentence for each option that was set and would do nothing."""
+    found, fields = [], type(options).model_fields
+    for switch, off, names in (
+        ("latent_scale_prior", "none", ("latent_scale_init", "latent_scale_hidden_fraction")),
+        ("learnable_modality_scaling", False, ("modality_scaling_prior",)),
+    ):
+        if getattr(options, switch) == off:
+            found += [
+                f"model.{name} is set, but model.{switch} is off: switch that on, or leave this at its default"
+                for name in names
+                if getattr(options, name) != fields[name].default
+            ]
+    if options.latent_mode == "single_encoder":
+        if options.modality_balanced_init:
+            found.append("model.modality_balanced_init weighs the encoders of the modalities, but model.latent_mode 'single_encoder' has one for all")
+        for name in ("z_loc_init_scale", "var_init_scale", "dropout_rate"):
+            value = getattr(options, name)
+            if isinstance(value, dict) and (len(set(value.values())) > 1 or (fields[name].default is None and len(value) < len(options.modalities))):
+                found.append(f"model.{name} differs by modality, but model.latent_mode 'single_encoder' has one encoder for all: give one value")
+    return found
+
+
+def _strange_lists(options: MultimodalOptions, names: tuple[str, ...]) -> list[str]:
+    """Return a sentence for each list of modalities that names one that the model does not have; the defaults name what usually occurs."""
+    found = []
+    for name, usual in (("additive_background_modalities", ("rna",)), ("feature_scaling_modalities", ("atac",))):
+        chosen = getattr(options, name)
+        strange = [one for one in chosen if one not in names]
+        if strange and chosen != usual:
+            found.append(f"model.{name} names {', '.join(strange)}, and the modalities are {', '.join(names)}")
+    return found
+
+
 def check_modalities(options: MultimodalOptions, names: tuple[str, ...]) -> list[str]:
     """Return what cannot be honoured with these modalities."""
-    found = table_problems(options, PER_MODALITY, names)
+    found = table_problems(options, PER_MODALITY, names) + _strange_lists(options, names)
     if found:
         return found
     sizes = {int(value_of(options.n_latent, name)) for name in names}
@@ -333,6 +368,8 @@ def check_study(spec: RunSpec, study: Study) -> list[str]:
         ]
     names = tuple(sorted(options.modalities)) or there
     if len(names) < 2:
+        if len(there) > 1:
+            return [f"model.modalities names {names[0]} alone; this model takes two or more of {', '.join(there)}: for one choose the ambient-regularised VI"]
         return [f"The data have one modality only ({names[0]}): choose the ambient-regularised VI of one modality"]
     return check_modalities(options, names)
 

@@ -23,6 +23,9 @@ DISPERSION, LIBRARY, DECODER, SPARSITY, BURST, RECORD = (
     "Record",
 )
 
+#: Mean of the dispersions' prior, in the power that has it.
+PRIOR_MEAN = 1 / 3
+
 
 class RegularisedOptions(ModelOptions):
     """Options of one modality's networks and priors; defaults are those of regularizedvi."""
@@ -157,7 +160,7 @@ class RegularisedOptions(ModelOptions):
         advanced=True,
     )
     dispersion_hyper_prior_mean: float = option(
-        1 / 3, "Prior mean", "Mean of that power before training.", group=DISPERSION, gt=0, le=100, advanced=True
+        PRIOR_MEAN, "Prior mean", "Mean of that power before training.", group=DISPERSION, gt=0, le=100, advanced=True
     )
     dispersion_hyper_prior_alpha: float | None = option(
         None,
@@ -342,6 +345,17 @@ def check_modality(options: RegularisedOptions, n_latent: int, where: str = "") 
         found.append(
             f"model.burst_size_init_variance_target_fraction{of} needs the burst decoder and model.dispersion_init = 'data'"
         )
+    data = options.dispersion_init == "data"
+    if options.dispersion_hyper_prior_mean != PRIOR_MEAN and (data or not options.regularise_dispersion):
+        why = "a start from the data sets that mean itself" if options.regularise_dispersion else "the dispersions have no prior"
+        found.append(f"model.dispersion_hyper_prior_mean{of} is {options.dispersion_hyper_prior_mean:g}, but {why}: leave it at its default")
+    if burst and data and (options.init_decoder_bias != "mean" or options.decoder_bias_multiplier != 1):
+        found.append(
+            f"model.init_decoder_bias and model.decoder_bias_multiplier{of} do nothing where the burst decoder begins at the moments of the data: "
+            "leave them at their defaults"
+        )
+    elif options.decoder_bias_multiplier != 1 and options.init_decoder_bias == "none":
+        found.append(f"model.decoder_bias_multiplier{of} multiplies a mean, but model.init_decoder_bias is 'none': leave it at 1")
     if options.burst_size_n_hidden is not None and not burst:
         found.append(
             f"model.burst_size_n_hidden{of} is set, but the decoder gives no burst sizes: set model.decoder_type to 'burst_frequency_size'"

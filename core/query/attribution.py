@@ -317,14 +317,14 @@ def _by_composition(
             cells = slice(top, min(top + tall, n_cells))
             hidden, tangents = _hidden_jacobian(decode, z, cells)
 
-            def told(share: float, done: int = number, cells: slice = cells) -> None:
-                between((done + (cells.start + share * (cells.stop - cells.start)) / n_cells) / len(names))
+            def told(share: float, done: int = number, cells: slice = cells, n: int = n_cells) -> None:
+                between((done + (cells.start + share * (cells.stop - cells.start)) / n) / len(names))
 
             _last_layer(hidden, tangents, weight, bias, gain[cells], absolute[cells], squares[cells], told)
 
 
 def _decoder(model: RegularisedNetwork, batch: Minibatch, name: str, question: AttributionQuestion) -> tuple[Callable[[Tensor, slice], Tensor], Tensor]:
-    """Return the last hidden layer as a function of the latent of some of the cells, and what multiplies the softplus, ``(n_cells, n_features)`` or ``(n_cells, 1)``."""
+    """Return the last hidden layer as a function of the latent of some cells, and what multiplies the softplus, ``(n_cells, n_features or 1)``."""
     removed, stack = question.remove_covariates, model.stacks[name]
     decoder_at = question.covariate_reference if removed in ("cat_covs", "all") else "own"
     scaling_at = question.covariate_reference if removed in ("feature_scaling", "all") else "own"
