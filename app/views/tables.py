@@ -60,10 +60,6 @@ class TableColumn:
         return "0" if number == 0 else f"{number:,.4g}".replace("-", "\N{MINUS SIGN}")
 
 
-#: Behind the title of a column of numbers that is sorted by: Qt draws the mark of the order over the end of the title.
-MARK_ROOM = "\N{EM SPACE}"
-
-
 class ArrayTable(QAbstractTableModel):
     """Columns of equal length, shown in an order and without the rows that a filter leaves out.
 
@@ -178,8 +174,7 @@ class ArrayTable(QAbstractTableModel):
             return None
         column = self.columns[section]
         if role == Qt.ItemDataRole.DisplayRole:
-            right = column.kind not in {"text", "flag"}
-            return column.title + (MARK_ROOM if right and section == self.sorted_by[0] else "")
+            return column.title
         if role == Qt.ItemDataRole.ToolTipRole:
             return column.help or column.title
         if role == Qt.ItemDataRole.TextAlignmentRole:
