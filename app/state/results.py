@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,8 @@ def read_run(path: Path) -> RunResults:
     RunFolderError
         Where the folder holds no run, or its spec cannot be read.
     """
+    # What the Neighbourhood view needs of the core; read here, in the thread, so that making the view does not hold up the window.
+    import_module("cellweave.core.analysis.neighbourhood_failures")
     folder = RunFolder.open(path)
     spec, status = folder.spec, folder.status
     events: list[Event] = []

@@ -4,7 +4,7 @@ Views take their colours from :func:`current` when they paint and redraw on ``no
 """
 
 from cellweave.app.theme.icons import icon, program_icon
-from cellweave.app.theme.manager import MODES, apply, current, mode, notifier, stop_following
+from cellweave.app.theme.manager import MODES, apply, current, follow, mode, notifier, stop_following
 from cellweave.app.theme.tokens import OKABE_ITO, SPACE, Theme, heading_font, load_theme, series_color, tabular_font
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Theme",
     "apply",
     "current",
+    "follow",
     "heading_font",
     "icon",
     "load_theme",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 
-from qtpy.QtCore import QDir, QObject, Qt, Signal
+from qtpy.QtCore import QDir, QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QColor, QGuiApplication, QPalette
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QApplication, QWidget
 
 from cellweave.app.theme.tokens import Theme, load_theme
 
@@ -33,6 +34,34 @@ _state = _State()
 def notifier() -> _Notifier:
     """Return the object whose signal ``changed(Theme)`` is sent after the theme was changed."""
     return _Notifier()
+
+
+class _WhenShown(QObject):
+    """Calls at once where a widget is visible, else when it is shown next."""
+
+    def __init__(self, widget: QWidget, call: Callable[[], object]) -> None:
+        super().__init__(widget)
+        self._widget, self._call = widget, call
+        notifier().changed.connect(self._changed)
+
+    def _changed(self, _theme: object) -> None:
+        self._widget.removeEventFilter(self)
+        if self._widget.isVisible():
+            self._call()
+        else:
+            self._widget.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802
+        """Catch up when the widget is shown."""
+        if watched is self._widget and event is not None and event.type() == QEvent.Type.Show:
+            self._widget.removeEventFilter(self)
+            self._call()
+        return False
+
+
+def follow(widget: QWidget, call: Callable[[], object]) -> None:
+    """Call after each change of the theme, for a widget that is not visible when it is shown next."""
+    _WhenShown(widget, call)
 
 
 def current() -> Theme:
@@ -70,8 +99,12 @@ def apply(app: QApplication, wanted: str = "system") -> Theme:
     _state.theme = theme
     if app.style() is None or app.style().objectName().lower() != "fusion":
         app.setStyle("Fusion")
-    app.setPalette(palette(theme))
-    app.setStyleSheet(style_sheet(theme))
+    sheet = style_sheet(theme)
+    if changed or app.styleSheet() != sheet:
+        # Qt takes a sheet off and puts another on several times faster than it replaces one by another.
+        app.setStyleSheet("")
+        app.setPalette(palette(theme))
+        app.setStyleSheet(sheet)
     if changed:
         notifier().changed.emit(theme)
     return theme

@@ -15,7 +15,7 @@ from qtpy.QtGui import QContextMenuEvent, QFocusEvent, QKeyEvent, QPaintEvent, Q
 from qtpy.QtWidgets import QWidget
 
 from cellweave.app.forms.numberbox import number_text
-from cellweave.app.theme import SPACE, current, notifier
+from cellweave.app.theme import SPACE, current, follow
 from cellweave.app.views.axes import EpochAxis, GridLines, Mark, MarkStrip, ValueAxis
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.focus import draw_focus
@@ -72,7 +72,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self.card = HoverCard(self)
         self.ci.layout.setContentsMargins(SPACE, SPACE, SPACE, SPACE)
         self.scene().sigMouseMoved.connect(self._moved)
-        notifier().changed.connect(self._retheme)
+        follow(self, self._retheme)
         self._retheme()
 
     # -- what to draw ----------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from superqt import QFlowLayout
 from cellweave.app.forms.fields import FormField
 from cellweave.app.forms.numberbox import NumberBox
 from cellweave.app.forms.scroll import ColumnScroll
-from cellweave.app.theme import SPACE, current, icon, notifier, series_color
+from cellweave.app.theme import SPACE, current, follow, icon, series_color
 from cellweave.app.views.cards import Message
 from cellweave.app.views.curves import LossCurves
 from cellweave.app.views.history import ELBO, METRIC, SPLITS, TOTAL, LossHistory
@@ -75,7 +75,7 @@ class LossView(QWidget):
         self._legend_of: tuple[object, ...] = ()
         self._build()
         self.set_message("")
-        notifier().changed.connect(self._retheme)
+        follow(self, self._retheme)
 
     # -- what it shows ---------------------------------------------------------------------------------------
 

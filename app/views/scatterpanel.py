@@ -13,7 +13,7 @@ from qtpy.QtGui import QColor, QFocusEvent, QKeyEvent, QPaintEvent
 from qtpy.QtWidgets import QBoxLayout, QComboBox, QHBoxLayout, QLabel, QSizePolicy, QVBoxLayout, QWidget
 from superqt import QSearchableComboBox
 
-from cellweave.app.theme import SPACE, current, notifier
+from cellweave.app.theme import SPACE, current, follow
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.columns import ColumnData, ThemeName, column_label, column_title
 from cellweave.app.views.focus import draw_focus
@@ -122,7 +122,7 @@ class ScatterPanel(QWidget):
         self._chosen_colours: dict[str, dict[str, str]] = {}
         self._ask_colour: Callable[[QColor, QWidget], QColor | None] = ask_colour
         self._build()
-        notifier().changed.connect(self._retheme)
+        follow(self, self._retheme)
         self._retheme()
 
     # -- building --------------------------------------------------------------------------------------------
