@@ -15,6 +15,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 from cellweave.app.theme import OKABE_ITO, current, notifier
 from cellweave.app.views.cards import HoverCard
+from cellweave.app.views.dots import Dots
 
 if TYPE_CHECKING:
     from cellweave.core.export.differential_files import Volcano
@@ -52,8 +53,7 @@ class VolcanoPlot(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self._plot)
-        # One item a look: a brush for each of 30,000 points would take longer than a slot may.
-        self._clouds = [pg.ScatterPlotItem(pxMode=True, pen=None, size=5) for _ in range(6)]
+        self._clouds = [Dots(5) for _ in range(6)]  # one item a look
         self._ring = pg.ScatterPlotItem(pxMode=True, size=13)
         self._middle = pg.InfiniteLine(0, angle=90)
         for item in (self._middle, *(self._clouds[number] for number in (3, 4, 5, 0, 1, 2)), self._ring):
@@ -115,10 +115,8 @@ class VolcanoPlot(QWidget):
             shade = QColor(shades[number % 3])
             shade.setAlphaF(0.12 if number >= 3 else 0.55 if number == 0 else 0.9)
             these = kinds == number
-            if points is not None and these.any():
-                cloud.setData(x=points.x[these], y=points.y[these], brush=pg.mkBrush(shade))
-            elif len(cloud.data):
-                cloud.clear()
+            nowhere = np.zeros(0)
+            cloud.set_points(nowhere if points is None else points.x[these], nowhere if points is None else points.y[these], shade)
         self._write_names()
         self._draw_ring()
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QPointF, Qt
 from qtpy.QtWidgets import QFileDialog
 from window_support import show_run
 
@@ -224,3 +224,21 @@ def test_kept_comparisons_are_listed_again_taken_over_and_removed(qtbot, window,
 
 def test_every_field_of_the_settings_is_heeded_somewhere():
     assert set().union(*HEEDED.values()) == set(ComparisonSettings.model_fields)
+
+
+def test_thirty_thousand_genes_are_set_at_once_and_drawn_in_their_colours(qtbot):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(0, 1, 30_000), rng.exponential(1, 30_000)
+    points = Volcano(x, y, "x", "y", (np.abs(x) > 1) & (y > 1))
+    plot = VolcanoPlot()
+    qtbot.addWidget(plot)
+    plot.resize(400, 400)
+    plot.show()
+    plot.set_points(points, [f"gene{number}" for number in range(len(x))])
+    qtbot.wait(100)
+    assert sum(cloud.count for cloud in plot._clouds) == len(x)
+    assert plot._clouds[1].count == int((points.called & (x > 0)).sum())
+    row = int(np.argmax(np.where(points.called & (x > 0), y, 0)))  # far up, where no other point is
+    at = plot._plot.mapFromScene(plot._plot.getViewBox().mapViewToScene(QPointF(x[row], y[row])))
+    shade = plot._plot.grab().toImage().pixelColor(at)
+    assert shade.red() > shade.blue() + 60, "called and higher in group 1"
