@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cellweave.app.views.context import ViewContext
 
 NONE = "none"
+LONGEST = 18  # letters of the name of data in a title
 WITHOUT = "Without integration"
 #: A total below that of the data without integration by more than this is worth a sentence.
 LOSS_OF_BIOLOGY = 0.02
@@ -209,7 +210,12 @@ class MetricsView(RunView):
 
     def _title(self, each: Measured) -> str:
         """Return what a row is called: data are named only where there are several."""
-        return WITHOUT if each.baseline and sum(other.baseline for other in self.rows) == 1 else each.title
+        if not each.baseline:
+            return each.title
+        if sum(other.baseline for other in self.rows) == 1:
+            return WITHOUT
+        name = each.data_name  # whole in the column of the data
+        return f"{WITHOUT} · {name if len(name) <= LONGEST else name[: LONGEST // 2] + '…' + name[-LONGEST // 2 :]}"
 
     def _of_shown(self, each: Measured, folder: Path) -> bool:
         """Return whether a row is of the shown run, or the data of the shown run without integration."""
