@@ -41,7 +41,8 @@ class _WhenShown(QObject):
 
     def __init__(self, widget: QWidget, call: Callable[[], object]) -> None:
         super().__init__(widget)
-        self._widget, self._call = widget, call
+        self._widget: QWidget = widget
+        self._call = call
         notifier().changed.connect(self._changed)
 
     def _changed(self, _theme: object) -> None:

@@ -191,7 +191,7 @@ def add_columns(obs: pd.DataFrame, values: Mapping[str, str]) -> None:
     for name, value in values.items():
         if name in obs.columns:
             raise DataError(f"data.new_columns.{name} would hide the column '{name}' of the data.", f"Leave it out: --set data.new_columns.{name}=none.")
-        obs[name] = pd.Series(pd.Categorical.from_codes(np.zeros(len(obs), dtype=np.int8), categories=[value]), index=obs.index)
+        obs[name] = pd.Series(pd.Categorical.from_codes(np.zeros(len(obs), dtype=np.int8), categories=pd.Index([value], dtype=object)), index=obs.index)
 
 
 def combine_columns(obs: pd.DataFrame, combine: Mapping[str, Sequence[str]]) -> None:
