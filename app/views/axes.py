@@ -43,9 +43,9 @@ class ValueAxis(pg.AxisItem):
 
     def tickStrings(self, values: list[float], scale: float, spacing: float) -> list[str]:  # noqa: N802
         """Return the numbers; small ones in powers of ten, so that they leave the unit its room."""
-        plain: list[str] = super().tickStrings(values, scale, spacing)
-        if self.logMode or max(map(len, plain), default=0) <= LONGEST_NUMBER:
-            return plain
+        largest = max(abs(end * scale) for end in self.range)  # not of these values alone: ticks of every level are written alike
+        if self.logMode or not 0 < largest < SMALL:
+            return list(super().tickStrings(values, scale, spacing))
         return [power_text(value * scale) for value in values]
 
     def logTickValues(self, minVal: float, maxVal: float, size: float, stdTicks: list) -> list:  # noqa: N802
@@ -62,8 +62,8 @@ class ValueAxis(pg.AxisItem):
         return [number_text(float(f"{10**value:.3g}")) for value in values]
 
 
-LONGEST_NUMBER = 6
-"""Letters of a number that fit beside a plot."""
+SMALL = 0.01
+"""An axis that ends below this has too many zeros to be read."""
 
 
 def power_text(value: float) -> str:

@@ -168,7 +168,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
             axis.setTextPen(secondary)
             axis.setLogMode(side == "left" and self._style.log)
             axis.setStyle(tickLength=4)
-        plot.item.getAxis("left").setWidth(round(7.5 * self.fontMetrics().horizontalAdvance("0")))  # plots below each other align
+        plot.item.getAxis("left").setWidth(round(8.5 * self.fontMetrics().horizontalAdvance("0")))  # plots below each other align
         plot.strip.setHeight(self.fontMetrics().height() + 2)
         plot.cursor.setPen(pg.mkPen(secondary, width=self.devicePixelRatioF()))
         plot.item.update()
