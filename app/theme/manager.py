@@ -54,7 +54,7 @@ class _WhenShown(QObject):
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:  # noqa: N802
         """Catch up when the widget is shown."""
-        if watched is self._widget and event is not None and event.type() == QEvent.Type.Show:
+        if watched is not None and watched is self._widget and event is not None and event.type() == QEvent.Type.Show:
             self._widget.removeEventFilter(self)
             self._call()
         return False
