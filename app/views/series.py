@@ -37,7 +37,8 @@ def dashes(run: int, *, held_out: bool) -> tuple[float, ...]:
     """Return the dash pattern of a line; none for a solid one."""
     if not run:
         return HELD_OUT if held_out else ()
-    return LOOKS[(run - 1) % len(LOOKS)][3 if held_out else 2]
+    _, _, train, validation = LOOKS[(run - 1) % len(LOOKS)]
+    return validation if held_out else train
 
 
 def line_pen(series: Series, split: str, run: int, ratio: float, *, raw: bool = False) -> QPen:
