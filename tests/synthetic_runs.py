@@ -11,6 +11,7 @@ import pandas as pd
 
 from cellweave.core.export.differential_files import keep_comparison
 from cellweave.core.files import sha256_of
+from cellweave.core.query.effects import Effects, LevelTable
 from cellweave.core.runs.events import EpochDone, FinishReason, RunState, WeightChanged
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.runs.journal import Journal
@@ -75,6 +76,8 @@ def make_run(
     example_loadings().to_csv(run.results / "loadings.csv", index_label="feature")
     keep_comparison(run.path, example_comparison(), {"n_samples": 1000}, method="model")
     (run.results / "integration.json").write_text(json.dumps(example_integration()))
+    example_effects(n_cells).save(run.results)
+    keep_attribution(run.results, n_cells)
     _train(run, epochs)
     assert n_cells == len(latent)
     return run
@@ -100,6 +103,33 @@ def example_loadings(n_genes: int = 60) -> pd.DataFrame:
     for gene in range(3 * N_LATENT):
         values[gene, gene // 3] = (1.0 - 0.1 * (gene % 3)) * (1 if gene % 2 == 0 else -1)
     return pd.DataFrame(values, index=[f"g{number}" for number in range(n_genes)], columns=[f"Z_{k}" for k in range(N_LATENT)])
+
+
+def example_effects(n_cells: int, n_genes: int = 60) -> Effects:
+    """Covariate effects of two libraries; the background of gene ``g`` falls with ``g``, in the second library to half of that in the first."""
+    background = np.exp(-np.arange(n_genes) / 10) * np.array([[2.0], [1.0]])
+    levels = ("l0", "l1")
+    return Effects(
+        features={"rna": tuple(f"g{number}" for number in range(n_genes))},
+        background={"rna": {"library": LevelTable(levels, background)}},
+        expression={"rna": {"library": LevelTable(levels, np.full((2, n_genes), 4.0))}},
+        norms={"rna": {"latent": 3.0, "covariates": 1.0, "share": 0.25}},
+        library={"rna": {"sensitivity": 1.0, "weight": 0.5}},
+        cell_fraction={"rna": np.linspace(0.05, 0.3, n_cells)},
+    )
+
+
+def keep_attribution(results: Path, n_cells: int) -> None:
+    """Attribution of RNA and ADT: two latent dimensions each, those of the modality itself weigh three times the others'."""
+    rng = np.random.default_rng(0)
+    info = {"modalities": ["adt", "rna"], "blocks": {"adt": [0, 2], "rna": [2, 4]}, "n_features": {"adt": 20, "rna": 60}, "library": "prior",
+            "remove_covariates": "none", "covariate_reference": "zero", "method": "exact", "n_cells": n_cells, "seconds": 1.0, "epoch": None}  # fmt: skip
+    for name, (start, stop) in info["blocks"].items():
+        values = rng.uniform(0.5, 1.5, size=(n_cells, N_LATENT))
+        values[:, start:stop] *= 3
+        np.save(results / f"attribution_{name}.npy", values.astype(np.float32))
+    np.save(results / "attribution_frobenius.npy", rng.uniform(0.5, 2.0, size=(n_cells, 2, 2)).astype(np.float32))
+    (results / "attribution.json").write_text(json.dumps(info))
 
 
 def example_comparison(n_genes: int = 60) -> pd.DataFrame:

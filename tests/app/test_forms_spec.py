@@ -39,6 +39,19 @@ def form_of(qtbot):
     return make
 
 
+TYPED = {
+    **dict.fromkeys(("shared_encoder", "shared_decoder", "batch_encoder", "batch_decoder", "discriminator"), ("64, 32", "64, 32")),
+    **dict.fromkeys(("block_encoder", "block_decoder"), ({"atac": "64, 16"}, '"atac = 64, 16"')),
+    **dict.fromkeys(("block_units", "mask_units", "highest", "lowest"), ({"rna": "7"}, "rna = 7")),
+    **dict.fromkeys(("transform", "encoder_transform"), ({"adt": "binarize"}, "adt = binarize")),
+    "distribution": ({"adt": "bernoulli"}, "adt = bernoulli"),
+    "normalisation": ({"adt": "binary"}, "adt = binary"),
+    "modality_shares": ({"rna": "0.25", "adt": "0.75"}, "rna = 0.25, adt = 0.75"),
+    "hidden": (("64", "32"), "64, 32"),
+}
+"""What to type into fields that take more than any name, and what should come of it."""
+
+
 def _by_modality(field):
     """A table of values by modality and its text."""
     if field.each in {"int", "float"}:
@@ -69,7 +82,9 @@ def _edit(qtbot, editor, field):
     else:
         plain = {"text": ("a name", "a name"), "list": (("one", "two words"), "one, two words"), "mapping": ({"a": "one block"}, "a = one block")}
         value, text = plain[field.kind]
-        if field.kind == "list" and field.choices:
+        if field.name in TYPED:
+            value, text = TYPED[field.name]
+        elif field.kind == "list" and field.choices:
             value, text = field.choices[1:3], ", ".join(field.choices[1:3])
         line = editor.inner if isinstance(editor, SuggestingEditor) else editor
     line.selectAll()
@@ -371,7 +386,8 @@ def test_groups_of_which_the_basic_face_shows_nothing_come_last(form_of):
 
 
 def test_the_toggle_is_small_where_there_is_no_search_field(qtbot):
-    form = SpecForm("data", leave_out=("paths", "sha256", "modality", "layers", "features", "join", "switched_off", "fill_missing", "combine", "new_columns"))
+    few = ("drop_empty_cells", "min_cells_per_batch")
+    form = SpecForm("data", leave_out=tuple(field.name for field in form_fields(DataSpec, "data") if field.name not in few))
     qtbot.addWidget(form)
     form.set_spec(RunSpec())
     form.resize(420, 300)
