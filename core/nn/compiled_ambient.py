@@ -1,7 +1,8 @@
 """The ambient models' likelihood of a minibatch as one compiled loop over the cells, for float32 on a CPU.
 
 From the decoder's logits to the derivatives a cell's features stay in the first-level cache: softplus, background, feature scaling, library size, a drawn
-dispersion and the negative binomial of :mod:`cellweave.core.nn.compiled`. In passes of torch the same takes some thirty of them over matrices of cells by features.
+dispersion and the negative binomial of :mod:`cellweave.core.nn.compiled`. In passes of torch the same takes some thirty of them over matrices
+of cells by features.
 """
 
 # Types are those that numba infers, or the signatures at the end.

@@ -64,7 +64,8 @@ class TrainingSpec(Frozen):
         group=STOPPING, ge=0, advanced=True,
     )
     min_delta_per_feature: float = option(
-        0.0, "Smallest improvement per feature", "As above, times the number of features of all modalities; the larger of the two counts.", unit="nats per cell",
+        0.0, "Smallest improvement per feature", "As above, times the number of features of all modalities; the larger of the two "
+        "counts.", unit="nats per cell",
         group=STOPPING, ge=0, advanced=True,
     )
     min_epochs: int = option(0, "Not before", "Epochs that are trained in any case.", unit="epochs", group=STOPPING, ge=0, advanced=True)
