@@ -239,7 +239,7 @@ def figure(arguments: Arguments, progress: Progress) -> dict[str, Any]:
 
 
 def neighbourhood(arguments: Arguments, progress: Progress) -> dict[str, Any]:
-    """Compute the neighbourhood diagnostics of ``run``: ``library``, ``dataset``, ``technical``, ``labels``, ``stratify``, ``k``, ``markers`` -> its results."""
+    """Compute neighbourhood diagnostics of ``run``: ``library``, ``dataset``, ``technical``, ``labels``, ``stratify``, ``k``, ``markers`` to its results."""
     from cellweave.core.analysis.neighbourhood_run import NeighbourhoodOptions, diagnose_run
 
     lists = {name: None if arguments.get(name) is None else tuple(arguments[name]) for name in ("technical", "labels")}
