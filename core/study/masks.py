@@ -315,7 +315,10 @@ def apply_masks(study: Study) -> None:
         if hidden.any():
             modality.measured = modality.measured & ~hidden
             study.notes.append(f"No feature of {modality.name} was measured in {int(hidden.sum()):,} cells, so they count as not measured in it.")
-        if modality.feature_mask[np.unique(study.mask_group[modality.measured])].all():
+        judged = modality.measured.copy()
+        if modality.held_out is not None:  # what is kept aside is judged by the same mask: a feature that was not measured has no truth
+            judged[modality.held_out.rows] = True
+        if modality.feature_mask[np.unique(study.mask_group[judged])].all():
             modality.feature_mask = None
 
 

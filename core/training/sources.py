@@ -110,9 +110,9 @@ def _smallest(values: np.ndarray) -> np.ndarray:
         return values.astype(np.float32)
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.rint(values)):
         return values.astype(np.float32)
-    top = values.max()
+    low, top = values.min(), values.max()
     for kind in (np.uint8, np.int16, np.int32):
-        if top <= np.iinfo(kind).max:
+        if np.iinfo(kind).min <= low and top <= np.iinfo(kind).max:
             return values.astype(kind)
     return values.astype(np.float32)
 

@@ -18,7 +18,8 @@ from cellweave.core.errors import DataError
 from cellweave.core.spec.data import DataSpec, SwitchedOff
 from cellweave.core.study import load_study, masks
 from cellweave.core.study.blocks import UNPLACED, block_labels, contig_of, in_blocks, is_chromosome, natural_order
-from cellweave.core.study.study import Modality
+from cellweave.core.study.held_out import HeldOut
+from cellweave.core.study.study import Modality, Study
 
 GENES = ["CD3E", "CD4", "CD8A", "LYZ", "MS4A1"]
 
@@ -39,6 +40,19 @@ def mask_of(study, name="rna"):
     if modality.feature_mask is None:
         return np.ones((study.n_cells, modality.n_features), dtype=bool)
     return modality.feature_mask[study.mask_group]
+
+
+def test_what_is_switched_off_keeps_its_mask():
+    counts = sparse.csr_matrix(np.array([[1, 2, 3], [4, 5, 6], [0, 0, 0], [0, 0, 0]], dtype=np.float32))
+    held = HeldOut(np.array([2, 3]), sparse.csr_matrix(np.array([[7, 8, 0], [9, 1, 0]], dtype=np.float32)))
+    mask = np.array([[True, True, True], [True, True, False]])
+    adt = Modality("adt", counts, pd.DataFrame(index=list("abc")), np.array([True, True, False, False]), mask, held_out=held)
+    study = Study(pd.DataFrame(index=list("wxyz")), {"adt": adt}, (), np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    masks.apply_masks(study)
+    assert np.array_equal(adt.feature_mask[study.mask_group[held.rows]], mask[[1, 1]])  # the feature that was not measured there has no truth
+    adt.held_out = None
+    masks.apply_masks(study)
+    assert adt.feature_mask is None  # all that is left was measured whole
 
 
 def test_a_layer_of_zeros_and_ones_masks_by_cell(tmp_path):

@@ -107,6 +107,13 @@ def test_all_sources_give_the_same_minibatch(tmp_path_factory: pytest.TempPathFa
         assert torch.equal(batch.total.flatten().double(), torch.from_numpy(wanted.sum(1)).double())
 
 
+def test_negative_whole_numbers_survive_on_the_device() -> None:
+    for low in (-3, -200, -40_000):
+        counts = sparse.csr_matrix(np.array([[low, 0, 2], [1, -1, 0]], dtype=np.float32))
+        for source in (HostSource(counts, CPU), DeviceSource(counts, CPU)):
+            assert torch.equal(source.rows(np.array([1, 0])).dense, torch.from_numpy(counts.toarray()[[1, 0]]))
+
+
 def test_the_cache_widens_when_a_later_block_needs_it(tmp_path: Path) -> None:
     blocks = [sparse.csr_matrix(np.array(rows)) for rows in ([[1, 0], [2, 3]], [[0, 70_000]], [[5, 0]], [[0.5, 0]])]
     write_cache(blocks[:3], (4, 2), tmp_path / "whole", lambda fraction: None)
