@@ -37,7 +37,7 @@ from cellweave.core.study.readers.base import ModalitySource, Place, Source, Wat
 from cellweave.core.study.readers.detect import absolute, open_source
 from cellweave.core.study.readers.midas import expand
 from cellweave.core.study.same_cells import File, Part, Refused, join_same_cells
-from cellweave.core.study.study import Modality, SourceFile, Study
+from cellweave.core.study.study import MISSING_VALUES, Modality, SourceFile, Study
 
 
 def load_study(
@@ -295,7 +295,11 @@ def _join(files: list[File], data: DataSpec) -> Study:
         _name_cells(obs, files, data, notes)
     modalities: dict[str, Modality] = {}
     found: dict[str, masks.CellMask | None] = {}
-    left_out = {name: f"it holds no raw counts: {found.why}" for file in files for name, found in file.without_counts.items()}
+    left_out = {
+        name: f"it holds no raw counts: {found.why}" + (MISSING_VALUES if found.only_missing else "")
+        for file in files
+        for name, found in file.without_counts.items()
+    }
     names = list(dict.fromkeys(name for file in files for name in file.parts))
     for name in names:
         left_out.pop(name, None)  # another file has counts of it

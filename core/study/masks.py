@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from cellweave.core.errors import DataError
+from cellweave.core.study.study import ALL_MASKED
 
 if TYPE_CHECKING:
     from cellweave.core.study.study import Modality, Study
@@ -314,7 +315,7 @@ def apply_masks(study: Study) -> None:
         hidden = modality.measured & ~np.asarray(modality.feature_mask.any(axis=1))[study.mask_group]
         if hidden.any():
             modality.measured = modality.measured & ~hidden
-            study.notes.append(f"No feature of {modality.name} was measured in {int(hidden.sum()):,} cells, so they count as not measured in it.")
+            study.notes.append(f"{ALL_MASKED} {modality.name} in {int(hidden.sum()):,} cells, so they count as not measured in it.")
         judged = modality.measured.copy()
         if modality.held_out is not None:  # what is kept aside is judged by the same mask: a feature that was not measured has no truth
             judged[modality.held_out.rows] = True

@@ -12,7 +12,7 @@ from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.counts import scan_matrix
 from cellweave.core.study.header import FileHeader
 from cellweave.core.study.preflight_mosaic import check_mosaic
-from cellweave.core.study.study import Modality, Study
+from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, Modality, Study
 
 FEW_CELLS = 100
 
@@ -152,14 +152,22 @@ def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]
 
 
 def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
+    for note in study.notes:
+        if note.startswith(ALL_MASKED):
+            text = f"{note} If that is not so, look at data.masks, or at the masks in the file (uns['mask_BATCH'], mask/*.csv)."
+            yield Check("mask-hides-all", Level.WARN, "A mask hides whole cells", text, where="data.masks")
     for name, found in study.left_out_modalities.items():
         text = f"{name} was left out, because {found}."
         fix: tuple[Fix, ...] = ()
         if "share no feature" in found:
             fix = (Fix("Keep the features of all files", {"data.join": "union"}),)
+        elif found.endswith(MISSING_VALUES):
+            fix = (Fix("Take NaN as not measured", {"data.nan_is_missing": True}),)
         elif "negative" not in found and "infinite" not in found:
             fix = (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
         level = Level.WARN if spec.family.modalities == "many" else Level.OK
+        if level is Level.WARN and found.endswith(MISSING_VALUES):
+            level = Level.FAIL  # a model of this modality was asked for, and one word says what the holes mean
         yield Check("modality-left-out", level, f"{name} is not used", text, fix, f"data.layers.{name}")
     if spec.family.modalities == "one" and (spec.data.modality is None or spec.data.modality in study.modalities):
         modality = study.main_modality(spec.data.modality)

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from cellweave.core.study.held_out import HeldOut
 
 
+MISSING_VALUES = "; if NaN means that a value was not measured, set data.nan_is_missing = true"
+"""Ends the reason why a modality was left out where NaN is all that keeps its values from being counts."""
+
+
+ALL_MASKED = "The mask hides every feature of"
+"""Begins the note on cells of which a mask leaves nothing."""
+
+
 @dataclass(frozen=True)
 class SourceFile:
     """One input file.

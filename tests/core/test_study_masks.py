@@ -292,3 +292,36 @@ def test_the_path_of_a_mask_is_made_absolute_and_places_in_files_are_not(tmp_pat
 
     (tmp_path / "spec.toml").write_text("[data.masks]\nrna = 'masks/rna.csv'\nadt = 'layers/known'\n")
     assert load_spec(tmp_path / "spec.toml").data.masks == {"rna": str(tmp_path / "masks" / "rna.csv"), "adt": "layers/known"}
+
+
+def test_one_missing_value_does_not_drop_a_modality_in_silence(tmp_path):
+    import mudata
+
+    from cellweave.core.spec import RunSpec
+    from cellweave.core.study.checks import Level
+    from cellweave.core.study.preflight import preflight
+
+    rna, adt = small(), small(genes=["P1", "P2"], seed=3)
+    rna.X[0, 0] = np.nan
+    mudata.MuData({"rna": rna, "adt": adt}).write_h5mu(tmp_path / "a.h5mu")
+    spec = RunSpec().with_changes({"model.kind": "vaeit", "data.paths": (str(tmp_path / "a.h5mu"),)})
+    check = next(one for one in preflight(spec, load_study(spec.data)) if one.id == "modality-left-out")
+    assert check.level is Level.FAIL and "data.nan_is_missing" in check.text
+    mended = spec.with_changes(check.fixes[0].changes)
+    study = load_study(mended.data)
+    assert "rna" in study.modalities and not mask_of(study)[0, 0] and mask_of(study)[1:].all()
+
+
+def test_a_mask_that_hides_a_whole_batch_is_named(tmp_path):
+    from cellweave.core.spec import RunSpec
+    from cellweave.core.study.checks import Level
+    from cellweave.core.study.preflight import preflight
+
+    data = small()
+    known = np.ones((6, 5), dtype=np.int8)
+    known[(data.obs["batch"] == "y").to_numpy()] = 0
+    data.layers["known"] = sparse.csr_matrix(known)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    spec = RunSpec().with_changes({"data.paths": (str(tmp_path / "a.h5ad"),), "data.masks": {"rna": "layers/known"}})
+    check = next(one for one in preflight(spec, load_study(spec.data)) if one.id == "mask-hides-all")
+    assert check.level is Level.WARN and "every feature of rna in 3 cells" in check.text and "data.masks" in check.text
