@@ -84,7 +84,7 @@ def translations(known: Sequence[str]) -> list[MosaicQuestion]:
 
 
 def values_of(
-    model: Model, batches: Batches, question: MosaicQuestion, known: Sequence[str]
+    model: Model, batches: Batches, question: MosaicQuestion, known: Sequence[str], technical: Tensor | None = None
 ) -> Iterator[tuple[Any, dict[str, np.ndarray]]]:
     """Iterate over the values that are asked for, one minibatch after the other.
 
@@ -93,11 +93,14 @@ def values_of(
     model
         In evaluation mode.
     batches
-        Gives places and minibatches of the cells; called twice for corrected values, whose technical part is found first.
+        Gives places and minibatches of the cells.
     question
         What is asked.
     known
         Modalities of the model.
+    technical
+        Technical latent ``(n_technical,)`` that corrected values are decoded with (:mod:`cellweave.core.query.centroid`); of the trained run, since
+        one told from the asked cells would leave those of a single batch as they are.
 
     Yields
     ------
@@ -123,8 +126,11 @@ def values_of(
                 found = model.impute(batch, given=question.given)
                 yield where, {name: found[name].float().cpu().numpy() for name in wanted}
         return
+    if question.what != "corrected":
+        technical = None
+    elif technical is None:
+        raise QueryError("The run keeps no technical latent to correct its cells with.", "Resume the run, which computes its results anew.")
     with torch.no_grad():
-        technical = centroid(model, batches) if question.what == "corrected" else None
         device = next(model.parameters()).device
         generator = torch.Generator(device=device).manual_seed(question.seed) if question.sampled else None
         for where, batch in batches():
@@ -137,24 +143,6 @@ def values_of(
 
 def _known(value: Tensor, told: Tensor) -> np.ndarray:
     return value.where(told, value.new_full((), float("nan"))).float().cpu().numpy()
-
-
-def centroid(model: Model, batches: Batches) -> Tensor:
-    """Return the technical latent that all cells are decoded with: of the batch whose mean lies nearest the mean of all cells, ``(n_technical,)``."""
-    from cellweave.core.models.midas_network import MidasNetwork
-
-    assert isinstance(model, MidasNetwork)
-    n_u = model.options.n_technical
-    sums, sizes = torch.zeros(model.n_batches, n_u, dtype=torch.float64), torch.zeros(model.n_batches, dtype=torch.float64)
-    for _, batch in batches():
-        u = model.latent(batch)["u"].double().cpu()
-        codes = model.codes_of(batch).cpu()
-        finite = torch.isfinite(u).all(1)
-        sums.index_add_(0, codes[finite], u[finite])
-        sizes.index_add_(0, codes[finite], torch.ones(int(finite.sum()), dtype=torch.float64))
-    present = sizes > 0
-    means = sums[present] / sizes[present, None]
-    return means[((means - sums.sum(0) / sizes.sum()) ** 2).sum(1).argmin()].float()
 
 
 def mosaic_chunks(run: TrainedRun, cells: Cells = None, question: MosaicQuestion | None = None) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
@@ -183,8 +171,12 @@ def mosaic_chunks(run: TrainedRun, cells: Cells = None, question: MosaicQuestion
     """
     if run.spec.family.modalities != "many":
         raise QueryError(f"{run.spec.family.title} knows one modality, so nothing of another can be told.", "Train a model of several modalities.")
-    rows = run.rows(cells)
-    yield from values_of(run.model, lambda: run.minibatches(rows), question or MosaicQuestion(), tuple(run.trained.features))
+    from cellweave.core.models.midas_network import MidasNetwork
+    from cellweave.core.query.centroid import centroid_of
+
+    rows, asked = run.rows(cells), question or MosaicQuestion()
+    technical = centroid_of(run) if asked.what == "corrected" and isinstance(run.model, MidasNetwork) else None
+    yield from values_of(run.model, lambda: run.minibatches(rows), asked, tuple(run.trained.features), technical)
 
 
 def mosaic_values(run: TrainedRun, cells: Cells = None, question: MosaicQuestion | None = None) -> dict[str, np.ndarray]:

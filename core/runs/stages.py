@@ -287,13 +287,19 @@ class Stages:
             )
 
     def _results(self, study: Study, data: TrainingData, model: Model, loader: Loader) -> None:
+        from cellweave.core.models.midas_network import MidasNetwork
+        from cellweave.core.query.centroid import FILE, write_centroid
+
         self.journal.state(RunState.ANALYSING)
         results, cancelled = self.run_folder.results, lambda: self.control.cancelled
+        (results / FILE).unlink(missing_ok=True)  # it may be of a model that was trained on
         write_cells(results / "cells.csv", study, data)
         report = self._progress("latent space")
         paths = write_latents(results, model, loader, progress=lambda f: report(f, ""), cancelled=cancelled)
         for name, path in paths.items():
             self.journal.emit(ResultReady(name=name, path=str(path)))
+        if isinstance(model, MidasNetwork):
+            write_centroid(results, data)
         if any(result.kind == "loadings" for result in model.family.results):
             self.journal.emit(ResultReady(name="loadings", path=str(write_loadings(results, model, data))))
         self._attribution(model, loader)
@@ -307,11 +313,13 @@ class Stages:
 
     def _values(self, data: TrainingData, model: Model, loader: Loader) -> None:
         """Write imputed, corrected and translated values, where the spec asks for them."""
+        from cellweave.core.query.centroid import read_centroid
         from cellweave.core.training.mosaic_results import wanted_values, write_values
 
+        technical, stop = read_centroid(self.run_folder.results), lambda: self.control.cancelled
         for name, questions in wanted_values(self.spec.analysis, tuple(modality.name for modality in data.modalities)).items():
             report, path = self._progress(f"{name} values"), self.run_folder.results / f"{name}.h5"
-            write_values(path, model, loader, questions, progress=lambda f, report=report: report(f, ""), cancelled=lambda: self.control.cancelled)  # type: ignore[misc]
+            write_values(path, model, loader, questions, technical=technical, progress=lambda f, report=report: report(f, ""), cancelled=stop)  # type: ignore[misc]
             self.journal.emit(ResultReady(name=name, path=str(path)))
 
     def _effects(self, model: Model, loader: Loader) -> None:

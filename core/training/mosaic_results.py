@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from torch import Tensor
 
 from cellweave.core.errors import Cancelled
 from cellweave.core.files import write_atomic
@@ -32,7 +33,8 @@ def wanted_values(analysis: AnalysisSpec, known: tuple[str, ...]) -> dict[str, l
 
 
 def write_values(
-    path: Path, model: Model, loader: Loader, questions: list[MosaicQuestion], *, progress: Callable[[float], None], cancelled: Callable[[], bool]
+    path: Path, model: Model, loader: Loader, questions: list[MosaicQuestion], *, technical: Tensor | None = None,
+    progress: Callable[[float], None], cancelled: Callable[[], bool],
 ) -> None:
     """Write the answers to some questions in chunks, so that a million cells do not fill the memory.
 
@@ -45,6 +47,8 @@ def write_values(
         Of the run.
     questions
         What is written.
+    technical
+        Technical latent that corrected values are decoded with, where they are asked for.
     progress, cancelled
         Told the share that is done; asked between minibatches.
 
@@ -57,7 +61,7 @@ def write_values(
     rows = np.flatnonzero(data.measured)
     features = {modality.name: [str(name) for name in modality.var.index] for modality in data.modalities}
     asked = [question.among(tuple(features)) for question in questions]
-    passes = sum(2 if question.what == "corrected" else 1 for question in asked) * len(rows)
+    passes = len(asked) * len(rows)
     model.eval()
 
     def write(temporary: Path) -> None:
@@ -81,7 +85,7 @@ def write_values(
                     group.create_dataset("features", data=features[name], dtype=h5py.string_dtype())
                     shape = (data.n_cells, len(features[name]))
                     group.create_dataset("X", shape, "f4", chunks=(max(1, min(CHUNK_ROWS, shape[0])), shape[1]), compression="lzf", fillvalue=np.nan)
-                for where, values in values_of(model, batches, question, tuple(features)):
+                for where, values in values_of(model, batches, question, tuple(features), technical):
                     for name, value in values.items():
                         top[name]["X"][where] = value  # rows are ascending within a minibatch, as h5py wants them
 
