@@ -12,6 +12,7 @@ import numpy as np
 from cellweave.core.errors import DataError, SpecError
 from cellweave.core.models.base import BuildContext
 from cellweave.core.models.mapped import MappedModel, extend
+from cellweave.core.models.registry import families
 from cellweave.core.models.vae_network import VaeNetwork
 from cellweave.core.query.encode import align_to, encode, unknown_levels
 from cellweave.core.query.opened import open_model
@@ -85,7 +86,8 @@ def _midas_spec(reference: Path, spec: RunSpec, paths: Sequence[str | Path], cha
 
 def _network_of(trained: TrainedModel, spec: RunSpec) -> VaeNetwork:
     if not isinstance(trained.model, VaeNetwork):
-        raise SpecError(f"Data cannot be mapped onto a model of kind '{spec.model.kind}'.", "Map them onto scVI or LDVAE, or train anew with all data.")
+        able = ", ".join(family.title for family in families().values() if family.maps)
+        raise SpecError(f"Data cannot be mapped onto a model of kind '{spec.model.kind}'.", f"Models that take new data: {able}; or train anew with all data.")
     if spec.covariates.batch is None:
         raise SpecError(
             "The reference was trained without a batch, so there is nothing to learn of new data.",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -13,6 +15,7 @@ from cellweave.core.errors import DataError, SpecError
 from cellweave.core.export.run_data import RunData
 from cellweave.core.models.base import BuildContext, ModalityInfo
 from cellweave.core.models.mapped import extend
+from cellweave.core.models.registry import families
 from cellweave.core.models.vae_network import build
 from cellweave.core.nn.layers import CategoricalLinear
 from cellweave.core.query.evaluate import reconstruction_error
@@ -20,7 +23,7 @@ from cellweave.core.query.expression import ExpressionQuestion, normalised_expre
 from cellweave.core.query.latent import latent_library, latent_mean
 from cellweave.core.query.mapping_checks import mapping_checks
 from cellweave.core.query.opened import open_run
-from cellweave.core.query.surgery import mapping_spec
+from cellweave.core.query.surgery import _network_of, mapping_spec
 from cellweave.core.runs.events import Warned
 from cellweave.core.runs.execute import execute, resume
 from cellweave.core.runs.folder import RunFolder
@@ -232,6 +235,14 @@ def test_another_model_is_refused(reference, tmp_path):
 def test_a_reference_without_a_batch_is_refused():
     with pytest.raises(SpecError, match="trained without a batch"):
         mapping_spec(example_run(covariates__batch=None).path, [])
+
+
+def test_a_model_that_takes_no_new_data_names_all_that_do():
+    with pytest.raises(SpecError) as refused:
+        _network_of(SimpleNamespace(model=None), RunSpec().with_changes({"model.kind": "vaeit"}))
+    named = str(refused.value).partition("take new data: ")[2].partition(";")[0].split(", ")
+    assert named == [family.title for family in families().values() if family.maps]
+    assert {"scVI", "LDVAE", "MIDAS"} <= set(named)
 
 
 def test_the_reference_is_found_by_its_folder(data_folder):
