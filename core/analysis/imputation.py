@@ -17,6 +17,7 @@ from scipy.stats import rankdata
 
 from cellweave.core.errors import CellweaveError
 from cellweave.core.files import write_atomic, write_json_atomic
+from cellweave.core.query.imputed import value_scale
 from cellweave.core.study.held_out import held_out_truth
 
 if TYPE_CHECKING:
@@ -202,8 +203,9 @@ def _held_out(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
         notes.append(f"{name}: {len(keep):,} of the {len(rows):,} cells in which it was switched off.")
         modality = next(modality for modality in run.data.modalities if modality.name == name)
         counts = _in_order(truth.counts[keep], run.study.modalities[name].var.index, modality.var.index)
-        imputed = _impute(run, rows[keep], question.given, name)
-        found[name] = _compare(run, name, rows[keep], counts, imputed, _observed(run, name, rows[keep], held_out=True))
+        judged = _observed(run, name, rows[keep], held_out=True)
+        imputed = _impute(run, rows[keep], question.given, name, judged)
+        found[name] = _compare(run, name, rows[keep], counts, imputed, judged, judged)
     return found, notes
 
 
@@ -226,8 +228,9 @@ def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
         if not len(rows):
             continue
         notes += [f"{name}: {text}" for text in said]
-        imputed = _impute(run, rows, others, name)
-        found[name] = _compare(run, name, rows, modalities[name].counts[rows], imputed, _observed(run, name, rows))
+        judged = _observed(run, name, rows)
+        imputed = _impute(run, rows, others, name, judged)
+        found[name] = _compare(run, name, rows, modalities[name].counts[rows], imputed, judged, judged)
     return found, notes
 
 
@@ -250,10 +253,9 @@ def _entries(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str
             continue
         modality = next(modality for modality in run.data.modalities if modality.name == name)
         counts = sparse.csr_matrix(modality.counts[rows])
-        seen = counts.multiply(~hidden[name]).tocsr()
-        totals = np.asarray(seen.sum(1)).ravel()
-        imputed = _impute(run, rows, question.given, name, hidden)
-        found[name] = _compare(run, name, rows, counts, imputed, hidden[name], totals)
+        seen = _observed(run, name, rows) & ~hidden[name]
+        imputed = _impute(run, rows, question.given, name, seen, hidden)
+        found[name] = _compare(run, name, rows, counts, imputed, hidden[name], seen)
     return found, notes
 
 
@@ -273,8 +275,13 @@ def _observed(run: TrainedRun, name: str, rows: np.ndarray, *, held_out: bool = 
     return known
 
 
-def _impute(run: TrainedRun, rows: np.ndarray, given: Sequence[str] | None, name: str, hidden: Mapping[str, np.ndarray] | None = None) -> np.ndarray:
-    """Return imputed values of one modality on the scale of comparison, float32 ``(n_rows, n_features)``."""
+def _impute(
+    run: TrainedRun, rows: np.ndarray, given: Sequence[str] | None, name: str, summed: np.ndarray, hidden: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """Return imputed values of one modality on the scale of comparison, float32 ``(n_rows, n_features)``.
+
+    Imputed counts are scaled by their sum over the features that are ``summed``, bool of that shape: over those that the true counts are scaled by too.
+    """
     found: np.ndarray | None = None
     for where, batch in run.minibatches_by_pattern(rows, BATCH):
         if hidden is not None:
@@ -284,8 +291,9 @@ def _impute(run: TrainedRun, rows: np.ndarray, given: Sequence[str] | None, name
             values = own_scale(batch, given=given)[name].float()
         else:
             values = run.model.impute(batch, given=given)[name].float()
-            if not _is_binary(run, name):
-                values = torch.log1p(values / values.sum(1, keepdim=True).clamp_min(1e-12) * SCALE)
+            if value_scale(run, name) == "log1p":
+                total = (values * torch.from_numpy(summed[where]).to(values)).sum(1, keepdim=True)
+                values = torch.log1p(values / total.clamp_min(1e-12) * SCALE)
         if found is None:
             found = np.empty((len(rows), values.shape[1]), dtype=np.float32)
         found[where] = values.cpu().numpy()
@@ -293,31 +301,25 @@ def _impute(run: TrainedRun, rows: np.ndarray, given: Sequence[str] | None, name
     return found
 
 
-def _is_binary(run: TrainedRun, name: str) -> bool:
-    """Return whether a model takes the values of a modality for yes or no."""
-    scale = getattr(run.model, "value_scale", None)
-    return scale(name) == "binary" if scale is not None else name == "atac"
-
-
-def _normalised(run: TrainedRun, name: str, counts: sparse.csr_matrix, totals: np.ndarray | None = None) -> np.ndarray:
-    """Return true counts on the scale of comparison, float32 ``(n_rows, n_features)``."""
-    dense = counts.toarray().astype(np.float32)
-    if _is_binary(run, name):
+def _normalised(run: TrainedRun, name: str, counts: sparse.csr_matrix, summed: np.ndarray) -> np.ndarray:
+    """Return true values on the scale of comparison, float32 ``(n_rows, n_features)``; counts by their sum over the features that are ``summed``."""
+    dense, scale = counts.toarray().astype(np.float32), value_scale(run, name)
+    if scale == "binary":
         return (dense > 0).astype(np.float32)
-    scale = getattr(run.model, "value_scale", None)
-    if scale is not None and scale(name) == "none":
+    if scale == "none":
         return dense
-    totals = dense.sum(1) if totals is None else totals
+    totals = (dense * summed).sum(1)
     return np.log1p(dense / np.maximum(totals, 1.0)[:, None] * SCALE).astype(np.float32)
 
 
 def _compare(
-    run: TrainedRun, name: str, rows: np.ndarray, counts: sparse.csr_matrix, imputed: np.ndarray, judged: np.ndarray, totals: np.ndarray | None = None
+    run: TrainedRun, name: str, rows: np.ndarray, counts: sparse.csr_matrix, imputed: np.ndarray, judged: np.ndarray, summed: np.ndarray
 ) -> Comparison:
     modality = next(modality for modality in run.data.modalities if modality.name == name)
-    truth = np.where(judged, _normalised(run, name, counts, totals), np.nan).astype(np.float32)
+    truth = np.where(judged, _normalised(run, name, counts, summed), np.nan).astype(np.float32)
     features = np.asarray(modality.var.index.astype(str), dtype=object)
-    return Comparison(rows, features, truth, np.where(judged, imputed, np.nan).astype(np.float32), _baseline(run, name, rows), _is_binary(run, name))
+    binary = value_scale(run, name) == "binary"
+    return Comparison(rows, features, truth, np.where(judged, imputed, np.nan).astype(np.float32), _baseline(run, name, rows), binary)
 
 
 def _baseline(run: TrainedRun, name: str, judged: np.ndarray) -> np.ndarray:
@@ -332,7 +334,7 @@ def _baseline(run: TrainedRun, name: str, judged: np.ndarray) -> np.ndarray:
         known = np.ones((len(part), modality.n_features), dtype=bool)
         if modality.feature_mask is not None and run.data.mask_group is not None:
             known = modality.feature_mask[run.data.mask_group[part]]
-        total += (_normalised(run, name, modality.counts[part]) * known).sum(0)
+        total += (_normalised(run, name, modality.counts[part], known) * known).sum(0)
         seen += known.sum(0)
     return (total / np.maximum(seen, 1)).astype(np.float32)
 

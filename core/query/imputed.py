@@ -13,10 +13,12 @@ import pandas as pd
 import torch
 
 from cellweave.core.files import write_atomic
+from cellweave.core.nn.distributions import distribution
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.trained_run import QueryError, require_finite
 
 if TYPE_CHECKING:
+    from cellweave.core.models.vaeit import Normalisation
     from cellweave.core.query.trained_run import TrainedRun
     from cellweave.core.study.study import Modality
 
@@ -37,7 +39,7 @@ class ImputedQuestion:
     draws
         Draws of the latent over which mean and standard deviation are taken; None takes the posterior mean, without a spread.
     blended
-        Keep what was measured and fill in only what was not.
+        Keep what was measured and fill in only what was not; where the model imputes probabilities, what was measured is 1 or 0.
     normalised
         On the scale of training instead of counts.
     seed
@@ -109,6 +111,25 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
         yield where, means, spreads
 
 
+def value_scale(run: TrainedRun, modality: str) -> Normalisation:
+    """Return what the values of a modality are to the model of a run.
+
+    Returns
+    -------
+    str
+        ``"binary"``: 0 and 1, imputed as probabilities; ``"log1p"``: counts, which are compared per 10,000 of the cell; ``"none"``: values as they are,
+        because they are drawn from real numbers or named in ``data.real_valued``.
+    """
+    own = getattr(run.model, "value_scale", None)
+    if own is not None:
+        return cast("Normalisation", own(modality))
+    of = getattr(run.spec.model, "distribution_of", None)
+    support = distribution(of(modality)).support if of is not None else "counts"
+    if support == "binary":
+        return "binary"
+    return "none" if support == "real" or modality in run.spec.data.real_valued else "log1p"
+
+
 def _blend(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, means: dict[str, np.ndarray], spreads: dict[str, np.ndarray]) -> None:
     """Put measured values in the place of imputed ones."""
     for modality in run.data.modalities:
@@ -118,10 +139,12 @@ def _blend(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion, means: 
         if modality.feature_mask is not None and run.data.mask_group is not None:
             known &= modality.feature_mask[run.data.mask_group[rows]]
         measured = modality.counts[rows].toarray().astype(np.float32)
-        if question.normalised:
+        scale = value_scale(run, modality.name)
+        if scale == "binary":  # imputed values are probabilities, on either scale
+            measured = (measured > 0).astype(np.float32)
+        elif question.normalised:
             from cellweave.core.models.vaeit_ranges import normalise
 
-            scale = cast(Any, run.model).value_scale(modality.name)
             measured = normalise(measured, measured.sum(1, keepdims=True), scale).astype(np.float32)
         means[modality.name] = np.where(known, measured, means[modality.name])
         if spreads:
