@@ -11,6 +11,7 @@ from pydantic import ValidationInfo, field_validator
 
 from cellweave.core.errors import SpecError
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result, RoleUse
+from cellweave.core.models.per_modality import strange_names
 from cellweave.core.nn.distributions import distribution, distributions, transforms
 from cellweave.core.plugins import RESERVED, check_name
 from cellweave.core.spec.fields import option
@@ -19,7 +20,10 @@ from cellweave.core.spec.options import ModelOptions
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
+    from cellweave.core.study.study import Study
 
+#: Options that are given by modality.
+TABLES = ("distribution", "transform", "encoder_transform", "block_encoder", "block_decoder")
 LATENT, NETWORK, MODALITIES, DISCRIMINATORS = "Latent space", "Network", "Modalities", "Discriminators"
 SIZES = ("shared_encoder", "shared_decoder", "batch_encoder", "batch_decoder", "discriminator")
 #: Hidden sizes of a block of features where a modality in blocks names none.
@@ -274,6 +278,13 @@ def check(spec: RunSpec) -> list[str]:
     return found
 
 
+def check_study(spec: RunSpec, study: Study) -> list[str]:
+    """Return what cannot be honoured with these data: options of modalities that they do not have."""
+    if spec.reference is not None:  # what is mapped need not have every modality of its reference, whose options it takes over
+        return []
+    return strange_names(spec.model, TABLES, list(study.modalities))
+
+
 FAMILY = Family(
     kind="midas",
     maps=True,
@@ -285,6 +296,7 @@ FAMILY = Family(
     network="cellweave.core.models.midas_network:build",
     summaries="cellweave.core.models.midas_network:summaries",
     check=check,
+    check_study=check_study,
     modalities="many",
     sampler="pattern",
     blocks=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -46,6 +47,18 @@ def table_problems(options: Any, fields: Sequence[str], modalities: Sequence[str
                 part for part in (f"says nothing of {', '.join(missing)}" if missing else "", f"names {', '.join(strange)}" if strange else "") if part
             )
             found.append(f"model.{name} {what}, and the modalities are {', '.join(modalities)}: give one value, or one for each of them")
+    return found
+
+
+def strange_names(options: Any, fields: Sequence[str], modalities: Sequence[str]) -> list[str]:
+    """Return a sentence for each table that names modalities which are not there, with the nearest name that is; tables may leave modalities out."""
+    found = []
+    for field in fields:
+        for name in getattr(options, field):
+            if name not in modalities:
+                near = difflib.get_close_matches(name, modalities, n=1, cutoff=0.6)
+                mend = f"the nearest name is '{near[0]}'" if near else "leave it out"
+                found.append(f"model.{field} names '{name}', which is no modality of these data ({', '.join(modalities)}): {mend}")
     return found
 
 

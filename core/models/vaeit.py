@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -10,15 +11,19 @@ from pydantic import field_validator
 from cellweave.core.errors import SpecError
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result, RoleUse
 from cellweave.core.models.latent_mmd import LatentMmdOptions
+from cellweave.core.models.per_modality import strange_names
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
+    from cellweave.core.study.study import Study
 
 NETWORK, LIKELIHOOD, LATENT, MASKING, BALANCE = "Network", "Likelihood", "Latent space", "Hiding", "Balance of the modalities"
 MMD = "Discrepancy between batches (MMD)"
 Distribution = Literal["nb", "zinb", "bernoulli", "gaussian", "poisson"]
 Normalisation = Literal["log1p", "binary", "none"]
+#: Options that are given by modality.
+TABLES = ("block_units", "mask_units", "distribution", "normalisation", "highest", "lowest", "modality_shares")
 USUAL = ("rna", "adt", "atac")
 #: Units by modality where nothing is said: those of the authors' three-modality tutorial; others are taken as proteins.
 UNITS = {"rna": 256, "adt": 128, "atac": 16}
@@ -201,10 +206,14 @@ class VaeitOptions(LatentMmdOptions):
 
 def _number(text: str, name: str) -> float:
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
         message = f"'{text}' for {name} is not a number"
         raise ValueError(message) from None
+    if not math.isfinite(found):
+        message = f"'{text}' for {name} is not a finite number"
+        raise ValueError(message)
+    return found
 
 
 def _one_of(found: dict[str, str], known: tuple[str, ...], what: str) -> dict[str, str]:
@@ -323,13 +332,30 @@ def check(spec: RunSpec) -> list[str]:
             found.append(f"model.normalisation of {name} is binary, which suits the bernoulli and gaussian likelihoods only")
         if model.distribution_of(name) == "bernoulli" and model.normalisation_of(name) != "binary":
             found.append(f"the likelihood of {name} is bernoulli, so model.normalisation of {name} must be binary")
-    both = sorted({*model.highest} & {*model.lowest})
-    found += [f"model.lowest of {name} is not below model.highest" for name in both if float(model.lowest[name]) >= float(model.highest[name])]
+    found += _bounds(model)
     weights: Mapping[str, float] = spec.loss_weights() if not _unknown(spec) else {}
     pairs = [weights.get(f"{kind}_{name}", 1.0) for kind in ("observed", "hidden") for name in modality_names(spec)]
     if weights and not any(pairs):
         found.append("all weights of the likelihoods are 0, so nothing would be learned")
     return found
+
+
+def _bounds(model: VaeitOptions) -> list[str]:
+    """Return ranges of predicted values that are empty, or that a likelihood of counts has no mean for."""
+    found = []
+    for name in sorted({*model.highest, *model.lowest}):
+        kind = model.distribution_of(name)
+        counts = kind in {"nb", "zinb", "poisson"}
+        if counts and float(model.lowest.get(name, 0)) < 0:
+            found.append(f"model.lowest of {name} is below 0, and the mean of the {kind} likelihood is not: give 0 or more")
+        elif name in model.highest and (counts or name in model.lowest) and float(model.lowest.get(name, 0)) >= float(model.highest[name]):
+            found.append(f"model.lowest of {name} is not below model.highest" + ("" if name in model.lowest else ", because it is 0 where none is given"))
+    return found
+
+
+def check_study(spec: RunSpec, study: Study) -> list[str]:
+    """Return what cannot be honoured with these data: options of modalities that they do not have."""
+    return strange_names(spec.model, TABLES, list(study.modalities))
 
 
 def _unknown(spec: RunSpec) -> bool:
@@ -345,6 +371,7 @@ FAMILY = Family(
     terms=terms,
     network="cellweave.core.models.vaeit_network:build",
     check=check,
+    check_study=check_study,
     modalities="many",
     blocks=True,
     hidden_units=lambda spec: max(spec.model.units_of(name) for name in USUAL),
