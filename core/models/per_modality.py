@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic.fields import FieldInfo
 
 from cellweave.core.errors import SpecError
+from cellweave.core.spec.modalities import modality_kinds
 
 
 def per_modality(info: FieldInfo) -> tuple[Any, FieldInfo]:
@@ -51,14 +52,29 @@ def table_problems(options: Any, fields: Sequence[str], modalities: Sequence[str
 
 
 def strange_names(options: Any, fields: Sequence[str], modalities: Sequence[str]) -> list[str]:
-    """Return a sentence for each table that names modalities which are not there, with the nearest name that is; tables may leave modalities out."""
+    """Return a sentence for each name in a table that is no modality, with the nearest name that is one; tables may leave modalities out.
+
+    What is said of a modality that is known but not among these data is not refused, since presets speak of all that they were made for; the checks before a
+    run warn of it (:func:`unused_names`).
+    """
     found = []
     for field in fields:
         for name in getattr(options, field):
-            if name not in modalities:
+            if name not in modalities and name not in modality_kinds():
                 near = difflib.get_close_matches(name, modalities, n=1, cutoff=0.6)
                 mend = f"the nearest name is '{near[0]}'" if near else "leave it out"
                 found.append(f"model.{field} names '{name}', which is no modality of these data ({', '.join(modalities)}): {mend}")
+    return found
+
+
+def unused_names(options: Any, modalities: Sequence[str]) -> dict[str, list[str]]:
+    """Return which options are said of known modalities that are not there, by modality."""
+    found: dict[str, list[str]] = {}
+    for field in type(options).model_fields:
+        value = getattr(options, field)
+        for name in value if isinstance(value, Mapping) else ():
+            if name in modality_kinds() and name not in modalities:
+                found.setdefault(name, []).append(f"model.{field}")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from pydantic import field_validator
 
@@ -12,7 +12,9 @@ from cellweave.core.errors import SpecError
 from cellweave.core.models.declare import Family, LossTerm, Metric, Result, RoleUse
 from cellweave.core.models.latent_mmd import LatentMmdOptions
 from cellweave.core.models.per_modality import strange_names
+from cellweave.core.nn.distributions import distribution
 from cellweave.core.spec.fields import option
+from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
@@ -29,6 +31,7 @@ USUAL = ("rna", "adt", "atac")
 UNITS = {"rna": 256, "adt": 128, "atac": 16}
 MASK_UNITS = {"rna": 32, "adt": 16, "atac": 2}
 DISTRIBUTIONS: dict[str, Distribution] = {"atac": "bernoulli"}
+_OF_SUPPORT: dict[str, Distribution] = {"counts": "nb", "binary": "bernoulli", "real": "gaussian"}
 
 
 class VaeitOptions(LatentMmdOptions):
@@ -56,14 +59,14 @@ class VaeitOptions(LatentMmdOptions):
     distribution: dict[str, str] = option(
         dict,
         "Likelihood",
-        "Of each modality: nb, zinb, bernoulli, gaussian or poisson. Auto is bernoulli for atac and nb for all others.",
+        "Of each modality: nb, zinb, bernoulli, gaussian or poisson. Auto is bernoulli for atac, what a plug-in declares for its own, and nb for all others.",
         group=LIKELIHOOD,
     )
     normalisation: dict[str, str] = option(
         dict,
         "Values",
         "What becomes of the counts of each modality: log1p (of counts per 10,000 of the cell), binary, or none for values that are normalised already. "
-        "Auto is binary with the Bernoulli likelihood and log1p with all others.",
+        "Auto is binary with the Bernoulli likelihood, none for real numbers that a plug-in declares, and log1p with all others.",
         group=LIKELIHOOD, advanced=True,
     )  # fmt: skip
     highest: dict[str, str] = option(
@@ -177,12 +180,14 @@ class VaeitOptions(LatentMmdOptions):
         return int(self.mask_units.get(modality, MASK_UNITS.get(modality, MASK_UNITS["adt"])))
 
     def distribution_of(self, modality: str) -> Distribution:
-        """Return the likelihood of a modality."""
-        return self.distribution.get(modality, DISTRIBUTIONS.get(modality, "nb"))  # type: ignore[return-value]
+        """Return the likelihood of a modality: as chosen, as its plug-in declares it, or as usual."""
+        return self.distribution.get(modality) or _declared(modality) or DISTRIBUTIONS.get(modality, "nb")  # type: ignore[return-value]
 
     def normalisation_of(self, modality: str) -> Normalisation:
         """Return what becomes of the counts of a modality."""
-        auto = "binary" if self.distribution_of(modality) == "bernoulli" else "log1p"
+        auto: Normalisation = "binary" if self.distribution_of(modality) == "bernoulli" else "log1p"
+        if self.distribution_of(modality) == _declared(modality) == "gaussian":
+            auto = "none"  # a plug-in's real numbers, which may be below 0
         return self.normalisation.get(modality, auto)  # type: ignore[return-value]
 
     def shares_of(self, n_features: Mapping[str, int]) -> dict[str, float]:
@@ -202,6 +207,16 @@ class VaeitOptions(LatentMmdOptions):
             found = {name: 1.0 if self.mask_modality == "uniform" else float(n) for name, n in n_features.items()}
         total = sum(found.values())
         return {name: share / total for name, share in found.items()}
+
+
+def _declared(modality: str) -> Distribution | None:
+    """Return the likelihood that a plug-in declares for its modality, or the one for such values where it is none of ours; None for all others."""
+    kind = modality_kinds().get(modality)
+    if kind is None or modality in USUAL:
+        return None
+    if kind.distribution in get_args(Distribution):
+        return cast(Distribution, kind.distribution)
+    return _OF_SUPPORT[distribution(kind.distribution).support]
 
 
 def _number(text: str, name: str) -> float:
@@ -228,21 +243,21 @@ def modality_names(spec: RunSpec) -> tuple[str, ...]:
     """Return the modalities whose loss terms a spec has.
 
     A spec does not know its study. Once a run has begun it names the place of the counts of every modality, and those are they; before,
-    they are the three usual ones, and what loss weights or options mention.
+    they are the usual ones, those of plug-ins, and what loss weights or options mention.
     """
-    named = dict.fromkeys(spec.data.layers) if spec.data.sha256 and spec.data.layers else dict.fromkeys((*USUAL, *spec.data.layers))
+    named = dict.fromkeys(spec.data.layers) if spec.data.sha256 and spec.data.layers else dict.fromkeys((*modality_kinds(), *spec.data.layers))
     if isinstance(spec.model, VaeitOptions):
         for table in (spec.model.block_units, spec.model.distribution, spec.model.normalisation, spec.model.modality_shares):
             named |= dict.fromkeys(table)
     prefixes = ("observed_", "hidden_", "reverse_")
     mentioned = (name.removeprefix(prefix) for name in spec.losses.weights for prefix in prefixes if name.startswith(prefix))
-    named |= dict.fromkeys(name for name in mentioned if name in USUAL)
+    named |= dict.fromkeys(name for name in mentioned if name in modality_kinds())
     return tuple(named)
 
 
 def shown(modality: str) -> str:
     """Return a modality's name as it is written in labels."""
-    return modality.upper() if modality in USUAL else modality
+    return modality_kind(modality).label
 
 
 def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
@@ -355,7 +370,11 @@ def _bounds(model: VaeitOptions) -> list[str]:
 
 def check_study(spec: RunSpec, study: Study) -> list[str]:
     """Return what cannot be honoured with these data: options of modalities that they do not have."""
-    return strange_names(spec.model, TABLES, list(study.modalities))
+    model, names = spec.model, list(study.modalities)
+    assert isinstance(model, VaeitOptions)
+    absent = [name for name in model.modality_shares if name not in names and name in modality_kinds()]  # their share would be nobody's
+    found = [f"model.modality_shares names '{name}', which is no modality of these data ({', '.join(names)}): leave it out" for name in absent]
+    return found + strange_names(model, TABLES, names)
 
 
 def _unknown(spec: RunSpec) -> bool:

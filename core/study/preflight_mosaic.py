@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from cellweave.core.errors import DataError
+from cellweave.core.models.per_modality import unused_names
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.spec.run import RunSpec
 from cellweave.core.study.blocks import block_labels
@@ -27,11 +28,22 @@ def check_mosaic(spec: RunSpec, study: Study, used: Sequence[Modality]) -> Itera
     if len(used) > 1:
         yield _connected(spec, mosaic)
         yield from _mixed(spec, mosaic)
+    yield from _unused_options(spec, study)
     yield from _held_out(used)
     for modality in used:
         if spec.family.blocks:
             yield from _blocks(spec, modality)
         yield from _masks(study, modality)
+
+
+def _unused_options(spec: RunSpec, study: Study) -> Iterator[Check]:
+    """Warn of options of modalities that the data lack; a run that maps onto a reference takes over those of all its modalities."""
+    if spec.reference is not None or spec.family.check_study(spec, study):
+        return
+    names = list(study.modalities)
+    for name, fields in unused_names(spec.model, names).items():
+        text = f"{and_list(fields)} {'speaks' if len(fields) == 1 else 'speak'} of {name}, which these data do not have (they have {and_list(names)})."
+        yield Check("options-unused", Level.WARN, f"Options of {name} are not used", text, where=fields[0])
 
 
 def _connected(spec: RunSpec, mosaic: Mosaic) -> Check:

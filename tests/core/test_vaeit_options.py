@@ -6,7 +6,8 @@ import pytest
 from mosaic_toy import mosaic_study
 
 from cellweave.core.errors import SpecError
-from cellweave.core.spec import RunSpec
+from cellweave.core.spec import RunSpec, modalities
+from cellweave.core.spec.modalities import ModalityKind
 from cellweave.core.study.checks import Level
 from cellweave.core.study.preflight_data import check_data
 
@@ -61,8 +62,38 @@ def test_an_option_of_a_modality_that_the_data_lack_is_said_before_the_run(kind:
     assert text.endswith("leave it out.")
 
 
-def test_what_is_mapped_onto_a_reference_need_not_have_all_its_modalities() -> None:
+@pytest.mark.parametrize("kind", ["vaeit", "midas"])
+def test_a_known_modality_that_the_data_lack_is_warned_of(kind: str) -> None:
+    """Presets speak of atac and are used on data without it; what is mapped onto a reference need not have all its modalities."""
     study = mosaic_study({("a", ("rna",)): 40, ("b", ("rna", "adt")): 40})
-    spec = spec_of("midas", distribution={"atac": "poisson"})
-    assert spec.family.check_study(spec, study)
-    assert spec.family.check_study(spec.with_changes({"reference": "somewhere"}), study) == []
+    spec = spec_of(kind, distribution={"atac": "poisson", "rna": "nb"})
+
+    def warned(spec: RunSpec) -> list[tuple[Level, str]]:
+        return [(check.level, check.text) for check in check_data(spec, study) if check.id == "options-unused"]
+
+    assert warned(spec) == [(Level.WARN, "model.distribution speaks of atac, which these data do not have (they have rna and adt).")]
+    assert not [check for check in check_data(spec, study) if check.id == "model-data"]
+    assert warned(spec.with_changes({"reference": "somewhere"})) == [] == warned(spec_of(kind, distribution={"rna": "nb"}))
+
+
+def test_a_share_of_a_modality_that_the_data_lack_is_refused() -> None:
+    study = mosaic_study({("a", ("rna",)): 40, ("b", ("rna", "adt")): 40})
+    spec = spec_of("vaeit", modality_shares={"rna": "0.5", "atac": "0.5"})
+    (text,) = [check.text for check in check_data(spec, study) if check.id == "model-data"]
+    assert text == "model.modality_shares names 'atac', which is no modality of these data (rna, adt): leave it out."
+
+
+def test_a_modality_of_a_plug_in_has_its_likelihood_and_its_loss_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modalities, "_KINDS", dict(modalities._KINDS))
+    modalities.register_modality(ModalityKind("histone", "H3K27me3", distribution="bernoulli"))
+    modalities.register_modality(ModalityKind("signal", "Signal", distribution="gaussian", encoder_transform="none"))
+    spec = spec_of("vaeit")
+    assert (spec.model.distribution_of("histone"), spec.model.normalisation_of("histone")) == ("bernoulli", "binary")
+    assert (spec.model.distribution_of("signal"), spec.model.normalisation_of("signal")) == ("gaussian", "none")
+    usual = [(spec.model.distribution_of(name), spec.model.normalisation_of(name)) for name in ("rna", "adt", "atac", "unheard")]
+    assert usual == [("nb", "log1p"), ("nb", "log1p"), ("bernoulli", "binary"), ("nb", "log1p")]
+    chosen = spec_of("vaeit", distribution={"histone": "poisson"})
+    assert (chosen.model.distribution_of("histone"), chosen.model.normalisation_of("histone")) == ("poisson", "log1p")
+    labels = {term.name: term.label for term in spec.terms()}
+    assert labels["observed_histone"] == "H3K27me3 seen" and labels["hidden_signal"] == "Signal hidden" and labels["observed_rna"] == "RNA seen"
+    assert spec.with_changes({"losses.weights": {"hidden_histone": 2.0}}).loss_weights()["hidden_histone"] == 2.0
