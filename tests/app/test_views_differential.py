@@ -125,7 +125,9 @@ def test_vanilla_and_pseudobulk_show_their_own_options_and_columns(qtbot, view):
     there = find_spec("pydeseq2") is not None
     assert ("column of the samples" if there else "pip install 'cellweave[pseudobulk]'") in view.problem.text()
     view._changed({"sample": ("sample",)})
-    assert view.start.isEnabled()
+    assert view.start.isEnabled() == there
+    if not there:
+        return
     kept = compared(qtbot, view)
     assert kept.method == "pseudobulk"
     assert "p_adjusted" in [column.name for column in view.table.table.columns]
