@@ -163,10 +163,8 @@ class MetricsView(RunView):
         self.work(work, lambda found: self._take(results, *found))
 
     def _take(self, results: RunResults, rows: list[Measured], columns: list[str], tree: dict[str, Any] | None) -> None:
-        from cellweave.core.analysis.pipeline import scored_columns
-
         self.rows = rows
-        used = (tree or {}).get("columns") or scored_columns(results.spec)
+        used = (tree or {}).get("columns") or results.spec.covariates.scored()
         for box, role in ((self.batch, "batch"), (self.labels, "labels")):
             box.clear()
             box.addItem(NONE, None)

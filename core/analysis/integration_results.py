@@ -205,7 +205,6 @@ def measure_run_task(arguments: Mapping[str, Any], progress: Progress) -> dict[s
     ``batch``, ``labels``, ``names``, ``limit`` and ``seed`` are those of the spec where they are not given; with ``chosen`` a
     column that is not given is none. A column may be one of the input file; the baseline is computed where the run has none.
     """
-    from cellweave.core.analysis.pipeline import scored_columns
     from cellweave.core.export.run_data import RunData
 
     run = RunData(Path(arguments["run"]))
@@ -213,7 +212,7 @@ def measure_run_task(arguments: Mapping[str, Any], progress: Progress) -> dict[s
     if status.state.active and not status.lost:
         raise CellweaveError(f"The run '{run.name}' is still going on ({status.state.value}).", "Its metrics are computed when it is finished.")
     results, analysis = run.folder.results, run.spec.analysis
-    columns = scored_columns(run.spec)
+    columns = run.spec.covariates.scored()
     chosen = {role: arguments.get(role) for role in ("batch", "labels")}
     if not arguments.get("chosen"):
         chosen["batch"] = chosen["batch"] or analysis.integration_batch or columns.get("batch")

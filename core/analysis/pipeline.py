@@ -6,9 +6,7 @@ still true, and a stage that fails is reported without taking the others with it
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import shutil
 import zlib
 from collections.abc import Callable
@@ -21,24 +19,21 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cellweave.core.analysis.arrays import load_array, save_array, save_csr
+from cellweave.core.analysis.cached_stages import CachedStages, Emit, digest, sum_of_counts, sum_of_file
 from cellweave.core.analysis.integration import BASELINE
 from cellweave.core.analysis.integration_results import FEWEST, JSON_NAME, latent_files, load, metric_rows, store
-from cellweave.core.analysis.jobs import ProcessDied, Runner
-from cellweave.core.errors import Cancelled, CellweaveError, DataError
+from cellweave.core.analysis.jobs import Runner
+from cellweave.core.errors import CellweaveError, DataError
 from cellweave.core.files import sha256_of, write_atomic, write_json_atomic
-from cellweave.core.runs.events import Event, Metric, Progress, ResultReady, Warned
+from cellweave.core.runs.events import Metric, Warned
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.modalities import modality_kind
 
-LOG = logging.getLogger("cellweave.analysis")
-#: Bumped where a stage computes something else from the same input, so that older results are computed anew.
-VERSION = 1
 #: Up to this many cells the layout is computed in one thread, so that the same seed gives the same picture.
 REPRODUCIBLE_UP_TO = 200_000
 #: Points of the picture of all modalities together; a sample of the cells where there are more.
 MOST_LAID_OUT = 60_000
-STAMPS, WORK = "analysis.json", ".analysis"
-Emit = Callable[[Event], None]
+WORK = ".analysis"
 
 
 def analyse(
@@ -89,13 +84,6 @@ def analyse(
     _Pipeline(spec, results, obs, counts, runner, emit, cancelled, modality, measured).run()
 
 
-def scored_columns(spec: RunSpec) -> dict[str, str]:
-    """Return the obs columns that are scored, by what they are: ``batch`` (or the library or data set in its place) and ``labels``."""
-    covariates = spec.covariates
-    columns = {"batch": covariates.batch or covariates.library or covariates.dataset, "labels": covariates.labels}
-    return {role: column for role, column in columns.items() if column}
-
-
 def modality_latents(results: Path) -> dict[str, Path]:
     """Return the latents that single modalities give, by modality in the order of their names; none where the model has no such."""
     return {path.stem.removeprefix("c_"): path for path in sorted(results.glob("c_*.npy"))}
@@ -116,7 +104,7 @@ class _Pipeline:
     ) -> None:
         self.modality, self.measured = modality, None if measured is None or measured.all() else measured
         self.spec, self.results, self.obs, self.counts = spec, results, obs, counts
-        self.runner, self.emit, self.cancelled = runner, emit, cancelled
+        self.emit, self.stages = emit, CachedStages(results, runner, emit, cancelled)
         self.latent = results / "latent.npy"
         self.work = results / WORK
         self.latent_sum = ""
@@ -132,24 +120,24 @@ class _Pipeline:
         self.latent_sum = sha256_of(self.latent)
         self.work.mkdir(exist_ok=True)
         if analysis.umap:
-            self._stage("umap", "UMAP", self._graph_key() | {"min_dist": analysis.min_dist, "epochs": analysis.umap_epochs}, "umap.npy", self._umap)
+            self.stages.stage("umap", "UMAP", self._graph_key() | {"min_dist": analysis.min_dist, "epochs": analysis.umap_epochs}, "umap.npy", self._umap)
         if analysis.clusters:
-            self._stage("clusters", "Clusters", self._graph_key() | {"resolution": analysis.resolution}, "clusters.csv", self._clusters)
+            self.stages.stage("clusters", "Clusters", self._graph_key() | {"resolution": analysis.resolution}, "clusters.csv", self._clusters)
         has_baseline = False
         n_latent = int(np.isfinite(load_array(self.latent, mapped=True)).all(axis=1).sum())
         measured = self._measured_columns() if analysis.scores and analysis.integration and n_latent >= FEWEST else {}
         if self.counts is not None and (analysis.baseline or analysis.baseline_umap or measured):
-            key = {"counts": _sum_of_counts(self.counts), "seed": self.spec.training.seed}
+            key = {"counts": sum_of_counts(self.counts), "seed": self.spec.training.seed}
             if self.measured is not None:
                 key["measured"] = zlib.crc32(self.measured.tobytes())
-            has_baseline = self._stage("baseline", "Baseline", key, "baseline_pca.npy", self._baseline)
-        if analysis.scores and scored_columns(self.spec):
+            has_baseline = self.stages.stage("baseline", "Baseline", key, "baseline_pca.npy", self._baseline)
+        if analysis.scores and self.spec.covariates.scored():
             self._scores(has_baseline and analysis.baseline)
         if measured:
             self._integration(measured, with_baseline=has_baseline)
         if has_baseline and analysis.baseline_umap:
             key = {"baseline": sha256_of(self.results / "baseline_pca.npy"), **self._layout_options()}
-            self._stage("baseline_umap", "UMAP of the baseline", key, "baseline_umap.npy", self._baseline_umap)
+            self.stages.stage("baseline_umap", "UMAP of the baseline", key, "baseline_umap.npy", self._baseline_umap)
         if analysis.alignment:
             self._modalities()
         if self.spec.reference is not None:
@@ -161,12 +149,12 @@ class _Pipeline:
     # ------------------------------------------------------------------ stages
 
     def _umap(self, out: Path) -> None:
-        self._do("umap", "UMAP", latent=self.latent, graph=self._graph(), out=out, **self._layout_options())
+        self.stages.do("umap", "UMAP", latent=self.latent, graph=self._graph(), out=out, **self._layout_options())
 
     def _clusters(self, out: Path) -> None:
         codes = self.work / "leiden.npy"
         arguments = {"resolution": self.spec.analysis.resolution, "seed": self.spec.training.seed}
-        self._do("leiden", "Clusters", latent=self.latent, graph=self._graph(), out=codes, **arguments)
+        self.stages.do("leiden", "Clusters", latent=self.latent, graph=self._graph(), out=codes, **arguments)
         found = np.asarray(load_array(codes))
         table = pd.DataFrame({"name": self.obs.index, "leiden": pd.array(found, dtype="Int32")})
         table.loc[found < 0, "leiden"] = pd.NA
@@ -180,7 +168,7 @@ class _Pipeline:
             raise DataError(f"{self.modality_label} was measured in {len(rows)} cells, too few for a baseline.", "Switch the baseline off.")
         save_csr(counts, self.counts if rows is None else sparse.csr_matrix(self.counts[rows]))
         try:
-            self._do("pca", "Baseline", counts=counts, out=out, seed=self.spec.training.seed)
+            self.stages.do("pca", "Baseline", counts=counts, out=out, seed=self.spec.training.seed)
         finally:
             counts.unlink(missing_ok=True)
         if rows is not None:
@@ -201,11 +189,11 @@ class _Pipeline:
         return modality_kind(self.modality).label
 
     def _baseline_umap(self, out: Path) -> None:
-        self._do("umap", "UMAP of the baseline", latent=self.results / "baseline_pca.npy", out=out, **self._layout_options())
+        self.stages.do("umap", "UMAP of the baseline", latent=self.results / "baseline_pca.npy", out=out, **self._layout_options())
 
     def _scores(self, with_baseline: bool) -> None:
         k, seed = self.spec.analysis.score_neighbors, self.spec.training.seed
-        columns = {role: _codes(self.obs[column]) for role, column in scored_columns(self.spec).items() if column in self.obs}
+        columns = {role: _codes(self.obs[column]) for role, column in self.spec.covariates.scored().items() if column in self.obs}
         baseline = self.results / "baseline_pca.npy" if with_baseline else None
         key = {
             "latent": self.latent_sum,
@@ -221,17 +209,17 @@ class _Pipeline:
                 path = self.work / f"{role}.npy"
                 save_array(path, codes)
                 arguments[role] = {"codes": str(path), "levels": levels}
-            found = self._do("scores", "Scores", latent=self.latent, baseline=baseline, k=k, seed=seed, **arguments)
-            write_json_atomic(out, {**found, "columns": scored_columns(self.spec)})
+            found = self.stages.do("scores", "Scores", latent=self.latent, baseline=baseline, k=k, seed=seed, **arguments)
+            write_json_atomic(out, {**found, "columns": self.spec.covariates.scored()})
 
-        if self._stage("scores", "Scores", key, "scores.json", compute):
+        if self.stages.stage("scores", "Scores", key, "scores.json", compute):
             # Also where the scores were there already: whoever continues a run has begun a new list of metrics.
             for row in json.loads((self.results / "scores.json").read_text(encoding="utf-8"))["scores"]:
                 self.emit(Metric(**row))
 
     def _measured_columns(self) -> dict[str, str]:
         """Return the columns that the integration metrics look at, by role."""
-        analysis, columns = self.spec.analysis, scored_columns(self.spec)
+        analysis, columns = self.spec.analysis, self.spec.covariates.scored()
         chosen = {"batch": analysis.integration_batch or columns.get("batch"), "labels": analysis.integration_labels or columns.get("labels")}
         for column in chosen.values():
             if column and column not in self.obs:
@@ -255,13 +243,13 @@ class _Pipeline:
             for role, (codes, _) in coded.items():
                 save_array(self.work / f"{role}.npy", codes)
                 arguments[role] = self.work / f"{role}.npy"
-            found = self._do(
+            found = self.stages.do(
                 "integration", "Integration metrics", embeddings={name: str(path) for name, path in embeddings.items()},
                 names=list(analysis.integration_metrics), limit=analysis.integration_cells, seed=seed, **arguments,
             )  # fmt: skip
             store(out.parent, found, columns, analysis.integration_metrics)
 
-        if self._stage("integration", "Integration metrics", key, JSON_NAME, compute):
+        if self.stages.stage("integration", "Integration metrics", key, JSON_NAME, compute):
             tree = load(self.results)
             for row in metric_rows(tree) if tree else ():
                 self.emit(Metric(**row))
@@ -271,7 +259,7 @@ class _Pipeline:
         latents = modality_latents(self.results)
         if not latents:
             return
-        label = scored_columns(self.spec).get("labels")
+        label = self.spec.covariates.scored().get("labels")
         coded = _codes(self.obs[label]) if label and label in self.obs else None
         sums = {name: sha256_of(path) for name, path in latents.items()}
         key: dict[str, Any] = {"latents": sums, "labels": None if coded is None else zlib.crc32(coded[0].tobytes()), "seed": self.spec.training.seed}
@@ -281,14 +269,14 @@ class _Pipeline:
             if codes is not None and coded is not None:
                 save_array(codes, coded[0])
             paths = {name: str(path) for name, path in latents.items()}
-            found = self._do("alignment", "Alignment of modalities", latents=paths, codes=codes, seed=self.spec.training.seed)
+            found = self.stages.do("alignment", "Alignment of modalities", latents=paths, codes=codes, seed=self.spec.training.seed)
             write_json_atomic(out, {**found, "labels": label if coded is not None else None})
 
         if len(latents) > 1:
-            self._stage("alignment", "Alignment of modalities", key, "alignment.json", judge)
+            self.stages.stage("alignment", "Alignment of modalities", key, "alignment.json", judge)
         if self.spec.analysis.umap:
             layout_key = {"latents": sums, "joint": self.latent_sum, **self._layout_options()}
-            self._stage("modality_umap", "UMAP of the modalities", layout_key, "modality_umap.npy", lambda out: self._modality_umap(out, latents))
+            self.stages.stage("modality_umap", "UMAP of the modalities", layout_key, "modality_umap.npy", lambda out: self._modality_umap(out, latents))
 
     def _modality_umap(self, out: Path, latents: dict[str, Path]) -> None:
         """Lay out joint and single latents in one picture: ``(1 + n_modalities, n_cells, 2)``, the joint first, NaN where there is none."""
@@ -299,7 +287,7 @@ class _Pipeline:
             chosen = np.sort(np.random.default_rng([self.spec.training.seed, 29]).choice(self.n_cells, most, replace=False))
         stacked, placed = self.work / "modalities.npy", self.work / "modality_layout.npy"
         save_array(stacked, np.concatenate([part[chosen] for part in parts]))
-        self._do("umap", "UMAP of the modalities", latent=stacked, out=placed, **self._layout_options())
+        self.stages.do("umap", "UMAP of the modalities", latent=stacked, out=placed, **self._layout_options())
         layout = np.full((len(parts), self.n_cells, 2), np.nan, dtype=np.float32)
         layout[:, chosen] = np.asarray(load_array(placed)).reshape(len(parts), len(chosen), 2)
         save_array(out, layout)
@@ -323,7 +311,7 @@ class _Pipeline:
         told = joint.transferred(reference, latent)
         if told is not None:
             table = pd.concat([pd.DataFrame({"name": self.obs.index}), told], axis=1)
-            self._stage("transferred_labels", "Labels of the reference", key, joint.LABELS, lambda out: joint.save_table(out, table))
+            self.stages.stage("transferred_labels", "Labels of the reference", key, joint.LABELS, lambda out: joint.save_table(out, table))
         if not self.spec.analysis.umap:
             return
 
@@ -332,11 +320,11 @@ class _Pipeline:
             cells = pd.read_csv(self.results / "cells.csv", dtype=str, keep_default_na=False, na_values=[""])
             stacked, placed = self.work / "joint.npy", self.work / "joint_layout.npy"
             save_array(stacked, np.concatenate([latent[rows], shown.latent]))
-            self._do("umap", "UMAP with the reference", latent=stacked, out=placed, **self._layout_options())
+            self.stages.do("umap", "UMAP with the reference", latent=stacked, out=placed, **self._layout_options())
             joint.save_table(self.results / joint.CELLS, joint.joint_table(cells, rows, shown, told))
             save_array(out, np.asarray(load_array(placed)))
 
-        self._stage("joint_umap", "UMAP with the reference", {**key, **self._layout_options()}, joint.LAYOUT, lay_out)
+        self.stages.stage("joint_umap", "UMAP with the reference", {**key, **self._layout_options()}, joint.LAYOUT, lay_out)
 
     def _neighbourhood(self, has_baseline: bool) -> None:
         covariates, analysis = self.spec.covariates, self.spec.analysis
@@ -344,18 +332,17 @@ class _Pipeline:
             "latent": self.latent_sum,
             "baseline": sha256_of(self.results / "baseline_pca.npy") if has_baseline else None,
             "k": analysis.neighbourhood_neighbors,
-            "markers": _sum_of_file(analysis.marker_file),
+            "markers": sum_of_file(analysis.marker_file),
             "columns": [covariates.library or covariates.batch, covariates.dataset, list(covariates.technical), covariates.labels],
             "seed": self.spec.training.seed,
         }
         # The process reads the study itself: it needs the symbols and all the columns, and works on the run folder alone, as it does later.
-        self._stage(
-            "neighbourhood", "Neighbourhood diagnostics", key, "neighbourhood.json",
-            self._diagnose_neighbours,
+        self.stages.stage(
+            "neighbourhood", "Neighbourhood diagnostics", key, "neighbourhood.json", self._diagnose_neighbours,
         )  # fmt: skip
 
     def _diagnose_neighbours(self, out: Path) -> None:
-        self._do("neighbourhood", "Neighbourhood diagnostics", run=self.results.parent)
+        self.stages.do("neighbourhood", "Neighbourhood diagnostics", run=self.results.parent)
 
     # ------------------------------------------------------------------ what several stages stand on
 
@@ -364,19 +351,19 @@ class _Pipeline:
         path = self.work / "neighbours.npz"
         analysis = self.spec.analysis
         k = max(analysis.n_neighbors - 1, analysis.score_neighbors if analysis.scores else 0)
-        key = _digest({"latent": self.latent_sum, "k": k, "seed": self.spec.training.seed})
-        if not path.exists() or self._stamps().get("neighbours") != key:
-            self._do("neighbours", "Neighbours", latent=self.latent, k=k, seed=self.spec.training.seed, out=path)
-            self._stamp("neighbours", key)
+        key = digest({"latent": self.latent_sum, "k": k, "seed": self.spec.training.seed})
+        if not self.stages.is_done("neighbours", path, key):
+            self.stages.do("neighbours", "Neighbours", latent=self.latent, k=k, seed=self.spec.training.seed, out=path)
+            self.stages.stamp("neighbours", key)
         return path
 
     def _graph(self) -> Path:
         """Return the file of the graph that the UMAP and the clusters share."""
         path = self.work / "graph.npz"
-        key = _digest(self._graph_key())
-        if not path.exists() or self._stamps().get("graph") != key:
-            self._do("graph", "Neighbours", neighbours=self._neighbours(), n_neighbors=self.spec.analysis.n_neighbors, out=path)
-            self._stamp("graph", key)
+        key = digest(self._graph_key())
+        if not self.stages.is_done("graph", path, key):
+            self.stages.do("graph", "Neighbours", neighbours=self._neighbours(), n_neighbors=self.spec.analysis.n_neighbors, out=path)
+            self.stages.stamp("graph", key)
         return path
 
     def _graph_key(self) -> dict[str, Any]:
@@ -390,80 +377,6 @@ class _Pipeline:
             "n_epochs": analysis.umap_epochs,
             "seed": self.spec.training.seed if self.n_cells <= REPRODUCIBLE_UP_TO else None,
         }
-
-    # ------------------------------------------------------------------ how a stage is done
-
-    def _stage(self, name: str, title: str, key: dict[str, Any], file: str, compute: Callable[[Path], None]) -> bool:
-        """Do a stage unless it is done; return whether its result is there and true."""
-        if self.cancelled():
-            raise Cancelled
-        out, stamp = self.results / file, _digest(key)
-        if out.exists() and self._stamps().get(name) == stamp:
-            self.emit(ResultReady(name=name, path=str(out)))
-            return True
-        out.unlink(missing_ok=True)  # what is there belongs to another latent or other settings
-        self.emit(Progress(phase=title, fraction=None))
-        try:
-            compute(out)
-            self._stamp(name, stamp)
-        except CellweaveError as error:
-            LOG.warning("%s: %s\n%s", title, error, getattr(error, "details", ""))
-            self.emit(Warned(text=f"{title}: {error.cause}", mend=error.mend))
-            return False
-        except Cancelled:
-            raise
-        except OSError as error:
-            LOG.warning("%s", title, exc_info=True)
-            self.emit(
-                Warned(text=f"{title} was not written: {error.strerror or error}.", mend="Free some space and compute the results again.")
-            )
-            return False
-        except Exception as error:
-            LOG.warning("%s", title, exc_info=True)
-            self.emit(Warned(text=f"{title} failed: {type(error).__name__}: {error}.", mend="The details are in log.txt of the run folder."))
-            return False
-        self.emit(Progress(phase=title, fraction=1.0))
-        self.emit(ResultReady(name=name, path=str(out)))
-        return True
-
-    def _do(self, task: str, phase: str, **arguments: Any) -> dict[str, Any]:
-        """Do one task; where the process was lost under it, once more."""
-
-        def progress(fraction: float | None, text: str) -> None:
-            self.emit(Progress(phase=phase, fraction=fraction, text=text))
-
-        plain = {name: str(value) if isinstance(value, Path) else value for name, value in arguments.items()}
-        try:
-            return self.runner.run(task, progress=progress, cancelled=self.cancelled, **plain)
-        except ProcessDied as error:
-            self.emit(Warned(text=error.cause, mend="It was started again and the step is repeated."))
-            return self.runner.run(task, progress=progress, cancelled=self.cancelled, **plain)
-
-    def _stamps(self) -> dict[str, str]:
-        try:
-            tree = json.loads((self.results / STAMPS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return {str(name): str(stamp) for name, stamp in tree.items()} if isinstance(tree, dict) else {}
-
-    def _stamp(self, name: str, stamp: str) -> None:
-        write_json_atomic(self.results / STAMPS, self._stamps() | {name: stamp})
-
-
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([VERSION, key], sort_keys=True).encode()).hexdigest()
-
-
-def _sum_of_file(name: str | None) -> str | None:
-    """Return the check sum of a file that the spec names; where it is not there, its name: the stage itself says what is wrong."""
-    path = Path(name).expanduser() if name else None
-    return name if path is None or not path.is_file() else sha256_of(path)
-
-
-def _sum_of_counts(counts: sparse.csr_matrix) -> list[Any]:
-    """Return what tells one matrix of counts from another, in one pass."""
-    sums = [zlib.crc32(np.ascontiguousarray(part).data) for part in (counts.indptr, counts.indices, counts.data)]
-    return [list(counts.shape), *sums]
 
 
 def _codes(column: pd.Series) -> tuple[np.ndarray, list[str]]:

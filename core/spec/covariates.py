@@ -64,6 +64,11 @@ class CovariateSpec(Frozen):
                 found[role] = columns
         return found
 
+    def scored(self) -> dict[str, str]:
+        """Return the columns that results are scored by: ``batch`` (or the library or data set in its place) and ``labels``, where chosen."""
+        columns = {"batch": self.batch or self.library or self.dataset, "labels": self.labels}
+        return {role: column for role, column in columns.items() if column}
+
     def columns(self) -> tuple[str, ...]:
         """Return every obs column that has a role, each once, in the order of the roles."""
         return tuple(dict.fromkeys(column for columns in self.assigned().values() for column in columns))
