@@ -68,6 +68,7 @@ def compute(path: Path, options: AnalysisSpec, runner: Any, report: Any) -> list
     from cellweave.core.export.run_data import RunData
     from cellweave.core.runs.journal import Journal
     from cellweave.core.study import load_study
+    from cellweave.core.training.data import prepare
 
     run = RunData(path)
     spec = run.spec.model_copy(update={"analysis": options})
@@ -85,7 +86,7 @@ def compute(path: Path, options: AnalysisSpec, runner: Any, report: Any) -> list
     run.folder.metrics_file.unlink(missing_ok=True)
     run.folder.write_spec(spec)
     analyse(
-        spec, run.folder.results, obs=study.obs, counts=study.main_modality(spec.data.modality).counts, runner=runner,
+        spec, run.folder.results, obs=study.obs, modality=prepare(spec, study).main_modality, runner=runner,
         emit=journal.emit, cancelled=lambda: report.cancelled,
     )  # fmt: skip
     return warnings

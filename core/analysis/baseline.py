@@ -6,6 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cellweave.core.errors import DataError
+from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.study.study import Modality
+
 
 def log_normalised(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Scale every cell to the median total count and take ``log(1 + x)``; cells without counts stay empty.
@@ -58,3 +62,25 @@ def baseline_pca(counts: sparse.csr_matrix, *, n_components: int = 30, seed: int
         model = PCA(n_components, svd_solver="arpack", random_state=seed)
         scores = model.fit_transform(matrix)
     return np.asarray(scores, dtype=np.float32)
+
+
+def measured_rows(modality: Modality) -> NDArray[np.int64]:
+    """Return the cells of a study that a baseline of ``modality`` can be of, ``(n_measured,)``; a cell that was not measured is none without counts.
+
+    Raises
+    ------
+    DataError
+        Where it was measured in fewer than three cells of a study that has more.
+    """
+    rows = np.flatnonzero(modality.measured)
+    if len(rows) < min(3, len(modality.measured)):
+        label = modality_kind(modality.name).label
+        raise DataError(f"{label} was measured in {len(rows)} cells, too few for a baseline.", "Switch the baseline off.")
+    return rows
+
+
+def over_all_cells(values: NDArray[np.float32], rows: NDArray[np.int64], n_cells: int) -> NDArray[np.float32]:
+    """Return the rows of some cells in study order, ``(n_cells, n_columns)``, NaN for the others."""
+    wide = np.full((n_cells, values.shape[1]), np.nan, dtype=np.float32)
+    wide[rows] = values
+    return wide

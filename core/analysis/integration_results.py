@@ -250,7 +250,9 @@ def _codes_of(run: Any, column: str) -> NDArray[np.int64]:
 
 
 def _compute_baseline(run: Any, out: Path, progress: Progress) -> None:
-    from cellweave.core.analysis.baseline import baseline_pca
+    from scipy import sparse
+
+    from cellweave.core.analysis.baseline import baseline_pca, measured_rows, over_all_cells
     from cellweave.core.study import load_study
     from cellweave.core.training.data import prepare
 
@@ -259,10 +261,12 @@ def _compute_baseline(run: Any, out: Path, progress: Progress) -> None:
         progress(0.02 + 0.02 * (fraction or 0.0), text or "reading the counts")
 
     study = load_study(run.spec.data, progress=tell)
-    counts = prepare(run.spec, study).modalities[0].counts
-    if counts.shape[0] != len(run.cells):
+    modality = prepare(run.spec, study).main_modality
+    n_cells = modality.counts.shape[0]
+    if n_cells != len(run.cells):
         raise DataError(
-            f"The input has {counts.shape[0]:,} cells now and the run {len(run.cells):,}, so the baseline cannot be computed.", "Put the original file back."
+            f"The input has {n_cells:,} cells now and the run {len(run.cells):,}, so the baseline cannot be computed.", "Put the original file back."
         )
     progress(0.05, "principal components of the log-normalised counts")
-    save_array(out, baseline_pca(counts, seed=run.spec.training.seed))
+    rows = measured_rows(modality)
+    save_array(out, over_all_cells(baseline_pca(sparse.csr_matrix(modality.counts[rows]), seed=run.spec.training.seed), rows, n_cells))

@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from scipy import sparse
 
 from cellweave.core.analysis.arrays import load_array, save_array, save_csr
+from cellweave.core.analysis.baseline import measured_rows, over_all_cells
 from cellweave.core.analysis.cached_stages import CachedStages, Emit, digest, sum_of_counts, sum_of_file
 from cellweave.core.analysis.integration import BASELINE
 from cellweave.core.analysis.integration_results import FEWEST, JSON_NAME, latent_files, load, metric_rows, store
 from cellweave.core.analysis.jobs import Runner
-from cellweave.core.errors import CellweaveError, DataError
+from cellweave.core.errors import CellweaveError
 from cellweave.core.files import sha256_of, write_atomic, write_json_atomic
 from cellweave.core.runs.events import Metric, Warned
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.study.study import Modality
 
 #: Up to this many cells the layout is computed in one thread, so that the same seed gives the same picture.
 REPRODUCIBLE_UP_TO = 200_000
@@ -41,12 +42,10 @@ def analyse(
     results: Path,
     *,
     obs: pd.DataFrame,
-    counts: sparse.csr_matrix | None,
+    modality: Modality | None,
     runner: Runner | None,
     emit: Emit,
     cancelled: Callable[[], bool] = lambda: False,
-    modality: str = "",
-    measured: NDArray[np.bool_] | None = None,
 ) -> None:
     """Compute what ``spec.analysis`` asks for.
 
@@ -59,18 +58,15 @@ def analyse(
         ``clusters.csv``, ``baseline_pca.npy``, ``baseline_umap.npy``, ``scores.json``, ``integration.json`` and ``integration.csv``.
     obs
         The cells of the study, in the order of the latent.
-    counts
-        Raw counts the baseline is computed from, ``(n_cells, n_features)``; None leaves the baseline out.
+    modality
+        What the baseline is computed from (``TrainingData.main_modality``): its counts are ``(n_cells, n_features)``, and cells in which
+        it was not measured have no baseline (NaN). None leaves the baseline out.
     runner
         Who does the work: the warm process of the window, or None for this process.
     emit
         Takes progress, results, metrics and warnings.
     cancelled
         Asked often; where it says yes, ``Cancelled`` is raised and finished stages stay.
-    modality
-        Which modality ``counts`` are of.
-    measured
-        Cells in which it was measured, ``(n_cells,)``; the others have no baseline (NaN). None for all.
 
     Raises
     ------
@@ -81,7 +77,7 @@ def analyse(
         from cellweave.core.analysis.inprocess import InProcess
 
         runner = InProcess()
-    _Pipeline(spec, results, obs, counts, runner, emit, cancelled, modality, measured).run()
+    _Pipeline(spec, results, obs, modality, runner, emit, cancelled).run()
 
 
 def modality_latents(results: Path) -> dict[str, Path]:
@@ -95,15 +91,12 @@ class _Pipeline:
         spec: RunSpec,
         results: Path,
         obs: pd.DataFrame,
-        counts: sparse.csr_matrix | None,
+        modality: Modality | None,
         runner: Runner,
         emit: Emit,
         cancelled: Callable[[], bool],
-        modality: str = "",
-        measured: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.modality, self.measured = modality, None if measured is None or measured.all() else measured
-        self.spec, self.results, self.obs, self.counts = spec, results, obs, counts
+        self.spec, self.results, self.obs, self.modality = spec, results, obs, modality
         self.emit, self.stages = emit, CachedStages(results, runner, emit, cancelled)
         self.latent = results / "latent.npy"
         self.work = results / WORK
@@ -126,10 +119,10 @@ class _Pipeline:
         has_baseline = False
         n_latent = int(np.isfinite(load_array(self.latent, mapped=True)).all(axis=1).sum())
         measured = self._measured_columns() if analysis.scores and analysis.integration and n_latent >= FEWEST else {}
-        if self.counts is not None and (analysis.baseline or analysis.baseline_umap or measured):
-            key = {"counts": sum_of_counts(self.counts), "seed": self.spec.training.seed}
-            if self.measured is not None:
-                key["measured"] = zlib.crc32(self.measured.tobytes())
+        if self.modality is not None and (analysis.baseline or analysis.baseline_umap or measured):
+            key = {"counts": sum_of_counts(self.modality.counts), "seed": self.spec.training.seed}
+            if not self.modality.measured.all():
+                key["measured"] = zlib.crc32(self.modality.measured.tobytes())
             has_baseline = self.stages.stage("baseline", "Baseline", key, "baseline_pca.npy", self._baseline)
         if analysis.scores and self.spec.covariates.scored():
             self._scores(has_baseline and analysis.baseline)
@@ -161,32 +154,23 @@ class _Pipeline:
         write_atomic(out, lambda temporary: table.to_csv(temporary, index=False))
 
     def _baseline(self, out: Path) -> None:
-        assert self.counts is not None
+        modality = self.modality
+        assert modality is not None
+        label, rows = modality_kind(modality.name).label, measured_rows(modality)
         counts = self.work / "counts.npz"
-        rows = None if self.measured is None else np.flatnonzero(self.measured)
-        if rows is not None and len(rows) < 3:
-            raise DataError(f"{self.modality_label} was measured in {len(rows)} cells, too few for a baseline.", "Switch the baseline off.")
-        save_csr(counts, self.counts if rows is None else sparse.csr_matrix(self.counts[rows]))
+        save_csr(counts, modality.counts if len(rows) == self.n_cells else sparse.csr_matrix(modality.counts[rows]))
         try:
             self.stages.do("pca", "Baseline", counts=counts, out=out, seed=self.spec.training.seed)
         finally:
             counts.unlink(missing_ok=True)
-        if rows is not None:
-            found = np.asarray(load_array(out))
-            wide = np.full((self.n_cells, found.shape[1]), np.nan, dtype=np.float32)
-            wide[rows] = found
-            save_array(out, wide)
+        if len(rows) < self.n_cells:
+            save_array(out, over_all_cells(np.asarray(load_array(out)), rows, self.n_cells))
             self.emit(
                 Warned(
-                    text=f"The baseline without integration is of {self.modality_label} alone; {self.n_cells - len(rows):,} of {self.n_cells:,} cells, "
+                    text=f"The baseline without integration is of {label} alone; {self.n_cells - len(rows):,} of {self.n_cells:,} cells, "
                     "in which it was not measured, have none, and baseline scores are of the others."
                 )
             )
-
-    @property
-    def modality_label(self) -> str:
-        """How the modality of the baseline is written."""
-        return modality_kind(self.modality).label
 
     def _baseline_umap(self, out: Path) -> None:
         self.stages.do("umap", "UMAP of the baseline", latent=self.results / "baseline_pca.npy", out=out, **self._layout_options())

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+#: Limits of a log dispersion in the likelihood, far outside what counts can tell.
+LOG_THETA_LIMIT = 15.0
+
 
 class Levels(NamedTuple):
     """Number of levels of each column by role; one column of one level where none is given."""
@@ -101,3 +104,21 @@ def residual_library(total: Tensor, encoded: Tensor, weight: Tensor | None, cent
     if weight is None:
         return encoded
     return log_sensitivity + weight * (torch.log(total.clamp(min=1.0)) - centre) + encoded
+
+
+def exp_limited(log_theta: Tensor) -> Tensor:
+    """Return ``exp`` of log dispersions, no further from 0 than 15.
+
+    The gradient is that of the limited value, also beyond the limit, as in the compiled loop: a dispersion that has run away can come back.
+    """
+    limited = log_theta.clamp(-LOG_THETA_LIMIT, LOG_THETA_LIMIT)
+    # What is added is 0 within the limits, so that nothing is rounded there.
+    return torch.exp(log_theta + (limited - log_theta).detach())
+
+
+def sum_of(rows: Sequence[Tensor]) -> Tensor:
+    """Return the sum of tensors that broadcast."""
+    total = rows[0]
+    for row in rows[1:]:
+        total = total + row
+    return total

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from cellweave.core.models.modality_parts import Codes, Levels, LevelTable, Rates, residual_library
+from cellweave.core.models.modality_parts import Codes, Levels, LevelTable, Rates, exp_limited, residual_library, sum_of
+from cellweave.core.models.modality_starts import (
+    background_start,
+    expression_total,
+    floats,
+    moment_start,
+    start_decoder,
+)
 from cellweave.core.models.regularised_options import RegularisedOptions
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn.ambient_likelihood import ambient_nll, usable
 from cellweave.core.nn.counts import CountBatch
-from cellweave.core.nn.moment_start import MomentStart, burst_start, dispersion_start
+from cellweave.core.nn.moment_start import MomentStart
 from cellweave.core.nn.regularised_layers import (
     EncoderInput,
     Expressed,
@@ -27,12 +34,7 @@ from cellweave.core.nn.sparse_likelihoods import nb_nll
 
 #: Smallest expected count of a likelihood.
 SMALLEST_MEAN = 1e-10
-#: Limits of a drawn log dispersion, far outside what counts can tell.
-LOG_THETA_LIMIT = 15.0
 NOISE = 0.1
-BACKGROUND_NOISE = 0.01
-SMALLEST_BACKGROUND = 1e-8
-SMALLEST_START = 0.01
 VARIANCE_EPS = 1e-8
 
 
@@ -76,9 +78,8 @@ class ModalityStack(nn.Module):
         super().__init__()
         self.name, self.n_features, self.options, self.n_latent = name, n_features, options, n_latent
         self.log_sensitivity = math.log(options.library_sensitivity)
-        self.total = float(summaries["totals"][0])
         #: Size of the library to which unscaled expression adds up.
-        self.expression_total = self.total / options.library_sensitivity
+        self.expression_total = expression_total(options, summaries)
         self.burst = options.decoder_type == "burst_frequency_size"
         norms = {
             where: {"batch_norm": options.use_batch_norm in (where, "both"), "layer_norm": options.use_layer_norm in (where, "both")}
@@ -93,29 +94,19 @@ class ModalityStack(nn.Module):
             n_latent + n_continuous, n_features, levels.decoder, n_layers=options.n_layers, n_hidden=options.n_hidden,
             inject=options.deeply_inject_covariates, burst_hidden=burst_hidden, **norms["decoder"],
         )
-        start = self._moment_start(summaries)
+        start = moment_start(options, summaries)
         self._start_library(summaries)
-        self._start_decoder(summaries, start)
-        self.background = self._background(levels, summaries) if background else None
+        start_decoder(self.decoder, options, summaries, start)
+        self.background = LevelTable(background_start(options, levels.ambient, n_features, summaries), levels.ambient) if background else None
         self.scaling = LevelTable(torch.zeros(sum(levels.feature_scaling), n_features), levels.feature_scaling) if scaling else None
         self._start_dispersion(levels.dispersion if options.dispersion == "gene-batch" else 1, start)
 
     # ------------------------------------------------------------------ starts
 
-    def _moment_start(self, summaries: Mapping[str, np.ndarray]) -> MomentStart | None:
-        options = self.options
-        if options.dispersion_init != "data":
-            return None
-        moments = (summaries["mean"], summaries["var"], float(summaries["totals"][0]), float(summaries["totals"][1]))
-        share = options.dispersion_init_bio_frac
-        if self.burst:
-            return burst_start(*moments, biological_share=share, sensitivity=options.library_sensitivity, intercept=options.burst_size_intercept)
-        return dispersion_start(*moments, biological_share=share, sqrt=options.dispersion_prior_transform == "sqrt")
-
     def _start_library(self, summaries: Mapping[str, np.ndarray]) -> None:
         options = self.options
         mean, var, self.library_centre = priors.centred_library_prior(
-            _float(summaries["library_mean"]), _float(summaries["library_var"]), options.library_sensitivity, options.library_log_vars_weight
+            floats(summaries["library_mean"]), floats(summaries["library_var"]), options.library_sensitivity, options.library_log_vars_weight
         )
         self.register_buffer("library_prior_mean", mean)
         self.register_buffer("library_prior_var", var)
@@ -125,37 +116,6 @@ class ModalityStack(nn.Module):
         self.weight_mean = nn.Parameter(torch.zeros(())) if residual else None
         self.weight_log_sd = nn.Parameter(torch.tensor(-2.0)) if residual else None
 
-    @torch.no_grad()
-    def _start_decoder(self, summaries: Mapping[str, np.ndarray], start: MomentStart | None) -> None:
-        options, head = self.options, self.decoder.scale
-        if start is not None and start.frequency_bias is not None and start.size_bias is not None:
-            assert self.decoder.size is not None
-            head.bias.copy_(_float(start.frequency_bias))
-            self.decoder.size.bias.copy_(_float(start.size_bias))
-        elif options.init_decoder_bias != "none":
-            share = summaries["top_share" if options.init_decoder_bias == "topN" else "share"]
-            target = np.maximum(share * self.expression_total, SMALLEST_START) * options.decoder_bias_multiplier
-            head.bias.copy_(priors.softplus_inverse(torch.from_numpy(target)).float())
-        if start is None:
-            return
-        for layer, fraction in (
-            (head, options.decoder_init_variance_target_fraction),
-            (self.decoder.size, options.burst_size_init_variance_target_fraction),
-        ):
-            if fraction is not None and layer is not None:
-                mean = summaries["mean"]
-                spread = np.clip(start.biological, mean**2 / 20.0, mean**2 / 0.01)
-                layer.weight.mul_(_float(np.sqrt(3.0 * fraction * spread))[:, None])
-
-    def _background(self, levels: Levels, summaries: Mapping[str, np.ndarray]) -> LevelTable:
-        options, shape = self.options, (sum(levels.ambient), self.n_features)
-        if options.bg_init_gene_fraction == 0:
-            start = torch.full(shape, math.log(options.background_prior_alpha / options.background_prior_beta))
-        else:
-            mean = _float(summaries["ambient_share"]) * self.expression_total * options.bg_init_gene_fraction
-            start = torch.log(mean.clamp(min=SMALLEST_BACKGROUND))
-        return LevelTable(start + BACKGROUND_NOISE * torch.randn(shape), levels.ambient)
-
     def _start_dispersion(self, n_groups: int, start: MomentStart | None) -> None:
         options = self.options
         shape = (n_groups, self.n_features)
@@ -164,10 +124,10 @@ class ModalityStack(nn.Module):
         hyper = priors.hyper_prior(mean, self.alpha, options.dispersion_prior_transform, variance=self.burst)
         self.beta = hyper["beta"]
         if not options.regularise_dispersion:
-            self.log_theta = nn.Parameter(torch.randn(shape) if start is None else _float(start.log_theta) + NOISE * torch.randn(shape))
+            self.log_theta = nn.Parameter(torch.randn(shape) if start is None else floats(start.log_theta) + NOISE * torch.randn(shape))
             self.log_theta_log_sd = self.rate_raw = None
             return
-        centre = torch.tensor(hyper["log_start"]) if start is None else _float(start.log_theta)
+        centre = torch.tensor(hyper["log_start"]) if start is None else floats(start.log_theta)
         self.log_theta = nn.Parameter(centre + NOISE * torch.randn(shape))
         self.log_theta_log_sd = nn.Parameter(torch.full(shape, math.log(0.1)))
         self.rate_raw = nn.Parameter(priors.softplus_inverse(torch.full((n_groups,), hyper["rate"])))
@@ -228,7 +188,7 @@ class ModalityStack(nn.Module):
         """Return the ambient background ``(n_cells, n_features)`` or ``(1, n_features)``; None where the modality has none."""
         if self.background is None:
             return None
-        return _sum(self.background.rows(torch.exp(self.background.raw), codes))
+        return sum_of(self.background.rows(torch.exp(self.background.raw), codes))
 
     def scale_of_features(self, codes: Tensor | None, reference: Reference = "own", commonest: Tensor | None = None) -> Tensor | None:
         """Return the factors of the features ``(n_cells, n_features)`` or ``(1, n_features)``; None where there are none.
@@ -251,7 +211,7 @@ class ModalityStack(nn.Module):
             chosen = codes if reference == "own" or commonest is None else commonest[None, :]
             rows = self.scaling.rows(table, chosen)
         if self.options.feature_scaling_combine == "sum":
-            return _sum(rows)
+            return sum_of(rows)
         product = rows[0]
         for row in rows[1:]:
             product = product * row
@@ -265,22 +225,22 @@ class ModalityStack(nn.Module):
 
     def dispersions(self) -> Tensor:
         """Return the inverse dispersions (technical variances with the burst decoder) at their medians, ``(n_groups, n_features)``."""
-        return torch.exp(self.log_theta)
+        return exp_limited(self.log_theta)
 
     def draw_dispersion(self, group: Tensor | None, n_cells: int, *, draw: bool, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """Return dispersions and the row of each cell: a draw for each cell (rows None) or each group, or the medians."""
         n_groups = len(self.log_theta)
         rows = group if n_groups > 1 else None
         if not draw or self.log_theta_log_sd is None:
-            return self._by_group(torch.exp(self.log_theta), rows)
+            return self._by_group(self.dispersions(), rows)
         sd = torch.exp(self.log_theta_log_sd)
         if self.options.dispersion_draws == "group":
             noise = torch.randn(sd.shape, generator=generator, dtype=sd.dtype, device=sd.device)
-            return self._by_group(_exp_limited(self.log_theta + sd * noise), rows)
+            return self._by_group(exp_limited(self.log_theta + sd * noise), rows)
         noise = torch.randn((n_cells, self.n_features), generator=generator, dtype=sd.dtype, device=sd.device)
         mean = self.log_theta if rows is None else self.log_theta.index_select(0, rows)
         sd = sd if rows is None else sd.index_select(0, rows)
-        return _exp_limited(torch.addcmul(mean, sd, noise)), None
+        return exp_limited(torch.addcmul(mean, sd, noise)), None
 
     @staticmethod
     def _by_group(theta: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -415,18 +375,3 @@ class ModalityStack(nn.Module):
         single = [self.log_theta, self.log_theta_log_sd, self.rate_raw, self.weight_mean, self.weight_log_sd]
         tables = [table.raw for table in (self.background, self.scaling) if table is not None]
         return [one for one in single if one is not None] + tables
-
-
-def _float(values: np.ndarray) -> Tensor:
-    return torch.as_tensor(np.asarray(values, dtype=np.float32))
-
-
-def _sum(rows: Sequence[Tensor]) -> Tensor:
-    total = rows[0]
-    for row in rows[1:]:
-        total = total + row
-    return total
-
-
-def _exp_limited(values: Tensor) -> Tensor:
-    return torch.exp(values.clamp(-LOG_THETA_LIMIT, LOG_THETA_LIMIT))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
+
+from cellweave.core.nn.hyperpriors import softplus_inverse
 
 THETA_RANGE = (0.01, 20.0)
 BURST_RANGE = (0.01, 20.0)
@@ -90,13 +93,12 @@ def burst_start(
     return MomentStart(
         np.log(np.maximum(scale**2, TINY)),
         float(np.clip(scale.mean(), *PRIOR_RANGE)),
-        softplus_inverse(frequency),
-        softplus_inverse(np.maximum(size - intercept, 1e-4)),
+        _bias(frequency),
+        _bias(np.maximum(size - intercept, 1e-4)),
         biological,
     )
 
 
-def softplus_inverse(values: np.ndarray) -> np.ndarray:
-    """Return ``log(exp(v) - 1)``, and ``v`` itself above 20."""
-    small = np.minimum(values, 20.0)
-    return np.where(values > 20.0, values, small + np.log(-np.expm1(-small)))
+def _bias(values: np.ndarray) -> np.ndarray:
+    """Return the bias of a head whose softplus is ``values``."""
+    return softplus_inverse(torch.from_numpy(np.asarray(values, dtype=np.float64))).numpy()

@@ -361,14 +361,11 @@ class Stages:
     def _analyse(self, study: Study, data: TrainingData) -> None:
         from cellweave.core.analysis.pipeline import analyse
 
-        main = data.main_modality
         analyse(
             self.spec,
             self.run_folder.results,
             obs=study.obs,
-            counts=main.counts,
-            modality=main.name,
-            measured=main.measured,
+            modality=data.main_modality,
             runner=self.analysis,
             emit=self.journal.emit,
             cancelled=lambda: self.control.cancelled,

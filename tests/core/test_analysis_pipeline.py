@@ -15,6 +15,7 @@ from cellweave.core.analysis.pipeline import analyse
 from cellweave.core.errors import Cancelled
 from cellweave.core.runs.events import Metric, Progress, ResultReady, Warned
 from cellweave.core.spec import RunSpec
+from cellweave.core.study.study import Modality
 
 
 class Recording(InProcess):
@@ -34,6 +35,12 @@ class Recording(InProcess):
         return super().run(task, **arguments)
 
 
+def rna(counts, measured=None):
+    """RNA of all cells, or of some."""
+    n_cells, n_genes = counts.shape
+    return Modality("rna", counts, pd.DataFrame(index=[f"g{i}" for i in range(n_genes)]), np.ones(n_cells, dtype=bool) if measured is None else measured)
+
+
 @pytest.fixture
 def case(tmp_path):
     """Three types in two batches; two cells have no latent, one no label."""
@@ -50,10 +57,11 @@ def case(tmp_path):
     spec = RunSpec().with_changes({"covariates.batch": "batch", "covariates.labels": "cell_type", "analysis.umap_epochs": 30})
     np.save(tmp_path / "latent.npy", latent)
 
-    def run(spec=spec, counts=counts, **how):
+    def run(spec=spec, counts=counts, measured=None, **how):
         events = []
         runner = how.pop("runner", None) or Recording()
-        analyse(spec, tmp_path, obs=obs, counts=counts, runner=runner, emit=events.append, **how)
+        modality = None if counts is None else rna(counts, measured)
+        analyse(spec, tmp_path, obs=obs, modality=modality, runner=runner, emit=events.append, **how)
         return events, runner
 
     run.spec, run.results, run.kind, run.obs, run.latent = spec, tmp_path, kind, obs, latent
@@ -165,7 +173,7 @@ def test_cancelling_keeps_what_is_done(case):
     spec = case.spec
     with pytest.raises(Cancelled):
         analyse(
-            spec, case.results, obs=case.obs, counts=None, runner=Recording(),
+            spec, case.results, obs=case.obs, modality=None, runner=Recording(),
             emit=done.append, cancelled=lambda: any(isinstance(event, ResultReady) for event in done),
         )
     assert (case.results / "umap.npy").exists()
@@ -205,7 +213,7 @@ def test_a_handful_of_cells_is_laid_out_or_refused_in_words(tmp_path, n_cells, s
     obs = pd.DataFrame({"batch": (["a", "b"] * n_cells)[:n_cells]}, index=[f"c{i}" for i in range(n_cells)])
     events = []
     counts = sparse.csr_matrix(rng.poisson(2.0, size=(n_cells, 5)))
-    analyse(RunSpec().with_changes({"covariates.batch": "batch"}), tmp_path, obs=obs, counts=counts, runner=None, emit=events.append)
+    analyse(RunSpec().with_changes({"covariates.batch": "batch"}), tmp_path, obs=obs, modality=rna(counts), runner=None, emit=events.append)
     assert [said in event.text for event in of(events, Warned)] == ([True] * 3 if said else [])
     assert (tmp_path / "umap.npy").exists() == (not said)
     assert (tmp_path / "baseline_pca.npy").exists()
@@ -214,7 +222,7 @@ def test_a_handful_of_cells_is_laid_out_or_refused_in_words(tmp_path, n_cells, s
 def test_cells_in_which_the_modality_was_not_measured_have_no_baseline(case):
     measured = np.ones(240, dtype=bool)
     measured[50:110] = False
-    events, _ = case(modality="rna", measured=measured)
+    events, _ = case(measured=measured)
     baseline = np.load(case.results / "baseline_pca.npy")
     assert np.array_equal(np.isfinite(baseline).all(axis=1), measured)
     assert any("of RNA alone; 60 of 240 cells" in event.text for event in of(events, Warned))
@@ -222,5 +230,5 @@ def test_cells_in_which_the_modality_was_not_measured_have_no_baseline(case):
     scores = json.loads((case.results / "scores.json").read_text())["scores"]
     assert any(row["baseline"] is not None for row in scores)
     before = (case.results / "baseline_pca.npy").stat().st_mtime_ns
-    case(modality="rna", measured=measured)
+    case(measured=measured)
     assert (case.results / "baseline_pca.npy").stat().st_mtime_ns == before

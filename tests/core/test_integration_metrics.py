@@ -300,7 +300,10 @@ def test_a_finished_run_is_measured(trained, capsys):
     assert {row[0] for row in rows} >= {"ilisi", "clisi", "pcr", "scib_total"}
     assert "300 of 1,600 cells; batch from 'batch', labels from 'celltype'." in said.err
     assert "drawn with seed 0" in said.err
-    assert np.isfinite(np.load(trained / "results" / "baseline_pca.npy")).all()
+    # A batch without RNA has neither latent nor baseline.
+    baseline, latent = (np.isfinite(np.load(trained / "results" / name)).all(axis=1) for name in ("baseline_pca.npy", "latent.npy"))
+    assert baseline.sum() == 1200
+    np.testing.assert_array_equal(baseline, latent)
     names = [row["name"] for row in csv.DictReader((trained / "metrics.csv").open())]
     assert "ilisi" in names
     stamp = (trained / "results" / "integration.json").stat().st_mtime_ns

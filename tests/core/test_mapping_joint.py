@@ -107,7 +107,7 @@ def test_without_the_reference_the_rest_is_there_and_it_is_said(new, mapped, tmp
         (folder / "results" / name).unlink()
     run, said = RunData(folder), []
     spec = run.spec.with_changes({"reference": str(tmp_path / "gone")})
-    analyse(spec, folder / "results", obs=run.obs, counts=None, runner=None, emit=said.append)
+    analyse(spec, folder / "results", obs=run.obs, modality=None, runner=None, emit=said.append)
     words = [event.text for event in said if isinstance(event, Warned)]
     assert len(words) == 1
     assert "cannot be laid out with those of the reference" in words[0]
