@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 
 from qtpy.QtCore import QDir, QEvent, QObject, Qt, Signal
 from qtpy.QtGui import QColor, QGuiApplication, QPalette
-from qtpy.QtWidgets import QApplication, QWidget
+from qtpy.QtWidgets import QApplication, QDockWidget, QMainWindow, QWidget
 
 from cellweave.app.theme.tokens import Theme, load_theme
 
@@ -102,13 +103,29 @@ def apply(app: QApplication, wanted: str = "system") -> Theme:
         app.setStyle("Fusion")
     sheet = style_sheet(theme)
     if changed or app.styleSheet() != sheet:
-        # Qt takes a sheet off and puts another on several times faster than it replaces one by another.
-        app.setStyleSheet("")
-        app.setPalette(palette(theme))
-        app.setStyleSheet(sheet)
+        with _docks_in_place(app):
+            # Qt takes a sheet off and puts another on several times faster than it replaces one by another.
+            app.setStyleSheet("")
+            app.setPalette(palette(theme))
+            app.setStyleSheet(sheet)
     if changed:
         notifier().changed.emit(theme)
     return theme
+
+
+@contextmanager
+def _docks_in_place(app: QApplication) -> Iterator[None]:
+    """Keep the sizes of docks: without a sheet, separators and frames have other widths, and Qt fits the docks to those at once."""
+    horizontal, vertical = Qt.Orientation.Horizontal, Qt.Orientation.Vertical
+    kept = []
+    for window in app.topLevelWidgets():
+        if isinstance(window, QMainWindow):
+            docks = [dock for dock in window.findChildren(QDockWidget) if dock.isVisible() and not dock.isFloating()]
+            kept.append((window, docks, [dock.width() for dock in docks], [dock.height() for dock in docks]))
+    yield
+    for window, docks, widths, heights in kept:
+        window.resizeDocks(docks, widths, horizontal)
+        window.resizeDocks(docks, heights, vertical)
 
 
 def stop_following() -> None:
