@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qtpy.QtCore import QObject
 
+from cellweave.app.forms import present_terms
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.progress import RunProgress
 from cellweave.app.state.session import Session
@@ -104,9 +105,10 @@ class Status(QObject):
         return spec.family.title + (f" · {latent} latent dimensions" if latent else "")
 
     def _weights_words(self) -> str:
-        spec = self._session.spec
-        terms = {term.name: term for term in spec.terms()}
-        changed = [f"{terms[name].label} {weight:g}" for name, weight in spec.loss_weights().items() if weight != terms[name].default]
+        spec, study = self._session.spec, self._session.study
+        terms = present_terms(spec.terms(), None if study is None else frozenset(study.modalities))
+        weights = spec.loss_weights()
+        changed = [f"{term.label} {weights[term.name]:g}" for term in terms if weights[term.name] != term.default]
         return " · ".join(changed) or f"{len(terms)} terms, all as declared"
 
     def _training_words(self) -> str:

@@ -2,6 +2,6 @@
 
 from cellweave.app.forms.fields import FormField, form_fields
 from cellweave.app.forms.specform import SpecForm
-from cellweave.app.forms.weights import LossWeightsForm
+from cellweave.app.forms.weights import LossWeightsForm, present_terms
 
-__all__ = ["FormField", "LossWeightsForm", "SpecForm", "form_fields"]
+__all__ = ["FormField", "LossWeightsForm", "SpecForm", "form_fields", "present_terms"]

@@ -281,6 +281,11 @@ class WeightRow(QObject):
             self.edited.emit(self.term.name, self._weight)
 
 
+def present_terms(terms: tuple[LossTerm, ...], modalities: frozenset[str] | None) -> tuple[LossTerm, ...]:
+    """Return the terms that data with these modalities can have; all of them where the data are not known."""
+    return tuple(term for term in terms if modalities is None or not term.modality or term.modality in modalities)
+
+
 class LossWeightsForm(QWidget):
     """One row for every loss term of a spec.
 
@@ -298,6 +303,8 @@ class LossWeightsForm(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._terms: tuple[LossTerm, ...] = ()
+        self._modalities: frozenset[str] | None = None
+        self._spec: RunSpec | None = None
         self._rows: dict[str, WeightRow] = {}
         self._baseline: RunSpec | None = None
         self._baseline_name = "the preset"
@@ -314,11 +321,18 @@ class LossWeightsForm(QWidget):
 
     def set_spec(self, spec: RunSpec) -> None:
         """Show the weights of a spec; the rows are made anew only where the terms differ."""
-        terms = spec.terms()
+        self._spec = spec
+        terms = present_terms(spec.terms(), self._modalities)
         if terms != self._terms:
             self._build(terms)
         for name, weight in spec.loss_weights().items():
-            self._rows[name].show_weight(weight)
+            self.set_weight(name, weight)
+
+    def set_modalities(self, names: frozenset[str] | None) -> None:
+        """Leave out terms of modalities that the data do not have; None while that is not known."""
+        self._modalities = names
+        if self._spec is not None:
+            self.set_spec(self._spec)
 
     def set_preset_baseline(self, spec: RunSpec | None, name: str = "the preset") -> None:
         """Set what the dots compare with and reset goes back to; None stands for the model's defaults."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QCheckBox, QVBoxLayout, QWidget
 
@@ -9,6 +11,9 @@ from cellweave.app.forms import LossWeightsForm
 from cellweave.app.panels.parts import text
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
+
+if TYPE_CHECKING:
+    from cellweave.core.study.study import Study
 
 RESTING = "The objective is the sum of the terms, each times its weight. 0 switches a term off."
 
@@ -42,10 +47,15 @@ class LossesPanel(QWidget):
         layout.addWidget(self.live)
         layout.addWidget(self.form, 1)
         session.editor.changed.connect(self._show)
+        session.study_changed.connect(self._know)
         self._show(session.spec)
+        self._know(session.study)
 
     def _show(self, spec: RunSpec) -> None:
         self.form.set_spec(spec)
+
+    def _know(self, study: Study | None) -> None:
+        self.form.set_modalities(None if study is None else frozenset(study.modalities))
 
     def _edit(self, term: str, weight: float) -> None:
         self._session.editor.edit({f"losses.weights.{term}": weight}, f"weight of {term.replace('_', ' ')}")

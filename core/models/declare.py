@@ -53,6 +53,8 @@ class LossTerm:
         Whether the unweighted term is part of the reported negative ELBO.
     unit
         Unit of the reported value.
+    modality
+        The modality that the term is about, so that a form leaves it out where the data have none; empty for terms of all.
     also_summed
         For a term of scope ``"minibatch"``: tell beside its mean over minibatches also its sum over them divided by the number of
         cells, under the names ``NAME_loss_train`` and ``NAME_loss_validation`` (a published definition that others are compared by).
@@ -69,6 +71,7 @@ class LossTerm:
     colour: int = 0
     in_elbo: bool = True
     unit: str = "nats per cell"
+    modality: str = ""
     also_summed: bool = False
 
 

@@ -15,7 +15,7 @@ from cellweave.core.models.per_modality import strange_names
 from cellweave.core.nn.distributions import distribution, distributions, transforms
 from cellweave.core.plugins import RESERVED, check_name
 from cellweave.core.spec.fields import option
-from cellweave.core.spec.modalities import ModalityKind, modality_kind, modality_kinds
+from cellweave.core.spec.modalities import ModalityKind, modality_kind, modality_kinds, modality_places
 from cellweave.core.spec.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -205,17 +205,19 @@ def modality_names(spec: RunSpec) -> tuple[str, ...]:
 
 def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     """Loss terms (spec section 4); the weights are the products of scmidas' lambdas that multiply each term."""
+    names = modality_names(spec)
+    places = modality_places(names)
     found = [
         LossTerm(
             reconstruction(name), modality_kind(name).reconstruction_label,
             f"Negative log-likelihood of {modality_kind(name).label}, in the cells that have it. Raise it where this modality is lost beside the "
             f"others; lower it where "
             "it drowns them, as raw protein counts can.",
-            colour=place,
+            colour=places[name], modality=name,
         )
-        for place, name in enumerate(modality_names(spec))
+        for name in names
     ]  # fmt: skip
-    after = len(found)
+    after = len(places)
     if spec.covariates.batch is not None:
         found.append(
             LossTerm(

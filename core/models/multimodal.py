@@ -12,6 +12,7 @@ from cellweave.core.models.per_modality import per_modality, table_problems, val
 from cellweave.core.models.regularised import FALLS_BACK, FAN_OUT, ROLES, shared_metrics, shared_terms
 from cellweave.core.models.regularised_options import SCALING, RegularisedOptions, check_modality
 from cellweave.core.spec.fields import option
+from cellweave.core.spec.modalities import modality_places
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
@@ -161,31 +162,33 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     """Loss terms (specification sections 4 and 6); a modality that a cell was not measured in costs nothing there."""
     options, names = spec.model, modality_names(spec)
     assert isinstance(options, MultimodalOptions)
+    places = modality_places(names)
     one_encoder = options.latent_mode == "single_encoder"
     found: list[LossTerm] = []
-    for place, name in enumerate(names):
+    for name in names:
         help_text = f"Negative log-likelihood of the {label_of(name)} counts. Lower it to let the other modalities and terms have their way."
-        found.append(LossTerm(f"reconstruction_{name}", f"Reconstruction {label_of(name)}", help_text, colour=place))
+        found.append(LossTerm(f"reconstruction_{name}", f"Reconstruction {label_of(name)}", help_text, colour=places[name], modality=name))
     pull = "Pull of each cell's posterior to the standard normal prior. Higher values give a smoother, less detailed latent space."
-    colour = len(names)
+    colour = len(places)
     if one_encoder:
         found.append(LossTerm("kl_z", "KL of the latent", pull, annealed=True, colour=colour))
     else:
         found += [
-            LossTerm(f"kl_z_{name}", f"KL of the {label_of(name)} latent", pull, annealed=True, colour=colour + place)
-            for place, name in enumerate(names)
+            LossTerm(f"kl_z_{name}", f"KL of the {label_of(name)} latent", pull, annealed=True, colour=colour + places[name], modality=name)
+            for name in names
         ]
-    colour += 1 if one_encoder else len(names)
+    colour += 1 if one_encoder else len(places)
     found += [
         LossTerm(
             f"kl_l_{name}",
             f"KL of the {label_of(name)} library size",
             f"Pull of the learned {label_of(name)} library sizes to those of their group.",
-            colour=colour + place,
+            colour=colour + places[name],
+            modality=name,
         )
-        for place, name in enumerate(names)
+        for name in names
     ]
-    colour += len(names)
+    colour += len(places)
     if options.latent_scale_prior != "none":
         found += [
             LossTerm(
@@ -193,11 +196,12 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
                 f"Scales of {label_of(name)} latents",
                 "Pull of each cell's latent scales to a prior of few active ones.",
                 annealed=True,
-                colour=colour + place,
+                colour=colour + places[name],
+                modality=name,
             )
-            for place, name in enumerate(names)
+            for name in names
         ]
-        colour += len(names)
+        colour += len(places)
     if options.use_ard:
         found.append(
             LossTerm(

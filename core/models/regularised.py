@@ -47,14 +47,20 @@ def some(value: Any) -> bool:
     return any(value.values()) if isinstance(value, dict) else bool(value)
 
 
+#: Penalties of both families; the hue of one does not depend on which others there are.
+HUES = (
+    "library_weight", "dispersion", "dispersion_rate", "background", "feature_scaling", "decoder_l2", "decoder_covariate_l2", "decoder_l1",
+    "z_sparsity", "hidden_sparsity",
+)  # fmt: skip
+
+
 def shared_terms(spec: RunSpec, *, first_colour: int) -> list[LossTerm]:
     """Return the penalties that both families have, in the order of the curves."""
     options: Any = spec.model
-    colours = iter(range(first_colour, 100))
     made: list[LossTerm] = []
 
     def term(name: str, label: str, help: str, **more: Any) -> None:
-        made.append(LossTerm(name, label, help, scope=more.pop("scope", "global"), colour=next(colours), **more))
+        made.append(LossTerm(name, label, help, scope=more.pop("scope", "global"), colour=first_colour + HUES.index(name), **more))
 
     if some(options.residual_library_encoder):
         term(

@@ -14,7 +14,7 @@ from cellweave.core.models.latent_mmd import LatentMmdOptions
 from cellweave.core.models.per_modality import strange_names
 from cellweave.core.nn.distributions import distribution
 from cellweave.core.spec.fields import option
-from cellweave.core.spec.modalities import modality_kind, modality_kinds
+from cellweave.core.spec.modalities import modality_kind, modality_kinds, modality_places
 
 if TYPE_CHECKING:
     from cellweave.core.spec.run import RunSpec
@@ -267,19 +267,20 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     hidden; here each product is one weight. With ``beta_reverse`` r, the hidden terms and the KL take ``1 - r`` of theirs, and the reverse ones r.
     """
     names, found = modality_names(spec), []
-    for number, name in enumerate(names):
+    places = modality_places(names)
+    for name in names:
         found += [
             LossTerm(
                 f"observed_{name}", f"{shown(name)} seen",
                 f"Negative log-likelihood of all measured {shown(name)} values, decoded from everything that was measured.",
-                default=0.5, colour=2 * number, maximum=10.0,
+                default=0.5, colour=2 * places[name], maximum=10.0, modality=name,
             ),
             LossTerm(
                 f"hidden_{name}", f"{shown(name)} hidden",
                 f"Negative log-likelihood of the {shown(name)} values that were hidden in this step, predicted from the rest. Raise it where "
                 f"{shown(name)} is to be "
                 "imputed well.",
-                default=0.5, colour=2 * number + 1, maximum=10.0,
+                default=0.5, colour=2 * places[name] + 1, maximum=10.0, modality=name,
             ),
         ]  # fmt: skip
     found.append(
@@ -288,7 +289,7 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
             "Divergence of the latent found without the hidden values from that found with all. Higher values make a cell's latent depend less "
             "on what was measured "
             "in it. There is no pull to a standard normal.",
-            default=2.0, colour=2 * len(names), maximum=20.0,
+            default=2.0, colour=2 * len(places), maximum=20.0,
         )
     )  # fmt: skip
     found += [
@@ -297,15 +298,15 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
             f"Negative log-likelihood of the {shown(name)} values that were left visible, predicted from the hidden ones. 0 for all modalities "
             f"leaves the third pass "
             "out.",
-            default=0.0, colour=2 * len(names) + 2 + number, maximum=10.0, in_elbo=False,
+            default=0.0, colour=2 * len(places) + 2 + places[name], maximum=10.0, in_elbo=False, modality=name,
         )
-        for number, name in enumerate(names)
+        for name in names
     ]  # fmt: skip
     found.append(
         LossTerm(
             "kl_reverse", "KL of the reversed view",
             "Divergence of the latent found from the hidden values alone from that found with all.",
-            default=0.0, colour=2 * len(names) + 1, maximum=20.0, in_elbo=False,
+            default=0.0, colour=2 * len(places) + 1, maximum=20.0, in_elbo=False,
         )
     )  # fmt: skip
     if conditions(spec):
@@ -313,7 +314,7 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
             LossTerm(
                 "mmd", "Discrepancy between conditions (MMD)",
                 "Pulls the latents of the batches together (of the data sets, where a column has that role). 0 switches it off; 1 to 10 act.",
-                default=0.0, scope="minibatch", maximum=100.0, colour=2 * len(names) + 2 + len(names), in_elbo=False, unit="MMD²/minibatch",
+                default=0.0, scope="minibatch", maximum=100.0, colour=3 * len(places) + 2, in_elbo=False, unit="MMD²/minibatch",
             )
         )  # fmt: skip
     return tuple(found)

@@ -7,6 +7,7 @@ point group ``cellweave.modalities``; in a spec file the same is said by the opt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -74,6 +75,11 @@ def register_modality(made: ModalityKind) -> ModalityKind:
         transform(name)
     _KINDS[made.name] = made
     return made
+
+
+def modality_places(names: Iterable[str]) -> dict[str, int]:
+    """Return a place for each modality, known ones first, so that the hue of a loss term does not depend on which modalities a study happens to have."""
+    return {name: place for place, name in enumerate(dict.fromkeys((*modality_kinds(), *names)))}
 
 
 def modality_kinds() -> dict[str, ModalityKind]:

@@ -165,3 +165,29 @@ def test_the_hue_is_that_of_the_curve(form):
         picture = row.hue.grab().toImage()
         middle = picture.pixelColor(picture.width() // 2, picture.height() // 2)
         assert middle.name() == series_color(row.term.colour).name()
+
+
+def test_terms_of_modalities_that_the_data_lack_are_left_out(form, sent):
+    spec = RunSpec().with_changes({"model.kind": "midas"})
+    form.set_spec(spec)
+    every = form.terms()
+    assert "reconstruction_atac" in every
+    form.set_modalities(frozenset({"rna", "adt"}))
+    assert form.terms() == [name for name in every if name != "reconstruction_atac"]
+    form.set_spec(spec.with_changes({"losses.weights.kl_c": 3.0}))
+    assert form.row("kl_c").weight() == 3.0
+    form.set_modalities(None)
+    assert form.terms() == every
+    assert not sent
+
+
+@pytest.mark.parametrize("kind", ["midas", "multimodal", "vaeit"])
+def test_a_term_has_the_same_hue_before_a_run_and_in_it(kind):
+    spec = RunSpec().with_changes({"model.kind": kind, "covariates.batch": "batch"})
+    form = {term.name: term.colour for term in spec.terms()}
+    begun = {"data.sha256": ("0" * 64,), "data.layers": {"rna": "X", "adt": "X"}}
+    if kind == "multimodal":
+        begun["model.modalities"] = ("rna", "adt")
+    run = {term.name: term.colour for term in spec.with_changes(begun).terms()}
+    assert not any(name.endswith("_atac") for name in run)
+    assert run == {name: form[name] for name in run}
