@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from qtpy.QtCore import QAbstractListModel, QModelIndex, QPersistentModelIndex, QPointF, QRect, QSize, Qt, Signal
-from qtpy.QtGui import QFont, QPainter, QPen, QPolygonF
+from qtpy.QtGui import QFont, QFontMetrics, QPainter, QPen, QPolygonF
 from qtpy.QtWidgets import QListView, QStyle, QStyledItemDelegate, QStyleOptionViewItem, QVBoxLayout, QWidget
 
 from cellweave.app import theme
@@ -79,15 +79,15 @@ class RunDelegate(QStyledItemDelegate):
         left, right, top = area.left() + 10, area.right() - 10, area.top() + 6
         side = line
         theme.icon(run.mark, MARK_TOKENS.get(run.mark, "secondary")).paint(painter, QRect(left, top, side, side))
-        value_width = metrics.horizontalAdvance(run.final)
-        bold = QFont(option.font)
+        figures, bold = theme.tabular_font(), QFont(option.font)
         bold.setWeight(QFont.Weight.DemiBold)
+        value_width = QFontMetrics(figures).horizontalAdvance(run.final)
         painter.setFont(bold)
         painter.setPen(now.color("text"))
-        name_room = right - left - side - 6 - value_width - 8
-        name = metrics.elidedText(run.label, Qt.TextElideMode.ElideMiddle, round(name_room * 0.94))
+        name_room = right - left - side - 6 - (value_width + 8 if run.final else 0)
+        name = QFontMetrics(bold).elidedText(run.label, Qt.TextElideMode.ElideMiddle, name_room)
         painter.drawText(QRect(left + side + 6, top, name_room, line), Qt.AlignmentFlag.AlignVCenter, name)
-        painter.setFont(theme.tabular_font())
+        painter.setFont(figures)
         painter.setPen(now.color("secondary"))
         painter.drawText(QRect(right - value_width - 4, top, value_width + 4, line), Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, run.final)
         painter.setFont(option.font)
