@@ -24,6 +24,7 @@ from qtpy.QtWidgets import (
 
 from cellweave.app.forms import SpecForm
 from cellweave.app.panels.parts import button, heading, row, set_look, text
+from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.query.questions import QUESTIONS, Question
 from cellweave.core.spec import explain
@@ -92,6 +93,7 @@ class AskDialog(QDialog):
         fields.setColumnStretch(1, 1)
         self.said = text("", selectable=True)
         self.said.setAccessibleName("Answer")
+        self.table = DataTable("Answer as a table", "Search…")
         self.copy = button("Save a copy as…", "save", self._save_copy)
         self.show_folder = button("Show in its folder", "folder", self._show_folder)
         self.progress = QProgressBar()
@@ -107,6 +109,7 @@ class AskDialog(QDialog):
         right.addWidget(self.stack, 1)
         right.addLayout(fields)
         right.addWidget(self.said)
+        right.addWidget(self.table, 3)
         right.addLayout(row(self.copy, self.show_folder, None))
         foot = row(spacing=8)
         foot.addWidget(self.progress, 1)
@@ -185,6 +188,7 @@ class AskDialog(QDialog):
                 return
             self.answer = answer
             self._busy(on=False)
+            self._tabulate()
             self.say("\n".join([*answer.words, f"Kept as {_inside(answer.path, results.folder)} with the run."]))
 
         def failed(error: Exception, details: str) -> None:
@@ -231,8 +235,17 @@ class AskDialog(QDialog):
         self.said.setText(sentence)
         set_look(self.said, "tone", tone)
         self.said.setVisible(bool(sentence))
+        there = bool(sentence) and self.answer is not None
         for part in (self.copy, self.show_folder):
-            part.setVisible(bool(sentence) and self.answer is not None)
+            part.setVisible(there)
+        self.table.setVisible(there and self.answer is not None and self.answer.table is not None)
+
+    def _tabulate(self) -> None:
+        """Show the answer as a table, where it is one."""
+        table = None if self.answer is None else self.answer.table
+        if table is not None:
+            columns = [TableColumn(name, title, help, kind) for name, title, help, kind in table.columns]  # type: ignore[arg-type]
+            self.table.set_table(columns, table.values, text_column=columns[0].name, sort_by=table.sort_by)
 
     # ------------------------------------------------------------------ taking away
 

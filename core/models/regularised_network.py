@@ -82,6 +82,32 @@ class RegularisedNetwork(RegularisedResults):
         """Return whether a term is computed: a penalty of weight 0 is not."""
         return context.weights.get(name, 1.0) > 0
 
+    def drawn_rates(self, batch: Minibatch, generator: torch.Generator | None = None) -> Iterator[tuple[str, Rates, Tensor | None]]:
+        """Yield the parameters of each modality's counts at a draw of what belongs to a cell; the draws are those of :meth:`loss_terms` beside training.
+
+        Yields
+        ------
+        name
+            Of a modality that some of the cells have.
+        rates
+            Parameters of its counts.
+        known
+            Which features were measured in which cells, bool ``(n_cells, n_features)`` or ``(n_cells, 1)``; None where all were.
+        """
+        encoded, codes = self.encode(batch), self.codes_of(batch)
+        z = self.joint(batch, encoded, draw=True, shared_draw=False, generator=generator)
+        for name in self.names:
+            present, known = encoded.present[name], self.measured_features(batch, name)
+            if present is not None and not bool(present.any()):
+                continue
+            library, _, _ = self.library_of(batch, encoded, name, draw=True, shared_draw=False, generator=generator)
+            stack = self.stacks[name]
+            decoded = stack.decode(self._with_continuous(z, batch), codes.decoder)
+            rates = stack.rates(decoded, library, codes, draw=False, factor=self.modality_factor(name), known=known)
+            if present is not None:
+                known = present[:, None] if known is None else known & present[:, None]
+            yield name, rates, known
+
     def present_latents(self, encoded: Encoded) -> Tensor | None:
         """Return which latents of which cells are of a modality that is there, bool ``(n_cells, n_latent)``; None where all are."""
         return None
