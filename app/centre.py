@@ -138,6 +138,7 @@ class Centre(QWidget):
             if issubclass(kind, RunView):
                 view: QWidget = kind(self.context)
                 view.selectionChanged.connect(lambda rows, name=name: self.select(rows, source=name))  # type: ignore[attr-defined]
+                view.epochChosen.connect(self.go_to_epoch)  # type: ignore[attr-defined]
                 self._stale.add(name)
             else:
                 view = self._live_view(name, kind())
@@ -153,6 +154,7 @@ class Centre(QWidget):
             view.csvRequested.connect(self._window.exporting.ask_losses)
             return view
         view.selectionChanged.connect(self._selected_on_embedding)
+        view.epochChosen.connect(self.go_to_epoch)
         view.set_colours({ORIGIN: {"reference": FADED}, **self._window.session.settings.colours})
         view.coloursChanged.connect(self._keep_colours)
         view.columnsChanged.connect(self._keep_columns)
@@ -221,6 +223,13 @@ class Centre(QWidget):
         for name, view in self._views.items():
             if isinstance(view, RunView) and name not in self._stale:
                 view.take_preview(path, epoch)
+
+    def go_to_epoch(self, epoch: int) -> None:
+        """Go to an epoch in every view that keeps earlier ones; a view that is there already says nothing more."""
+        self.embedding.epochs.go_to(epoch)
+        for name, view in self._views.items():
+            if isinstance(view, RunView) and name not in self._stale:
+                view.take_epoch(epoch)
 
     # ------------------------------------------------------------------ one selection
 

@@ -129,7 +129,8 @@ def query(
 ) -> int:
     """Ask a trained run about its cells, or about others.
 
-    latent, library, expression, correlation, differential, pseudobulk, evaluate, features, dimensions, minify, imputed, corrected, translated, alignment, transfer, attribution.
+    latent, library, expression, correlation, differential, pseudobulk, evaluate, features, dimensions, minify, imputed, corrected,
+    translated, alignment, transfer, attribution, effects.
     Without --out a table is shown in short.
     """
     asked = {

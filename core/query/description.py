@@ -231,11 +231,9 @@ def dimension_divergences(run: TrainedRun, cells: Cells = None) -> pd.DataFrame:
         n = values[5]
         with np.errstate(invalid="ignore"):
             kl, active, variance, mean, square = values[:5] / n
-        tables.append(
-            pd.DataFrame(
-                {"encoder": name, "kl": kl, "active": active, "posterior_variance": variance, "spread": np.maximum(square - mean**2, 0.0), "cells": n.astype(np.int64)}
-            )
-        )
+        spread = np.maximum(square - mean**2, 0.0)
+        columns = {"encoder": name, "kl": kl, "active": active, "posterior_variance": variance, "spread": spread, "cells": n.astype(np.int64)}
+        tables.append(pd.DataFrame(columns))
     table = pd.concat(tables, ignore_index=True)
     table.index = pd.Index([f"Z_{number}" for number in range(len(table))], name="dimension")
     return table

@@ -146,10 +146,12 @@ QUESTIONS: tuple[Question, ...] = (
     Q("correlation", "Correlation of genes", "How genes go together, without the noise of counting.", CorrelationOptions),
     Q("evaluation", "How well cells are described", "ELBO, reconstruction error and marginal likelihood of every cell, in nats; their means are shown.",
       EvaluationOptions),
-    Q("features", "Reconstruction of each gene", "Which genes, peaks or proteins the model describes well and which it does not: reconstruction loss of each feature, "
-      "in nats per cell. They add up to the reconstruction loss of the curves.", FeatureOptions, (".csv",)),
-    Q("dimensions", "Use of each latent dimension", "How much each dimension of the latent space says of the cells: its divergence (KL) from the prior in nats, 0 "
-      "where the model does not use it, and the share of the cells in which it is active.", DimensionOptions, (".csv",)),
+    Q("features", "Reconstruction of each feature",
+      "Which genes, peaks or proteins the model describes well and which it does not: the reconstruction loss of each, in nats per cell. Over all features "
+      "they add up to the reconstruction of the curves.", FeatureOptions, (".csv",)),
+    Q("dimensions", "Use of each latent dimension",
+      "How much each dimension of the latent space says of the cells: its divergence (KL) from the prior in nats, 0 where the model does not use it, and in "
+      "which share of the cells it is active.", DimensionOptions, (".csv",)),
     Q("discrepancy", "Discrepancy between batches", "Maximum mean discrepancy of every pair of batches, as the model's own term measures it.",
       DiscrepancyOptions, (".csv",)),
 )  # fmt: skip
