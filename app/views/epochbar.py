@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from numpy.typing import ArrayLike
 from qtpy.QtCore import QSignalBlocker, Qt, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSlider, QWidget
 
 from cellweave.app.theme import SPACE
 
-Loader = Callable[[], ArrayLike]
+Loader = Callable[[], Any]
 SETTLE_MS = 40
 
 
 class EpochBar(QWidget):
-    """Chooses an epoch; its positions are read once the slider has come to rest.
+    """Chooses an epoch; what is of it is read once the slider has come to rest.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class EpochBar(QWidget):
         self.hide()
 
     def set_epochs(self, epochs: Sequence[tuple[int, Loader]]) -> None:
-        """Offer epochs with a function each that returns the positions; a slider at its end stays there, none hides it."""
+        """Offer epochs with a function each that returns what is of it; a slider at its end stays there, none hides it."""
         at_end = self.at_end
         self._epochs = list(epochs)
         with QSignalBlocker(self.slider):
@@ -93,9 +93,9 @@ class EpochBar(QWidget):
             return
         epoch, load = self._epochs[index]
         try:
-            positions = load()
+            found = load()
         except (OSError, ValueError) as error:
             self.say_unreadable(str(error))
             return
         self.words.setToolTip("")
-        self.loaded.emit(epoch, positions)
+        self.loaded.emit(epoch, found)

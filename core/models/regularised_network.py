@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,12 @@ class RegularisedNetwork(RegularisedResults):
         """Return every declared term; global penalties whose weight is 0 are left out in training."""
         encoded, generator = self.encode(batch), context.generator
         terms = self._latent_terms(encoded)
-        z = self.joint(batch, encoded, draw=True, shared_draw=context.training, generator=generator, terms=terms)
+
+        def take(name: str, compute: Callable[[], Tensor]) -> None:
+            if self._wanted(name, context):
+                terms[name] = compute()
+
+        z = self.joint(batch, encoded, draw=True, shared_draw=context.training, generator=generator, cost=take)
         codes, told = self.codes_of(batch), dict[str, Tensor]()
         sparse_hidden: Tensor | None = None
         for name in self.names:
