@@ -372,7 +372,15 @@ class Centre(QWidget):
         """Return which figure the view in front is, and options to begin with."""
         view = self._views.get(self.current())
         own = view.figure() if isinstance(view, RunView) else None
-        return own or {"what": "embedding" if self.current() == "embedding" else "losses"}
+        return own or ({"what": "embedding", **self.embedding_options()} if self.current() == "embedding" else {"what": "losses"})
+
+    def embedding_options(self) -> dict[str, Any]:
+        """Return what a figure of the embedding begins with: what the panels show, where the run folder has it."""
+        if self._cells is None or not self.built:
+            return {}
+        known = [name for name in self.embedding.shown_columns() if name in self._cells.columns or name.startswith(tuple(EXPRESSION))]
+        joint = self._window.watching.joined() is not None
+        return {"layout": "joint" if joint else "umap", **({"columns": tuple(known)} if known else {})}
 
     def detach(self) -> None:
         """Show the view in front in a window of its own."""

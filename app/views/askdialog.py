@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cellweave.app.workers.tasks import Task
     from cellweave.core.query.answering import Answer
 
+FREE = 2**24 - 1  # Qt's own bound of a height
 FORMATS = {".csv": "CSV table", ".h5ad": "AnnData (h5ad)"}
 
 
@@ -107,10 +108,12 @@ class AskDialog(QDialog):
         right.addWidget(self.title)
         right.addWidget(self.help)
         right.addWidget(self.stack, 1)
+        self._room = right
         right.addLayout(fields)
         right.addWidget(self.said)
         right.addWidget(self.table, 3)
         right.addLayout(row(self.copy, self.show_folder, None))
+        right.addStretch(0)
         foot = row(spacing=8)
         foot.addWidget(self.progress, 1)
         foot.addStretch(0)
@@ -123,7 +126,7 @@ class AskDialog(QDialog):
         whole.addWidget(self.list)
         whole.addLayout(right, 1)
         em = self.fontMetrics().horizontalAdvance("m")
-        self.resize(em * 60, em * 46)
+        self.resize(em * 72, em * 50)
         self._busy(on=False)
 
     # ------------------------------------------------------------------ choosing
@@ -144,6 +147,7 @@ class AskDialog(QDialog):
             self.forms[question.name] = form
             self.stack.addWidget(form)
         self.stack.setCurrentWidget(self.forms[question.name])
+        self.stack.setVisible(bool(self.forms[question.name].paths()))
         self.format.clear()
         for suffix in question.formats:
             self.format.addItem(FORMATS[suffix], suffix)
@@ -238,7 +242,11 @@ class AskDialog(QDialog):
         there = bool(sentence) and self.answer is not None
         for part in (self.copy, self.show_folder):
             part.setVisible(there)
-        self.table.setVisible(there and self.answer is not None and self.answer.table is not None)
+        tabulated = there and self.answer is not None and self.answer.table is not None
+        self.table.setVisible(tabulated)
+        # Beside a table the fields have no more room than they need; without either, what there is stays on top.
+        self.stack.setMaximumHeight(self.stack.currentWidget().sizeHint().height() if tabulated else FREE)
+        self._room.setStretch(self._room.count() - 2, int(not tabulated and self.stack.isHidden()))
 
     def _tabulate(self) -> None:
         """Show the answer as a table, where it is one."""

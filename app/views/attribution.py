@@ -52,6 +52,7 @@ class AttributionView(RunView):
         self.data: Attributed | None = None
         self._columns: dict[str, ColumnData] = {}
         self._selected: NDArray[np.bool_] | None = None
+        self._by_hand = False  # whether the person chose a part of the scatter
         self.history = AttributionHistory(self, self._where)
         self.history.shown.connect(self._take_earlier)
         self.history.chosen.connect(self.epochChosen)
@@ -86,6 +87,7 @@ class AttributionView(RunView):
         flow.addWidget(side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button))
         self.scatter = ScorePanel()
         self.scatter.canvas.setAccessibleName("Scores of two modalities")
+        self.scatter.box.sigRangeChangedManually.connect(self._moved_by_hand)
         self.grid = PanelGrid()
         self.bars = DimensionBars()
         self.bars.chosen.connect(self._colour_by_dimension)
@@ -121,7 +123,7 @@ class AttributionView(RunView):
         layout.setSpacing(8)
         layout.addWidget(head)
         layout.addWidget(whole, 1)
-        layout.addLayout(row(self.said, None))
+        layout.addWidget(self.said)
         layout.addWidget(self.history.bar)
         escape = QAction(self)
         escape.setShortcut(QKeySequence(Qt.Key.Key_Escape))
@@ -229,7 +231,7 @@ class AttributionView(RunView):
         for panel in self.embeddings:
             panel.set_points(points)
         self.grid.fit_unless_moved() if same else self.grid.fit()
-        self._show_scores(fit=not same)
+        self._show_scores(fit=not same or not self._by_hand)
         self._fit_panels()
         self._mark_selection()
         self._say()
@@ -267,7 +269,11 @@ class AttributionView(RunView):
         self.scatter.canvas.setAccessibleName(self.scatter.accessible_words())
         self.scatter.canvas.setToolTip(info.help)
         if fit:
+            self._by_hand = False
             self.scatter.fit()
+
+    def _moved_by_hand(self, *_: object) -> None:
+        self._by_hand = True
 
     def _show_bars(self) -> None:
         data = self.data

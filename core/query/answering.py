@@ -33,6 +33,7 @@ from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.spec.modalities import modality_kind
 
 FOLDER = "answers"
+JOINT = "joint"
 Rows = np.ndarray
 
 
@@ -305,6 +306,7 @@ def answer_dimensions(run: TrainedRun, options: DimensionOptions, rows: Rows, pa
 def _shown(found: pd.DataFrame, columns: tuple[tuple[str, str, str, str], ...], sort_by: str, of: str) -> AnswerTable:
     """Return a table for the window; the column ``of`` is left out where it says the same of every row."""
     table = found.reset_index()
+    table[of] = [JOINT if name == JOINT else modality_kind(str(name)).label for name in table[of]]
     kept = tuple(one for one in columns if one[0] != of or table[of].nunique() > 1)
     return AnswerTable(kept, {name: table[name].to_numpy() for name, *_ in kept}, sort_by)
 
