@@ -138,6 +138,7 @@ class Centre(QWidget):
             if issubclass(kind, RunView):
                 view: QWidget = kind(self.context)
                 view.selectionChanged.connect(lambda rows, name=name: self.select(rows, source=name))  # type: ignore[attr-defined]
+                view.epochChosen.connect(self.go_to_epoch)  # type: ignore[attr-defined]
                 self._stale.add(name)
             else:
                 view = self._live_view(name, kind())
@@ -153,6 +154,7 @@ class Centre(QWidget):
             view.csvRequested.connect(self._window.exporting.ask_losses)
             return view
         view.selectionChanged.connect(self._selected_on_embedding)
+        view.epochChosen.connect(self.go_to_epoch)
         view.set_colours({ORIGIN: {"reference": FADED}, **self._window.session.settings.colours})
         view.coloursChanged.connect(self._keep_colours)
         view.columnsChanged.connect(self._keep_columns)
@@ -221,6 +223,13 @@ class Centre(QWidget):
         for name, view in self._views.items():
             if isinstance(view, RunView) and name not in self._stale:
                 view.take_preview(path, epoch)
+
+    def go_to_epoch(self, epoch: int) -> None:
+        """Go to an epoch in every view that keeps earlier ones; a view that is there already says nothing more."""
+        self.embedding.epochs.go_to(epoch)
+        for name, view in self._views.items():
+            if isinstance(view, RunView) and name not in self._stale:
+                view.take_epoch(epoch)
 
     # ------------------------------------------------------------------ one selection
 
@@ -363,7 +372,15 @@ class Centre(QWidget):
         """Return which figure the view in front is, and options to begin with."""
         view = self._views.get(self.current())
         own = view.figure() if isinstance(view, RunView) else None
-        return own or {"what": "embedding" if self.current() == "embedding" else "losses"}
+        return own or ({"what": "embedding", **self.embedding_options()} if self.current() == "embedding" else {"what": "losses"})
+
+    def embedding_options(self) -> dict[str, Any]:
+        """Return what a figure of the embedding begins with: what the panels show, where the run folder has it."""
+        if self._cells is None or not self.built:
+            return {}
+        known = [name for name in self.embedding.shown_columns() if name in self._cells.columns or name.startswith(tuple(EXPRESSION))]
+        joint = self._window.watching.joined() is not None
+        return {"layout": "joint" if joint else "umap", **({"columns": tuple(known)} if known else {})}
 
     def detach(self) -> None:
         """Show the view in front in a window of its own."""

@@ -102,6 +102,8 @@ class Exporting(QObject):
         if not what:
             own = self._window.centre.figure()
             what, start = str(own.pop("what")), own
+        elif what == "embedding" and start is None:
+            start = self._window.centre.embedding_options()
         cells = self._window.watching.cells
         what = what if has_embedding or what != "embedding" else "losses"
         columns = list(cells.columns) if cells is not None else ()

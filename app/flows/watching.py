@@ -166,7 +166,8 @@ class Watching(QObject):
         embedding = self._window.embedding
         study, generation = self.study(), self._generation
         if self.cells is not None and len(self.cells.rows) == int(there.sum()) and (self.cells.columns or study is None):
-            embedding.move_points(layout[there], epoch)
+            if embedding.epochs.at_end:  # whoever went back stays there
+                embedding.move_points(layout[there], epoch)
             self._offer_epochs(earlier_layouts(path.parent))
             self._window.centre.take_preview(path.with_name(f"latent-{epoch:06d}.npy"), epoch)
             return

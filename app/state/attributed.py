@@ -73,15 +73,57 @@ def of_run(results_folder: Path, cells: Cells | None, xy: NDArray[np.float32] | 
     return join(rows, subset_scores(scores, rows), cells, xy, None)
 
 
+def earlier_attributions(folder: Path) -> tuple[tuple[int, Path], ...]:
+    """Return the attributions that a run wrote while it trained, by epoch.
+
+    Parameters
+    ----------
+    folder
+        Of the previews of the run.
+    """
+    found = []
+    for path in sorted(folder.glob("attribution-*.npz")):
+        number = path.stem.removeprefix("attribution-")
+        if number.isdecimal():
+            found.append((int(number), path))
+    return tuple(found)
+
+
 def of_preview(path: Path, cells: Cells | None, xy: NDArray[np.float32] | None) -> Attributed | None:
-    """Read the attribution of a sample of cells of a run that trains; None where it cannot be read."""
+    """Read the attribution of a sample of cells of a run that trains; None where it cannot be read.
+
+    Cells lie where they lay in the live embedding of that epoch; where it was not laid out, where ``xy`` says.
+
+    Parameters
+    ----------
+    path
+        ``attribution-EPOCH.npz``; the live embedding lies beside it.
+    cells, xy
+        As in :func:`of_run`.
+    """
     from cellweave.core.analysis.attribution_scores import AttributionScores
 
     found = AttributionScores.load_preview(path)
     if found is None:
         return None
     scores, rows = found
-    return join(rows.astype(np.int64), scores, cells, xy, int(scores.info.get("epoch") or 0))
+    epoch = int(scores.info.get("epoch") or 0)
+    data = join(rows.astype(np.int64), scores, cells, xy, epoch)
+    places = _laid_out(path.parent, epoch, data.rows)
+    return data if places is None else replace(data, xy=places)
+
+
+def _laid_out(folder: Path, epoch: int, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
+    """Return where cells lay in the live embedding of an epoch ``(n, 2)``, NaN where it left them out; None where there is none."""
+    try:
+        layout = np.load(folder / f"layout-{epoch:06d}.npy", allow_pickle=False)
+        sample = np.load(folder / "cells.npy", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    if layout.shape != (len(sample), 2) or not len(sample):
+        return None
+    place = np.minimum(np.searchsorted(sample, rows), len(sample) - 1)
+    return np.where((sample[place] == rows)[:, None], layout[place], np.nan).astype(np.float32)
 
 
 def subset_scores(scores: AttributionScores, rows: NDArray[np.int64]) -> AttributionScores:

@@ -12,11 +12,11 @@ import numpy as np
 
 from cellweave.app.state.runs import run_label
 from cellweave.core.errors import CellweaveError
+from cellweave.core.export.figure_options import ORIGIN
 from cellweave.core.runs.events import EpochDone, Event, Failed, FinishReason
 from cellweave.core.runs.folder import RunFolder, RunStatus
 from cellweave.core.spec import RunSpec
 
-ORIGIN = "new or reference"  # the column that tells mapped cells from those of their reference
 MOST_LEVELS = 500  # a column with more levels is no way to colour cells
 
 
@@ -178,8 +178,8 @@ def read_with_reference(folder: RunFolder, own: Cells) -> Joint | None:
     own
         Cells of its own embedding, whose columns are kept; those that only the run has are missing for the reference.
     """
-    from cellweave.core.analysis.joint import QUERY, read_joint
-    from cellweave.core.export.run_data import ColumnValues
+    from cellweave.core.analysis.joint import read_joint
+    from cellweave.core.export.joint_columns import lengthened, table_column
 
     found = read_joint(folder.results)
     if found is None:
@@ -188,10 +188,9 @@ def read_with_reference(folder: RunFolder, own: Cells) -> Joint | None:
     n_own = len(own.rows)
     if not np.array_equal(table["row"].to_numpy()[:n_own], own.rows) or (table["row"].to_numpy()[n_own:] >= 0).any():
         return None
-    origin = np.where(table["origin"] == QUERY, 0, 1)
-    columns: dict[str, Any] = {ORIGIN: ColumnValues.of_levels(ORIGIN, origin, ("new cells", "reference"))}
+    columns: dict[str, Any] = {ORIGIN: table_column(table, ORIGIN)}
     for name in table.columns.drop(["name", "origin", "row"]):
-        column = ColumnValues.of_series(str(name), table[name], as_levels=name != "transferred_share")
+        column = table_column(table, str(name))
         if column.levels is None or len(column.levels) <= MOST_LEVELS:
             columns[str(name)] = column
     for name, column in own.columns.items():
@@ -201,15 +200,6 @@ def read_with_reference(folder: RunFolder, own: Cells) -> Joint | None:
     prefer = tuple(name for name in (ORIGIN, labels) if name and name in columns)
     names = np.concatenate([own.names, table["name"].to_numpy()[n_own:]])
     return Joint(xy, Cells(table["row"].to_numpy(), names, columns), prefer)
-
-
-def lengthened(column: Any, n_cells: int) -> Any:
-    """Return a column of more cells, missing for those behind its own."""
-    from cellweave.core.export.run_data import ColumnValues
-
-    if column.levels is None:
-        return ColumnValues.of_numbers(column.title, np.append(column.numbers, np.full(n_cells - len(column.numbers), np.nan, np.float32)))
-    return ColumnValues.of_levels(column.title, np.append(column.codes, np.full(n_cells - len(column.codes), -1, np.int32)), column.levels)
 
 
 def earlier_layouts(folder: Path, rows: np.ndarray | None = None) -> tuple[tuple[int, Path], ...]:

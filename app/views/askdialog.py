@@ -24,6 +24,7 @@ from qtpy.QtWidgets import (
 
 from cellweave.app.forms import SpecForm
 from cellweave.app.panels.parts import button, heading, row, set_look, text
+from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.query.questions import QUESTIONS, Question
 from cellweave.core.spec import explain
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from cellweave.app.workers.tasks import Task
     from cellweave.core.query.answering import Answer
 
+FREE = 2**24 - 1  # Qt's own bound of a height
 FORMATS = {".csv": "CSV table", ".h5ad": "AnnData (h5ad)"}
 
 
@@ -92,6 +94,7 @@ class AskDialog(QDialog):
         fields.setColumnStretch(1, 1)
         self.said = text("", selectable=True)
         self.said.setAccessibleName("Answer")
+        self.table = DataTable("Answer as a table", "Search…")
         self.copy = button("Save a copy as…", "save", self._save_copy)
         self.show_folder = button("Show in its folder", "folder", self._show_folder)
         self.progress = QProgressBar()
@@ -105,9 +108,12 @@ class AskDialog(QDialog):
         right.addWidget(self.title)
         right.addWidget(self.help)
         right.addWidget(self.stack, 1)
+        self._room = right
         right.addLayout(fields)
         right.addWidget(self.said)
+        right.addWidget(self.table, 3)
         right.addLayout(row(self.copy, self.show_folder, None))
+        right.addStretch(0)
         foot = row(spacing=8)
         foot.addWidget(self.progress, 1)
         foot.addStretch(0)
@@ -120,7 +126,7 @@ class AskDialog(QDialog):
         whole.addWidget(self.list)
         whole.addLayout(right, 1)
         em = self.fontMetrics().horizontalAdvance("m")
-        self.resize(em * 60, em * 46)
+        self.resize(em * 72, em * 50)
         self._busy(on=False)
 
     # ------------------------------------------------------------------ choosing
@@ -141,6 +147,7 @@ class AskDialog(QDialog):
             self.forms[question.name] = form
             self.stack.addWidget(form)
         self.stack.setCurrentWidget(self.forms[question.name])
+        self.stack.setVisible(bool(self.forms[question.name].paths()))
         self.format.clear()
         for suffix in question.formats:
             self.format.addItem(FORMATS[suffix], suffix)
@@ -185,6 +192,7 @@ class AskDialog(QDialog):
                 return
             self.answer = answer
             self._busy(on=False)
+            self._tabulate()
             self.say("\n".join([*answer.words, f"Kept as {_inside(answer.path, results.folder)} with the run."]))
 
         def failed(error: Exception, details: str) -> None:
@@ -231,8 +239,21 @@ class AskDialog(QDialog):
         self.said.setText(sentence)
         set_look(self.said, "tone", tone)
         self.said.setVisible(bool(sentence))
+        there = bool(sentence) and self.answer is not None
         for part in (self.copy, self.show_folder):
-            part.setVisible(bool(sentence) and self.answer is not None)
+            part.setVisible(there)
+        tabulated = there and self.answer is not None and self.answer.table is not None
+        self.table.setVisible(tabulated)
+        # Beside a table the fields have no more room than they need; without either, what there is stays on top.
+        self.stack.setMaximumHeight(self.stack.currentWidget().sizeHint().height() if tabulated else FREE)
+        self._room.setStretch(self._room.count() - 2, int(not tabulated and self.stack.isHidden()))
+
+    def _tabulate(self) -> None:
+        """Show the answer as a table, where it is one."""
+        table = None if self.answer is None else self.answer.table
+        if table is not None:
+            columns = [TableColumn(name, title, help, kind) for name, title, help, kind in table.columns]  # type: ignore[arg-type]
+            self.table.set_table(columns, table.values, text_column=columns[0].name, sort_by=table.sort_by)
 
     # ------------------------------------------------------------------ taking away
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtGui import QAction, QKeySequence
-from qtpy.QtWidgets import QCheckBox, QComboBox, QSplitter, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QCheckBox, QSplitter, QVBoxLayout, QWidget
 from superqt import QFlowLayout
 
-from cellweave.app.panels.parts import button, row, set_look, subheading, text, tool
-from cellweave.app.state.attributed import Attributed, of_preview, of_run, score_columns
+from cellweave.app.panels.parts import button, row, subheading, text, tool
+from cellweave.app.state.attributed import Attributed, of_run, score_columns
+from cellweave.app.views.attributionhistory import AttributionHistory
+from cellweave.app.views.attributionparts import chooser, column_of, labelled, refill, scores_csv, side_by_side
 from cellweave.app.views.columns import ColumnData, column_title
 from cellweave.app.views.dimensionbars import DecoderBars, DimensionBars
 from cellweave.app.views.panelgrid import PanelGrid
@@ -41,6 +41,8 @@ class AttributionView(RunView):
     ----------
     data
         What is shown, or None.
+    history
+        Earlier attributions of the run.
     """
 
     shows = "How far each modality depends on the latents of every modality appears here, cell by cell. Train Multimodal VI to have it."
@@ -50,14 +52,16 @@ class AttributionView(RunView):
         self.data: Attributed | None = None
         self._columns: dict[str, ColumnData] = {}
         self._selected: NDArray[np.bool_] | None = None
-        self._wanted: tuple[Path, int] | None = None
-        self._reading = False
+        self._by_hand = False  # whether the person chose a part of the scatter
+        self.history = AttributionHistory(self, self._where)
+        self.history.shown.connect(self._take_earlier)
+        self.history.chosen.connect(self.epochChosen)
         self._build()
 
     # ------------------------------------------------------------------ building
 
     def _build(self) -> None:
-        self.score, self.across, self.up = (_chooser(name) for name in ("Score", "Modality of the abscissa", "Modality of the ordinate"))
+        self.score, self.across, self.up = (chooser(name) for name in ("Score", "Modality of the abscissa", "Modality of the ordinate"))
         for box in (self.score, self.across, self.up):
             box.currentIndexChanged.connect(lambda _: self._show_scores())
         self.log = QCheckBox("Logarithmic")
@@ -76,13 +80,14 @@ class AttributionView(RunView):
         flow = QFlowLayout(head)
         flow.setContentsMargins(0, 0, 0, 0)
         flow.setSpacing(8)
-        self._of_scatter: list[QWidget] = [_labelled(name, box) for name, box in (("Score", self.score), ("across", self.across), ("up", self.up))]
+        self._of_scatter: list[QWidget] = [labelled(name, box) for name, box in (("Score", self.score), ("across", self.across), ("up", self.up))]
         for widget in self._of_scatter:
             flow.addWidget(widget)
         self._of_scatter.append(self.log)
-        flow.addWidget(_side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button))
+        flow.addWidget(side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button))
         self.scatter = ScorePanel()
         self.scatter.canvas.setAccessibleName("Scores of two modalities")
+        self.scatter.box.sigRangeChangedManually.connect(self._moved_by_hand)
         self.grid = PanelGrid()
         self.bars = DimensionBars()
         self.bars.chosen.connect(self._colour_by_dimension)
@@ -119,6 +124,7 @@ class AttributionView(RunView):
         layout.addWidget(head)
         layout.addWidget(whole, 1)
         layout.addWidget(self.said)
+        layout.addWidget(self.history.bar)
         escape = QAction(self)
         escape.setShortcut(QKeySequence(Qt.Key.Key_Escape))
         escape.setShortcutContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
@@ -153,8 +159,9 @@ class AttributionView(RunView):
 
     def clear(self) -> None:
         """Forget the run."""
-        self.data, self._selected, self._wanted, self._reading = None, None, None, False
+        self.data, self._selected = None, None
         self._columns = {}
+        self.history.clear()
 
     def _take(self, data: Attributed | None) -> None:
         if data is None:
@@ -166,6 +173,16 @@ class AttributionView(RunView):
             else:
                 self.set_message("The attribution of this run was not computed yet. It takes seconds to minutes.", "Compute", self.attribute)
             return
+        self.set_message("")
+        self._show(data)
+        if self.results is not None:
+            self.history.offer(self.results.folder / "preview", data, self.results.status.epoch)
+
+    def _where(self) -> tuple[Any, Any]:
+        """Return the cells of the embedding and their places."""
+        return (self.results.cells, self.results.xy) if self.results is not None else self.context.live_cells()
+
+    def _take_earlier(self, data: Attributed) -> None:
         self.set_message("")
         self._show(data)
 
@@ -182,53 +199,39 @@ class AttributionView(RunView):
         found = path.with_name(f"attribution-{epoch:06d}.npz")
         if self.results is not None or not found.is_file():
             return
-        self._wanted = (found, epoch)
-        self._read_preview()
+        self.history.follow(found, epoch)
 
-    def _read_preview(self) -> None:
-        """Read the newest preview, unless one is being read: those in between are left out."""
-        if self._wanted is None or self._reading:
-            return
-        (path, _), self._wanted, self._reading = self._wanted, None, True
-        cells, xy = self.context.live_cells()
-
-        def done(data: Attributed | None) -> None:
-            self._reading = False
-            if data is not None and self.results is None:
-                self.set_message("")
-                self._show(data)
-            self._read_preview()
-
-        def failed(error: Exception, details: str) -> None:
-            self._reading = False
-
-        self.work(lambda _: of_preview(path, cells, xy), done, failed=failed)
+    def take_epoch(self, epoch: int) -> None:
+        """Show the attribution of an epoch that was chosen elsewhere, where there is one."""
+        self.history.bar.go_to(epoch)
 
     # ------------------------------------------------------------------ showing
 
     def _show(self, data: Attributed) -> None:
-        same = self.data is not None and np.array_equal(self.data.rows, data.rows)
+        before_that = self.data
+        same = before_that is not None and np.array_equal(before_that.rows, data.rows)
         kept = [panel.column_name() for panel in self.panels]
+        if not same and before_that is not None and self._selected is not None:
+            chosen = np.isin(data.rows, before_that.rows[self._selected])
+            self._selected = chosen if chosen.any() else None
         self.data = data
-        if not same:
-            self._selected = None
         self._fill_choosers(data)
         for widget in (*self._of_scatter, self.scatter):
             widget.setVisible(not self.alone)
         ratios = score_columns(data.scores)
         own = {name: ColumnData.continuous(values, unit=unit, diverging=diverging) for name, (values, unit, diverging) in ratios.items()}
-        others = {name: _column(name, column) for name, column in data.columns.items()}
+        others = {name: column_of(name, column) for name, column in data.columns.items()}
         self._columns = {**own, **others}
         defaults = self._defaults(list(own), list(others))
         for panel, before, default in zip(self.panels, kept, defaults, strict=True):
-            panel.set_columns(self._columns, before if same and before in self._columns else default)
+            panel.set_columns(self._columns, before if before_that is not None and before in self._columns else default)
         there = bool(np.isfinite(data.xy).all(axis=1).any())
         self.grid.show_note("" if there else "The embedding of these cells is not there yet.")
         points = PointSet(data.xy)
         for panel in self.embeddings:
             panel.set_points(points)
         self.grid.fit_unless_moved() if same else self.grid.fit()
-        self._show_scores(fit=not same)
+        self._show_scores(fit=not same or not self._by_hand)
         self._fit_panels()
         self._mark_selection()
         self._say()
@@ -247,9 +250,9 @@ class AttributionView(RunView):
         names, kinds = data.scores.modalities, data.scores.kinds()
         before = (self.score.currentData(), self.across.currentData(), self.up.currentData())
         with QSignalBlocker(self.score), QSignalBlocker(self.across), QSignalBlocker(self.up):
-            _refill(self.score, [(kind.title, kind.name, kind.help) for kind in kinds], before[0] or "total")
-            _refill(self.across, [(modality_kind(name).label, name, "") for name in names], before[1] or names[0])
-            _refill(self.up, [(modality_kind(name).label, name, "") for name in names], before[2] or names[-1])
+            refill(self.score, [(kind.title, kind.name, kind.help) for kind in kinds], before[0] or "total")
+            refill(self.across, [(modality_kind(name).label, name, "") for name in names], before[1] or names[0])
+            refill(self.up, [(modality_kind(name).label, name, "") for name in names], before[2] or names[-1])
 
     def _show_scores(self, *, fit: bool = True) -> None:
         data, kind = self.data, self.score.currentData()
@@ -266,7 +269,11 @@ class AttributionView(RunView):
         self.scatter.canvas.setAccessibleName(self.scatter.accessible_words())
         self.scatter.canvas.setToolTip(info.help)
         if fit:
+            self._by_hand = False
             self.scatter.fit()
+
+    def _moved_by_hand(self, *_: object) -> None:
+        self._by_hand = True
 
     def _show_bars(self) -> None:
         data = self.data
@@ -284,10 +291,12 @@ class AttributionView(RunView):
         data = self.data
         if data is None:
             return
+        self.figure_button.setEnabled(data.epoch is None)
+        self.figure_button.setToolTip("Export as a figure" if data.epoch is None else "A figure is of the result: go to its epoch, the last one")
         info = data.scores.info
         parts = [f"{data.size:,} cells"]
         if data.epoch is not None:
-            parts.insert(0, f"Epoch {data.epoch}, while the run trains")
+            parts.insert(0, f"Epoch {data.epoch}, while the run {'trains' if self.results is None else 'trained'}")
         if info.get("features") == "sampled":
             parts.append(", ".join(f"{n:,} {modality_kind(name).label} features" for name, n in data.scores.n_features.items()))
         parts.append("library size at the mean of its group" if info.get("library") == "prior" else "library size of each cell")
@@ -428,56 +437,3 @@ class AttributionView(RunView):
     def figure(self) -> dict[str, Any] | None:
         """Return the figure of the view."""
         return {"what": "attribution", **self.figure_options()} if self.data is not None and self.data.epoch is None else None
-
-
-def scores_csv(data: Attributed) -> str:
-    """Return the scores of all cells as CSV."""
-    columns = data.scores.columns()
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["cell", *columns])
-    table = np.column_stack(list(columns.values()))
-    for name, values in zip(data.names, table, strict=True):
-        writer.writerow([name, *("" if np.isnan(value) else f"{value:.6g}" for value in values)])
-    return out.getvalue()
-
-
-def _column(name: str, column: Any) -> ColumnData:
-    if column.levels is not None:
-        return ColumnData.categorical(column.codes, column.levels)
-    return ColumnData.continuous(column.numbers, unit="log(1 + scaled counts)" if name.startswith("gene:") else "")
-
-
-def _chooser(name: str) -> QComboBox:
-    box = QComboBox()
-    box.setAccessibleName(name)
-    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
-    return box
-
-
-def _refill(box: QComboBox, items: list[tuple[str, str, str]], chosen: str) -> None:
-    box.clear()
-    for title, value, tip in items:
-        box.addItem(title, value)
-        if tip:
-            box.setItemData(box.count() - 1, tip, Qt.ItemDataRole.ToolTipRole)
-    place = box.findData(chosen)
-    box.setCurrentIndex(max(0, place))
-
-
-def _side_by_side(like: QComboBox, *widgets: QWidget) -> QWidget:
-    """Return widgets in a row as high as a field, so that they stand in one line with it."""
-    holder = QWidget()
-    holder.setLayout(row(*widgets))
-    holder.setMinimumHeight(like.sizeHint().height())
-    return holder
-
-
-def _labelled(name: str, box: QComboBox) -> QWidget:
-    holder = QWidget()
-    label = text(name, wrap=False)
-    label.setBuddy(box)
-    line = row(label, box, spacing=4)
-    holder.setLayout(line)
-    set_look(holder, "plain", "true")
-    return holder

@@ -196,7 +196,7 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
     }
     result = TableColumn("result", "Negative ELBO", "Of the held-out cells where there are any, else of the training cells; nats per cell.", "number")
     values["result"] = _numbers([one.losses.get(("elbo", "validation"), one.losses.get(("elbo", "train"))) for one in rows])
-    # First, where they are in sight without scrolling; of these the model's own before which files they were.
+    # The model's own before which files they were.
     different = sorted(differing(rows), key=lambda path: FIRST.index(path.split(".")[0]) if path.split(".")[0] in FIRST else len(FIRST))
     paths = dict.fromkeys([*different, *(path for one in rows for path in one.spec)]) if every else different
     titles = setting_titles(rows)
@@ -210,7 +210,7 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         columns.append(TableColumn(path, title, f"{help_text} ({path})".strip(), "number" if numbers and some else "text"))
         values[path] = _numbers(found) if numbers and some else np.array([_words(value) for value in found], dtype=object)
     place = 2 + sum(path != "model.kind" for path in different)
-    columns[place:place] = [result, TableColumn("state", "State", "How it stands.")]
+    columns[place:place] = [TableColumn("state", "State", "How it stands.")]
     terms = dict.fromkeys(key for side in ("validation", "train") for one in rows for key in one.losses if key[1] == side)
     labels = term_labels(rows)
     for term, side in sorted(terms, key=lambda key: (key[1] != "validation", key[0] not in ("elbo", "total"))):
@@ -219,9 +219,11 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         words = f"{labels.get(term, term)}, {'validation' if side == 'validation' else 'train'}"
         columns.append(TableColumn(name, words, f"Of the {where} cells at the last epoch that looked at them, nats per cell.", "number"))
         values[name] = _numbers([one.losses.get((term, side)) for one in rows])
+    head = [result]  # what came of the runs, in sight however many settings differ
     for name in dict.fromkeys(name for one in rows for name in one.metrics):
         known = ALL.get(name.removeprefix("integration.")) if name.startswith("integration.") else SCORES.get(name)
-        columns.append(TableColumn(name, _metric_title(name, known.title if known else name), known.help if known else name, "share"))
+        column = TableColumn(name, _metric_title(name, known.title if known else name), known.help if known else name, "share")
+        (head if name in MAIN_METRICS else columns).append(column)
         values[name] = _numbers([one.metrics.get(name) for one in rows])
     ends: tuple[tuple[str, str, str, list[Any]], ...] = (
         ("epochs", "Epochs", "Epochs done.", [one.epochs for one in rows]),
@@ -229,11 +231,11 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         ("seconds", "Time (s)", "From the start of the run to its end, in seconds.", [one.seconds for one in rows]),
     )
     for name, title, words, numbers_found in ends:
-        columns.append(TableColumn(name, title, words, "number" if name == "seconds" else "count"))
+        (head if name == "seconds" else columns).append(TableColumn(name, title, words, "number" if name == "seconds" else "count"))
         values[name] = _numbers(numbers_found)
     columns.append(TableColumn("device", "Device", "Where it computed."))
     values["device"] = np.array([one.device for one in rows], dtype=object)
-    return columns, values
+    return [*columns[:2], *head, *columns[2:]], values
 
 
 def _metric_title(name: str, title: str) -> str:

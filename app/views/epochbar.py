@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from numpy.typing import ArrayLike
 from qtpy.QtCore import QSignalBlocker, Qt, QTimer, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QSlider, QWidget
 
 from cellweave.app.theme import SPACE
 
-Loader = Callable[[], ArrayLike]
+Loader = Callable[[], Any]
 SETTLE_MS = 40
 
 
 class EpochBar(QWidget):
-    """Chooses an epoch; its positions are read once the slider has come to rest.
+    """Chooses an epoch; what is of it is read once the slider has come to rest.
 
     Parameters
     ----------
@@ -49,8 +49,8 @@ class EpochBar(QWidget):
         self.hide()
 
     def set_epochs(self, epochs: Sequence[tuple[int, Loader]]) -> None:
-        """Offer epochs with a function each that returns the positions; a slider at its end stays there, none hides it."""
-        at_end = self.slider.value() == self.slider.maximum()
+        """Offer epochs with a function each that returns what is of it; a slider at its end stays there, none hides it."""
+        at_end = self.at_end
         self._epochs = list(epochs)
         with QSignalBlocker(self.slider):
             self.slider.setRange(0, max(0, len(self._epochs) - 1))
@@ -59,6 +59,23 @@ class EpochBar(QWidget):
         self.setVisible(len(self._epochs) > 1)
         if self._epochs:
             self.say(self._epochs[self.slider.value()][0])
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the last epoch is chosen, also where there is none."""
+        return self.slider.value() == self.slider.maximum()
+
+    def go_to(self, epoch: int) -> None:
+        """Choose an epoch, where it is offered."""
+        place = next((place for place, (number, _) in enumerate(self._epochs) if number == epoch), None)
+        if place is not None:
+            self.slider.setValue(place)
+
+    def say_unreadable(self, why: str = "") -> None:
+        """Write that the chosen epoch cannot be read."""
+        if self._epochs:
+            self.words.setText(f"{self._epochs[self.slider.value()][0]}: cannot be read")
+            self.words.setToolTip(why)
 
     def say(self, epoch: int) -> None:
         """Write which epoch is shown, in a room that does not change with the number of figures."""
@@ -76,10 +93,9 @@ class EpochBar(QWidget):
             return
         epoch, load = self._epochs[index]
         try:
-            positions = load()
+            found = load()
         except (OSError, ValueError) as error:
-            self.words.setText(f"{epoch}: cannot be read")
-            self.words.setToolTip(str(error))
+            self.say_unreadable(str(error))
             return
         self.words.setToolTip("")
-        self.loaded.emit(epoch, positions)
+        self.loaded.emit(epoch, found)

@@ -35,6 +35,7 @@ from cellweave.core.models.declare import LossTerm, Metric
 from cellweave.core.runs.events import Event
 
 REDRAW_MS, SLOWEST_MS = 100, 1000
+MOST_CHIPS = 14  # in the legend, from which on the metrics are named on demand
 REST = 10
 """The view rests this many times as long as the last picture took: training needs the processor more."""
 
@@ -73,6 +74,7 @@ class LossView(QWidget):
         self._timer.timeout.connect(self._redraw)
         self._stale = False
         self._legend_of: tuple[object, ...] = ()
+        self._unfolded = False
         self._build()
         self.set_message("")
         follow(self, self._retheme)
@@ -291,7 +293,12 @@ class LossView(QWidget):
             if item is not None and item.widget() is not None:
                 item.widget().hide()
                 item.widget().deleteLater()
-        for series in self.series():
+        every = self.series()
+        told = [series for series in every if series.name.startswith(METRIC)]
+        folds = len(every) > MOST_CHIPS and len(told) > 1
+        for series in every:
+            if folds and not self._unfolded and series.name.startswith(METRIC):
+                continue
             tip = f"Show {series.label}" + (f": {series.help}" if series.help else "")
             button = self._chip(SHORT.get(series.label, series.label), line_icon(series.hue(), dashes(0, held_out=series.dashed)), tip)
             button.setAccessibleName(f"Show {series.label}")
@@ -303,6 +310,12 @@ class LossView(QWidget):
             button.setChecked(checked.get(split, True))
             button.toggled.connect(self._style_changed)
             self._splits[split] = button
+            self._legend_row.addWidget(button)
+        if folds:
+            tip = "Name also the curves of what is told beside the losses"
+            button = self._chip(f"{len(told)} other numbers", icon(f"chevron-{'down' if self._unfolded else 'right'}"), tip)
+            button.setChecked(self._unfolded)
+            button.toggled.connect(self._unfold)
             self._legend_row.addWidget(button)
         for run, name in enumerate(self._overlays, start=1):
             look = line_icon(run_colour(current().color("text"), run), dashes(run, held_out=False))
@@ -322,6 +335,11 @@ class LossView(QWidget):
         button.setToolTip(tip)
         button.setAccessibleName(tip)
         return button
+
+    def _unfold(self, on: bool) -> None:
+        """Name the curves of metrics one by one, or leave them out of the legend: they would take the room of the curves."""
+        self._unfolded, self._legend_of = on, ()
+        QTimer.singleShot(0, self._refresh_legend)  # the button that was pressed is among those made anew
 
     def _toggle(self, name: str, *, on: bool) -> None:
         (self._hidden.discard if on else self._hidden.add)(name)

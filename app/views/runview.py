@@ -68,6 +68,8 @@ class RunView(QWidget):
     ----------
     selectionChanged
         The person selected other cells here: rows of the study, int64 ``(n,)``, none of them for no selection.
+    epochChosen
+        The person went to another epoch of the run here.
     shows
         What an empty view says it will show; one sentence.
     results
@@ -77,6 +79,7 @@ class RunView(QWidget):
     """
 
     selectionChanged = Signal(object)  # noqa: N815
+    epochChosen = Signal(int)  # noqa: N815
     shows: ClassVar[str] = ""
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
@@ -104,6 +107,9 @@ class RunView(QWidget):
 
     def take_preview(self, path: Path, epoch: int) -> None:
         """Take in that the run that trains has written a preview: the latent of some cells, and what else lies beside it."""
+
+    def take_epoch(self, epoch: int) -> None:
+        """Take in that another view went to an epoch; views that show the result only leave this as it is."""
 
     def clear(self) -> None:
         """Let go of everything that belongs to the run."""

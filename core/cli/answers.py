@@ -135,6 +135,19 @@ def _pseudobulk(run: TrainedRun, question: Question, cells: np.ndarray | None) -
     )  # fmt: skip
 
 
+def _features(run: TrainedRun, question: Question, cells: np.ndarray | None) -> pd.DataFrame:
+    from cellweave.core.query.description import feature_losses
+
+    table = feature_losses(run, cells, n_samples=question.draws or 1, seed=question.seed)
+    return table.sort_values("reconstruction", ascending=False, kind="stable")
+
+
+def _dimensions(run: TrainedRun, question: Question, cells: np.ndarray | None) -> pd.DataFrame:
+    from cellweave.core.query.description import dimension_divergences
+
+    return dimension_divergences(run, cells)
+
+
 def _alignment(run: TrainedRun, question: Question, cells: np.ndarray | None) -> pd.DataFrame:
     from cellweave.core.query.alignment import alignment_table
 
@@ -150,7 +163,7 @@ def _transfer(run: TrainedRun, question: Question, cells: np.ndarray | None) -> 
 
 _TABLES = {
     "latent": _latent, "library": _library, "correlation": _correlation, "differential": _differential, "pseudobulk": _pseudobulk,
-    "alignment": _alignment, "transfer": _transfer,
+    "features": _features, "dimensions": _dimensions, "alignment": _alignment, "transfer": _transfer,
 }  # fmt: skip
 
 

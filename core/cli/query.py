@@ -25,6 +25,8 @@ TAKES = {
     "differential": ("groupby", "group1", "group2", "modality", "mode", "delta", "fdr", "batch_correction", "seed"),
     "pseudobulk": ("groupby", "group1", "group2", "sample", "covariate", "fdr"),
     "evaluate": ("draws", "seed"),
+    "features": ("modality", "draws", "seed"),
+    "dimensions": (),
     "minify": ("with_counts",),
     "imputed": ("modality", "sampled", "seed"),
     "corrected": ("modality", "sampled", "seed"),
@@ -127,7 +129,8 @@ def query(
 ) -> int:
     """Ask a trained run about its cells, or about others.
 
-    latent, library, expression, correlation, differential, pseudobulk, evaluate, minify, imputed, corrected, translated, alignment, transfer, attribution.
+    latent, library, expression, correlation, differential, pseudobulk, evaluate, features, dimensions, minify, imputed, corrected,
+    translated, alignment, transfer, attribution, effects.
     Without --out a table is shown in short.
     """
     asked = {

@@ -17,6 +17,8 @@ FIGURES = {
     "attribution": "Modality attribution",
     "ambient": "Ambient background",
 }
+#: The column that tells mapped cells from those of their reference, and its levels.
+ORIGIN, ORIGINS = "new or reference", ("new cells", "reference")
 FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient"]
 
 
@@ -44,7 +46,8 @@ class FigureOptions(Frozen):
     legend: bool = option(True, "Legend", "Levels with their number of cells, or the range of values.", group=CONTENT)
     columns: tuple[str, ...] = option(
         tuple, "Coloured by",
-        "One panel for each: a column of the cells, 'leiden', 'latent:1' or 'gene:CD3E'. Empty takes batch beside cell type.",
+        "One panel for each: a column of the cells, 'leiden', 'latent:1', a gene as 'gene:CD3E' (log counts), 'counts:CD3E', 'denoised:CD3E' or "
+        "'corrected:CD3E'. Empty takes batch beside cell type.",
         group=CONTENT,
     )
     panels_per_row: int | None = option(
@@ -53,8 +56,9 @@ class FigureOptions(Frozen):
     runs: tuple[str, ...] = option(
         tuple, "Other runs", "Folders of further runs of the same data, shown as points beside this one.", group=RUNS, advanced=True
     )
-    layout: Literal["umap", "baseline"] = option(
-        "umap", "Embedding", "UMAP of the latent space, or of the baseline without integration.", group=CONTENT
+    layout: Literal["umap", "baseline", "joint"] = option(
+        "umap", "Embedding", "UMAP of the latent space, of the baseline without integration, or, of a mapped run, of its cells among those of the reference "
+        "(joint).", group=CONTENT,
     )
 
     point_size: float | None = option(

@@ -11,7 +11,8 @@ from cellweave.core.export.ambient_figure import ambient_figure
 from cellweave.core.export.attribution_figure import attribution_figure
 from cellweave.core.export.canvas import MM_PER_INCH, Canvas, check_format, save, styled
 from cellweave.core.export.embedding_figure import embedding_figure
-from cellweave.core.export.figure_options import FIGURES, FigureKind, FigureOptions
+from cellweave.core.export.figure_options import FIGURES, ORIGIN, FigureKind, FigureOptions
+from cellweave.core.export.joint_columns import joint_column, joint_layout
 from cellweave.core.export.loadings_figure import loadings_figure
 from cellweave.core.export.loss_figure import loss_figure
 from cellweave.core.export.metrics_figure import metrics_figure
@@ -96,7 +97,18 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
         return canvas, {**shown, "columns": list(names)}
     if what == "volcano":
         return volcano_figure(run, options)
-    layout = run.array("umap" if options.layout == "umap" else "baseline_umap")
-    coloured: Sequence[str] = options.columns or run.default_columns()
-    columns = [extra[name] if name in extra else run.column(name) for name in coloured]
+    return _embedding(run, options, extra)
+
+
+def _embedding(run: RunData, options: FigureOptions, extra: Mapping[str, ColumnValues]) -> tuple[Canvas, dict[str, Any]]:
+    """Draw the cells of a run, alone or among those of the reference they were mapped onto."""
+    if options.layout == "joint":
+        layout, table = joint_layout(run)
+        labels = "transferred_label" if "transferred_label" in table else run.spec.covariates.labels
+        coloured: Sequence[str] = options.columns or tuple(name for name in (ORIGIN, labels) if name)
+        columns = [extra[name] if name in extra else joint_column(run, table, name) for name in coloured]
+    else:
+        layout = run.array("umap" if options.layout == "umap" else "baseline_umap")
+        coloured = tuple(name for name in options.columns if name != ORIGIN) or run.default_columns()
+        columns = [extra[name] if name in extra else run.column(name) for name in coloured]
     return embedding_figure(layout, columns, options), {"columns": list(coloured), "layout": options.layout, "n_cells": len(layout)}

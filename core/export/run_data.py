@@ -19,6 +19,7 @@ from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
 
 OWN_COLUMNS = ("leiden", "split")
+GENES = ("gene", "counts", "denoised", "corrected")
 #: Whole numbers with at most this many different values are taken for levels, not for a quantity.
 MOST_NUMBERED_LEVELS = 30
 
@@ -204,7 +205,8 @@ class RunData:
         Parameters
         ----------
         name
-            ``leiden``, ``split``, ``latent:3`` (dimensions are counted from 1), ``gene:CD3E`` (log-normalised),
+            ``leiden``, ``split``, ``latent:3`` (dimensions are counted from 1), ``gene:CD3E`` (log-normalised), ``counts:CD3E``, ``denoised:CD3E``,
+            ``corrected:CD3E`` (as each batch and averaged), ``corrected:CD3E@BATCH``,
             ``neighbourhood:failure_mode`` and the other columns of ``neighbourhood.csv``, ``attribution:rna_decoder_total_attr`` and the other
             scores, or a column of obs.
 
@@ -218,8 +220,10 @@ class RunData:
             if not 1 <= int(detail) <= self.latent.shape[1]:
                 raise SpecError(f"The latent space has {self.latent.shape[1]} dimensions, so there is no '{name}'.")
             return ColumnValues.of_numbers(f"Latent dimension {detail}", self.latent[:, int(detail) - 1])
-        if kind == "gene" and detail:
-            return self._gene(detail)
+        if kind in GENES and detail:
+            from cellweave.core.export.gene_columns import gene_column
+
+            return gene_column(self, name)
         if kind == "neighbourhood" and detail:
             return self._diagnosed(detail)
         if kind == "attribution" and detail:
@@ -262,19 +266,6 @@ class RunData:
         fill_missing(obs, {column: level for column, level in data.fill_missing.items() if column in obs})
         combine_columns(obs, {new: parts for new, parts in data.combine.items() if set(parts) <= set(obs.columns)})
         return obs
-
-    def _gene(self, name: str) -> ColumnValues:
-        from cellweave.core.analysis.baseline import log_normalised
-        from cellweave.core.study import load_study
-
-        study = load_study(self.spec.data)
-        modality = study.main_modality(self.spec.data.modality)
-        names = [str(each) for each in modality.var.index]
-        if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-            raise SpecError(f"{modality.name} has no feature '{name}'.", f"Did you mean '{near[0]}'?" if near else "Check the name.")
-        values = log_normalised(modality.counts)[:, [names.index(name)]].toarray().ravel()
-        return ColumnValues.of_numbers(name, values)
 
     def _diagnosed(self, name: str) -> ColumnValues:
         from cellweave.core.analysis.neighbourhood_failures import LEAVES

@@ -86,6 +86,7 @@ FAMILY = Family(
     fan_out=FAN_OUT,
     falls_back=FALLS_BACK,
     parts_together=True,
+    knows_masks=True,
     unused_reason={
         "size_factor": "The library size is always learned here: use scVI for size factors.",
         "*": "This model does not use this role.",

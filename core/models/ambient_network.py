@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cellweave.core.models.ambient import FAMILY, AmbientOptions
 from cellweave.core.models.base import BuildContext, Minibatch
-from cellweave.core.models.regularised_base import Encoded, LatentPosterior, normal_draw
+from cellweave.core.models.regularised_base import Cost, Encoded, LatentPosterior, normal_draw
 from cellweave.core.models.regularised_network import RegularisedNetwork
 from cellweave.core.nn.regularised_layers import EncoderInput
 
@@ -67,7 +67,7 @@ class AmbientNetwork(RegularisedNetwork):
         draw: bool,
         shared_draw: bool,
         generator: torch.Generator | None = None,
-        terms: dict[str, Tensor] | None = None,
+        cost: Cost | None = None,
     ) -> Tensor:
         """Return a draw or the mean of the latent ``(n_cells, n_latent)``."""
         posterior = encoded.latents[self.modality]

@@ -196,6 +196,8 @@ class Family:
         Whether new data with new batches can be mapped onto a trained model of this family.
     absent_without_counts
         Whether a cell without a single count of a modality is taken as one that the modality was not measured in.
+    knows_masks
+        Whether a family of one modality takes features that a mask hides from a cell for unknown, not for zeros; those of several always do.
     unused_reason
         Why a role that is not in ``roles`` cannot be chosen, per role or under ``"*"``.
     paper
@@ -224,6 +226,7 @@ class Family:
     check_study: Callable[[Any, Any], list[str]] = lambda spec, study: []
     maps: bool = False
     absent_without_counts: bool = False
+    knows_masks: bool = False
     unused_reason: Mapping[str, str] = field(default_factory=dict)
     paper: str = ""
 

@@ -118,7 +118,7 @@ class MultimodalOptions(_PerModality):
     learning_rate_multiplier: float | dict[str, float] = option(
         1.0,
         "Learning rates",
-        "Multiplies the learning rate of the networks and priors of a modality.",
+        "Multiplies the learning rate of the networks and priors of a modality, and of the relevance of its dimensions where the latents stand side by side.",
         group=OPTIMISER,
         advanced=True,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,9 @@ from cellweave.core.models.multimodal import (
     total_latent,
 )
 from cellweave.core.models.per_modality import require_tables, value_of
-from cellweave.core.models.regularised_base import Encoded, LatentPosterior, normal_draw
+from cellweave.core.models.regularised_base import Cost, Encoded, LatentPosterior, normal_draw, where_present
 from cellweave.core.models.regularised_network import RegularisedNetwork
+from cellweave.core.models.relevance import Relevance
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn.kl import kl_normal
 from cellweave.core.nn.likelihoods import normal_log_prob
@@ -29,8 +31,6 @@ from cellweave.core.nn.regularised_layers import EncoderInput
 
 JOINT = "joint"
 SCALE_SD, SMALLEST_WIDTH, SMALLEST_SCALE = 0.1, 16, 1e-6
-#: Prior of the relevance of a dimension: the log-normal of mean 1 and variance 1.
-RELEVANCE_PRIOR = (-math.log(2.0) / 2, math.sqrt(math.log(2.0)))
 
 
 class MultimodalNetwork(RegularisedNetwork):
@@ -63,9 +63,6 @@ class MultimodalNetwork(RegularisedNetwork):
         super().__init__(context, names, of, total_latent(options, names), background, scaling)
         self.options = options
         self.n_features = {info.name: info.n_features for info in context.modalities}
-        for name in names:  # mean share of each feature in a cell's counts
-            shares = torch.as_tensor(context.extras[f"{name}/share"], dtype=torch.float32)
-            self.register_buffer(f"_shares_{name}", shares / shares.sum().clamp(min=1e-12), persistent=False)
         sizes = {name: of[name].n_latent for name in names}
         starts = [sum(list(sizes.values())[:place]) for place in range(len(names))]
         self._blocks = {name: slice(start, start + sizes[name]) for name, start in zip(names, starts, strict=True)}
@@ -87,7 +84,7 @@ class MultimodalNetwork(RegularisedNetwork):
                 self._balance()
         self.scale_encoders = self._make_scale_encoders()
         self._make_weights(sizes)
-        self._make_relevance()
+        self.scales_of_dimensions = self._make_relevance(sizes)
         factors = (
             {name: _raw_factor(of[name].library_sensitivity) for name in names}
             if options.learnable_modality_scaling
@@ -133,15 +130,18 @@ class MultimodalNetwork(RegularisedNetwork):
         self.weight_logits = nn.Parameter(torch.zeros(n)) if universal else None
         self.weigh = nn.Linear(sum(sizes.values()), n) if by_cell else None
 
-    def _make_relevance(self) -> None:
-        options = self.options
-        self.relevance_mean = nn.Parameter(torch.zeros(self.n_latent)) if options.use_ard else None
-        starts = {name: SCALE_SD if one.var_init_scale is None else one.var_init_scale for name, one in self.modality_options.items()}
-        log_sd = torch.full((self.n_latent,), math.log(starts[self.names[0]]))
-        if options.latent_mode == "concatenation":
-            for name, block in self._blocks.items():
-                log_sd[block] = math.log(starts[name])
-        self.relevance_log_sd = nn.Parameter(log_sd) if options.use_ard else None
+    def _make_relevance(self, sizes: Mapping[str, int]) -> Relevance | None:
+        """Make the scale of each dimension: in a concatenation those of a modality are a block of their own."""
+        if not self.options.use_ard:
+            return None
+        blocks = dict(sizes) if self.options.latent_mode == "concatenation" else {JOINT: self.n_latent}
+        own = {name: self.modality_options[self.names[0] if name == JOINT else name].var_init_scale for name in blocks}
+        return Relevance(blocks, {name: SCALE_SD if start is None else start for name, start in own.items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        if self.scales_of_dimensions is not None and not prefix:
+            self.scales_of_dimensions.rename(state_dict, "scales_of_dimensions.")
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     # ------------------------------------------------------------------ latent
 
@@ -185,23 +185,6 @@ class MultimodalNetwork(RegularisedNetwork):
             return torch.stack(columns).any(0)[:, None].expand(-1, self.n_latent)
         return torch.cat([one[:, None].expand(-1, self.modality_options[name].n_latent) for name, one in zip(self.names, columns, strict=True)], 1)
 
-    def measured_features(self, batch: Minibatch, name: str) -> Tensor | None:
-        """Return the mask of the cells' features; the counts under it are unknown, not 0."""
-        mask = batch.feature_masks.get(name)
-        if mask is None or batch.mask_group is None:
-            return None
-        known = mask.index_select(0, batch.mask_group).to(torch.bool)
-        return None if bool(known.all()) else known
-
-    def totals(self, batch: Minibatch, name: str) -> Tensor:
-        """Return the totals of the measured features, divided by the share that these have in the counts of a mean cell."""
-        total, mask = batch.counts[name].total, batch.feature_masks.get(name)
-        if mask is None or batch.mask_group is None:
-            return total
-        share = mask.to(total.dtype) @ getattr(self, f"_shares_{name}").to(total.dtype)
-        share = torch.where(share > 0, share, torch.ones_like(share))
-        return total / share.index_select(0, batch.mask_group)
-
     def term(self, name: str, modality: str) -> str:
         """Return the name of a term of one modality; that of the joint encoder has none."""
         return name if modality == JOINT else f"{name}_{modality}"
@@ -214,14 +197,14 @@ class MultimodalNetwork(RegularisedNetwork):
         draw: bool,
         shared_draw: bool,
         generator: torch.Generator | None = None,
-        terms: dict[str, Tensor] | None = None,
+        cost: Cost | None = None,
     ) -> Tensor:
         """Return the joint latent; see :meth:`RegularisedNetwork.joint`."""
         parts = {}
         for name, posterior in encoded.latents.items():
             z = normal_draw(posterior.mean, posterior.var, generator) if draw else posterior.mean
             if name in self.scale_encoders:
-                z = z * self._scales(batch, encoded, name, draw=draw, generator=generator, terms=terms)
+                z = z * self._scales(batch, encoded, name, draw=draw, generator=generator, cost=cost)
             parts[name] = z if posterior.present is None else z * posterior.present[:, None].to(z.dtype)
         if self.options.latent_mode == "weighted_mean":
             stacked = torch.stack([parts[name] for name in self.names], 1)
@@ -239,20 +222,20 @@ class MultimodalNetwork(RegularisedNetwork):
         *,
         draw: bool,
         generator: torch.Generator | None,
-        terms: dict[str, Tensor] | None,
+        cost: Cost | None,
     ) -> Tensor:
-        """Return the scale of each latent in each cell, ``(n_cells, n_latent)``, and add its divergence from the prior to the terms."""
+        """Return the scale of each latent in each cell, ``(n_cells, n_latent)``, and tell its divergence from the prior as a cost."""
         loc, var = self.scale_encoders[name](encoded.inputs[name], batch.categorical.get("encoder"))
         sd = var.sqrt()
         log_scale = normal_draw(loc, var, generator) if draw else loc + var / 2
         scale = torch.exp(log_scale)
-        if terms is not None:
+
+        def divergence() -> Tensor:
             shape = self.shared.n_active_latent_per_cell / self.n_latent
-            divergence = latent_scale_divergence(self.options.latent_scale_prior, loc, sd, log_scale, shape)
-            known = encoded.present[name]
-            terms[self.term("latent_scale", name)] = (
-                divergence if known is None else torch.where(known, divergence, torch.zeros_like(divergence))
-            )
+            return where_present(encoded.present[name], latent_scale_divergence(self.options.latent_scale_prior, loc, sd, log_scale, shape))
+
+        if cost is not None:
+            cost(self.term("latent_scale", name), divergence)
         return scale
 
     def weights_of(self, parts: Mapping[str, Tensor], present: Mapping[str, Tensor | None]) -> Tensor:
@@ -276,13 +259,7 @@ class MultimodalNetwork(RegularisedNetwork):
 
     def relevance(self, *, draw: bool, generator: torch.Generator | None = None) -> Tensor | None:
         """Return the scale of each dimension that all cells share, ``(n_latent,)``; None where none is learned."""
-        if self.relevance_mean is None or self.relevance_log_sd is None:
-            return None
-        sd = torch.exp(self.relevance_log_sd)
-        if not draw:
-            return torch.exp(self.relevance_mean + sd**2 / 2)
-        noise = torch.randn(sd.shape, generator=generator, dtype=sd.dtype, device=sd.device)
-        return torch.exp(self.relevance_mean + sd * noise)
+        return None if self.scales_of_dimensions is None else self.scales_of_dimensions.scale(draw=draw, generator=generator)
 
     def latent_blocks(self) -> dict[str, slice]:
         """Return which dimensions of the joint latent are of which modality.
@@ -313,9 +290,8 @@ class MultimodalNetwork(RegularisedNetwork):
     def global_terms(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the penalties of all modalities, of relevances and of factors."""
         found = super().global_terms(weights)
-        if self.relevance_mean is not None and self.relevance_log_sd is not None and weights.get("relevance", 0.0) > 0:
-            mean, sd = (torch.full_like(self.relevance_mean, value) for value in RELEVANCE_PRIOR)
-            found["relevance"] = kl_normal(self.relevance_mean, torch.exp(self.relevance_log_sd), mean, sd).sum()
+        if self.scales_of_dimensions is not None and weights.get("relevance", 0.0) > 0:
+            found["relevance"] = self.scales_of_dimensions.divergence()
         if self.options.learnable_modality_scaling and weights.get("modality_scaling", 0.0) > 0:
             strength = self.options.modality_scaling_prior
             found["modality_scaling"] = torch.stack(
@@ -356,7 +332,7 @@ class MultimodalNetwork(RegularisedNetwork):
     # ------------------------------------------------------------------ optimiser
 
     def _log_parameters(self) -> list[nn.Parameter]:
-        return [one for one in (self.relevance_mean, self.relevance_log_sd, *self.factors.values()) if one is not None]
+        return [*([] if self.scales_of_dimensions is None else self.scales_of_dimensions.parameters()), *self.factors.values()]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return one group for each modality whose learning rate is multiplied, and one of everything else."""
@@ -369,9 +345,9 @@ class MultimodalNetwork(RegularisedNetwork):
                 self.stacks[name],
                 *(table[name] for table in (self.encoders, self.scale_encoders) if name in table),
             ]
-            own = [parameter for module in modules for parameter in module.parameters()] + (
-                [self.factors[name]] if name in self.factors else []
-            )
+            own = [parameter for module in modules for parameter in module.parameters()]
+            own += [self.factors[name]] if name in self.factors else []
+            own += [] if self.scales_of_dimensions is None else self.scales_of_dimensions.of_block(name)
             taken |= {id(parameter) for parameter in own}
             groups += list(self._groups(name, own, factor))
         rest = [parameter for parameter in self.parameters() if parameter.requires_grad and id(parameter) not in taken]

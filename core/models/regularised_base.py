@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,6 +19,9 @@ from cellweave.core.nn.regularised_layers import EncoderInput, RegularisedEncode
 from cellweave.core.spec.roles import effective_roles
 
 LIST_PARTS, SINGLE_PARTS = ("ambient", "decoder", "feature_scaling", "encoder"), ("dispersion", "library_size")
+
+#: Takes the name of a loss term and what computes it, ``(n_cells,)``; a term that is not wanted is not computed.
+Cost = Callable[[str, Callable[[], Tensor]], None]
 
 
 class LatentPosterior(NamedTuple):
@@ -106,6 +109,9 @@ class RegularisedBase(Model):
                 for name in self.names
             }
         )  # fmt: skip
+        for name in self.names:  # mean share of each feature in a cell's counts
+            shares = torch.as_tensor(context.extras[f"{name}/share"], dtype=torch.float32)
+            self.register_buffer(f"_shares_{name}", shares / shares.sum().clamp(min=1e-12), persistent=False)
         self._metric_names = tuple(metric.name for metric in context.spec.family.metrics(context.spec))
         # Kept with the checkpoint, so that an epoch that was interrupted tells what the whole one would have.
         self.register_buffer("metric_sums", torch.zeros(2, len(self._metric_names)))
@@ -203,12 +209,21 @@ class RegularisedBase(Model):
         return None if bool(present.all()) else present
 
     def measured_features(self, batch: Minibatch, name: str) -> Tensor | None:
-        """Return which features of a modality count in which cells, bool ``(n_cells, n_features)``; None where all do."""
-        return None
+        """Return the mask of the cells' features; the counts under it are unknown, not 0."""
+        mask = batch.feature_masks.get(name)
+        if mask is None or batch.mask_group is None:
+            return None
+        known = mask.index_select(0, batch.mask_group).to(torch.bool)
+        return None if bool(known.all()) else known
 
     def totals(self, batch: Minibatch, name: str) -> Tensor:
-        """Return the total count of each cell, as far as is known of all features, ``(n_cells,)``."""
-        return batch.counts[name].total
+        """Return the totals of the measured features, divided by the share that these have in the counts of a mean cell."""
+        total, mask = batch.counts[name].total, batch.feature_masks.get(name)
+        if mask is None or batch.mask_group is None:
+            return total
+        share = mask.to(total.dtype) @ getattr(self, f"_shares_{name}").to(total.dtype)
+        share = torch.where(share > 0, share, torch.ones_like(share))
+        return total / share.index_select(0, batch.mask_group)
 
     def _with_continuous(self, z: Tensor, batch: Minibatch) -> Tensor:
         return z if batch.continuous is None else torch.cat([z, batch.continuous], 1)
@@ -243,7 +258,7 @@ class RegularisedBase(Model):
         draw: bool,
         shared_draw: bool,
         generator: torch.Generator | None = None,
-        terms: dict[str, Tensor] | None = None,
+        cost: Cost | None = None,
     ) -> Tensor:
         """Return the joint latent that the decoders see, ``(n_cells, n_latent)``.
 
@@ -257,8 +272,8 @@ class RegularisedBase(Model):
             Draw what all cells share.
         generator
             Source of the draws.
-        terms
-            Takes up loss terms of the way from posteriors to the joint latent.
+        cost
+            Told the name of each loss term on the way from posteriors to the joint latent, and what computes it.
         """
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,12 @@ class RegularisedNetwork(RegularisedResults):
         """Return every declared term; global penalties whose weight is 0 are left out in training."""
         encoded, generator = self.encode(batch), context.generator
         terms = self._latent_terms(encoded)
-        z = self.joint(batch, encoded, draw=True, shared_draw=context.training, generator=generator, terms=terms)
+
+        def take(name: str, compute: Callable[[], Tensor]) -> None:
+            if self._wanted(name, context):
+                terms[name] = compute()
+
+        z = self.joint(batch, encoded, draw=True, shared_draw=context.training, generator=generator, cost=take)
         codes, told = self.codes_of(batch), dict[str, Tensor]()
         sparse_hidden: Tensor | None = None
         for name in self.names:
@@ -81,6 +86,32 @@ class RegularisedNetwork(RegularisedResults):
     def _wanted(name: str, context: StepContext) -> bool:
         """Return whether a term is computed: a penalty of weight 0 is not."""
         return context.weights.get(name, 1.0) > 0
+
+    def drawn_rates(self, batch: Minibatch, generator: torch.Generator | None = None) -> Iterator[tuple[str, Rates, Tensor | None]]:
+        """Yield the parameters of each modality's counts at a draw of what belongs to a cell; the draws are those of :meth:`loss_terms` beside training.
+
+        Yields
+        ------
+        name
+            Of a modality that some of the cells have.
+        rates
+            Parameters of its counts.
+        known
+            Which features were measured in which cells, bool ``(n_cells, n_features)`` or ``(n_cells, 1)``; None where all were.
+        """
+        encoded, codes = self.encode(batch), self.codes_of(batch)
+        z = self.joint(batch, encoded, draw=True, shared_draw=False, generator=generator)
+        for name in self.names:
+            present, known = encoded.present[name], self.measured_features(batch, name)
+            if present is not None and not bool(present.any()):
+                continue
+            library, _, _ = self.library_of(batch, encoded, name, draw=True, shared_draw=False, generator=generator)
+            stack = self.stacks[name]
+            decoded = stack.decode(self._with_continuous(z, batch), codes.decoder)
+            rates = stack.rates(decoded, library, codes, draw=False, factor=self.modality_factor(name), known=known)
+            if present is not None:
+                known = present[:, None] if known is None else known & present[:, None]
+            yield name, rates, known
 
     def present_latents(self, encoded: Encoded) -> Tensor | None:
         """Return which latents of which cells are of a modality that is there, bool ``(n_cells, n_latent)``; None where all are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,11 @@ from cellweave.core.query.expression import ExpressionQuestion, expression_chunk
 from cellweave.core.query.expression_files import covariates_of, write_expression, write_or_say
 from cellweave.core.query.questions import (
     CorrelationOptions,
+    DimensionOptions,
     DiscrepancyOptions,
     EvaluationOptions,
     ExpressionOptions,
+    FeatureOptions,
     LatentOptions,
     LibraryOptions,
     ParameterOptions,
@@ -28,9 +30,38 @@ from cellweave.core.query.questions import (
     Question,
 )
 from cellweave.core.query.trained_run import QueryError, TrainedRun
+from cellweave.core.spec.modalities import modality_kind
 
 FOLDER = "answers"
+JOINT = "joint"
 Rows = np.ndarray
+
+
+@dataclass(frozen=True)
+class AnswerTable:
+    """A table that is short enough to be looked at beside the words.
+
+    Attributes
+    ----------
+    columns
+        Name, title, help and kind (``"text"``, ``"number"``, ``"share"`` or ``"count"``) of each column, in order.
+    values
+        Values by name, arrays of one length.
+    sort_by
+        Column that it is sorted by at first, highest values on top; empty keeps the order.
+    """
+
+    columns: tuple[tuple[str, str, str, str], ...]
+    values: dict[str, np.ndarray]
+    sort_by: str = ""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a question found: sentences, and a table where it is one."""
+
+    words: tuple[str, ...]
+    table: AnswerTable | None = None
 
 
 @dataclass(frozen=True)
@@ -43,10 +74,13 @@ class Answer:
         The file.
     words
         Sentences on what it says.
+    table
+        What it says as a table, where it is short enough to be looked at.
     """
 
     path: Path
     words: tuple[str, ...] = ()
+    table: AnswerTable | None = field(default=None, compare=False)
 
 
 def ask(run: TrainedRun, question: Question, options: Any, rows: Rows | None = None, *, suffix: str = "") -> Answer:
@@ -89,13 +123,14 @@ def ask(run: TrainedRun, question: Question, options: Any, rows: Rows | None = N
     while any(folder.glob(f"{question.name}-{number:02d}.*")):
         number += 1
     path = folder / f"{question.name}-{number:02d}{suffix}"
-    words = question.load()(run, options, run.rows(rows), path)
+    found = question.load()(run, options, run.rows(rows), path)
+    words, table = (found.words, found.table) if isinstance(found, Told) else (tuple(found), None)
     told = {
         "question": question.name, "made": datetime.now().astimezone().isoformat(timespec="seconds"), "cells": "all" if rows is None else len(rows),
         "options": options.model_dump(mode="json"), "words": list(words),
     }  # fmt: skip
     write_json_atomic(path.with_suffix(".json"), told)
-    return Answer(path, tuple(words))
+    return Answer(path, words, table)
 
 
 # ---------------------------------------------------------------------- cell by cell
@@ -220,15 +255,77 @@ def answer_correlation(run: TrainedRun, options: CorrelationOptions, rows: Rows,
     return [f"{len(table):,} genes."]
 
 
-def answer_discrepancy(run: TrainedRun, options: DiscrepancyOptions, rows: Rows, path: Path) -> list[str]:
+def answer_features(run: TrainedRun, options: FeatureOptions, rows: Rows, path: Path) -> Told:
+    """Write the reconstruction loss of every feature."""
+    from cellweave.core.query.description import feature_losses
+
+    found = feature_losses(run, rows, n_samples=options.draws, seed=options.seed)
+    _csv(path, found)
+    words = []
+    for name, table in found.groupby("modality", sort=False):
+        ten = table["share"].nlargest(max(1, len(table) // 10)).sum()
+        words.append(
+            f"{len(table):,} {modality_kind(str(name)).label} features: {table['reconstruction'].sum():,.2f} nats per cell in all, {ten:.0%} of it by the "
+            "worst tenth of them."
+        )
+    columns = (
+        ("feature", "Feature", "", "text"),
+        ("modality", "Modality", "", "text"),
+        ("reconstruction", "Loss (nats)", "Negative log-likelihood of its counts, mean over the cells in which it was measured", "number"),
+        ("share", "Share", "Of the loss of all features of the modality", "share"),
+        ("mean_count", "Mean count", "Over these cells", "number"),
+        ("detected", "Detected", "Share of these cells with a count", "share"),
+        ("cells", "Cells", "In which it was measured", "count"),
+    )
+    return Told(tuple(words), _shown(found, columns, "reconstruction", "modality"))
+
+
+def answer_dimensions(run: TrainedRun, options: DimensionOptions, rows: Rows, path: Path) -> Told:
+    """Write the divergence of every latent dimension."""
+    from cellweave.core.query.description import dimension_divergences
+
+    found = dimension_divergences(run, rows)
+    _csv(path, found)
+    words = []
+    for name, table in found.groupby("encoder", sort=False):
+        used = int((table["active"] > 0).sum())
+        of = "" if found["encoder"].nunique() == 1 else f" {modality_kind(str(name)).label}"
+        words.append(f"{used} of {len(table)}{of} dimensions are used in some cell; together they say {table['kl'].sum():,.2f} nats of a cell.")
+    columns = (
+        ("dimension", "Dimension", "", "text"),
+        ("encoder", "Encoder", "Modality whose counts it is told from", "text"),
+        ("kl", "KL (nats)", "Divergence from the prior, mean over the cells; 0 where the dimension says nothing", "number"),
+        ("active", "Active in", "Share of the cells in which the divergence is above 0.01 nats", "share"),
+        ("posterior_variance", "Posterior variance", "Mean over the cells; 1 where nothing was learned", "number"),
+        ("spread", "Spread", "Variance of the posterior means between the cells", "number"),
+        ("cells", "Cells", "In which the modality was measured", "count"),
+    )
+    return Told(tuple(words), _shown(found, columns, "kl", "encoder"))
+
+
+def _shown(found: pd.DataFrame, columns: tuple[tuple[str, str, str, str], ...], sort_by: str, of: str) -> AnswerTable:
+    """Return a table for the window; the column ``of`` is left out where it says the same of every row."""
+    table = found.reset_index()
+    table[of] = [JOINT if name == JOINT else modality_kind(str(name)).label for name in table[of]]
+    kept = tuple(one for one in columns if one[0] != of or table[of].nunique() > 1)
+    return AnswerTable(kept, {name: table[name].to_numpy() for name, *_ in kept}, sort_by)
+
+
+def answer_discrepancy(run: TrainedRun, options: DiscrepancyOptions, rows: Rows, path: Path) -> Told:
     """Write the discrepancy of every pair of batches."""
     from cellweave.core.query.evaluate import discrepancy
 
     found = discrepancy(run, rows, batch_size=options.batch_size, sample=options.sample, seed=options.seed)
     _csv(path, found.pairs.set_index("batch1"))
-    pairs = [f"{row.batch1} and {row.batch2}: {row.mmd:.5f}" for row in found.pairs.itertuples()]
-    more = [f"and {len(pairs) - 8} further pairs."] if len(pairs) > 8 else []
-    return [f"Per minibatch: {found.per_minibatch:.5f}.", *(f"{pair}." for pair in pairs[:8]), *more]
+    columns = (
+        ("batch1", "Batch", "", "text"),
+        ("batch2", "Beside", "", "text"),
+        ("mmd", "Discrepancy", "Mean over the minibatches that have cells of both", "number"),
+        ("minibatches", "Minibatches", "That have cells of both", "count"),
+        ("skipped", "Left out", "Minibatches with too few cells of one of them", "count"),
+    )
+    table = AnswerTable(columns, {name: found.pairs[name].to_numpy() for name, *_ in columns}, "mmd")
+    return Told((f"Per minibatch: {found.per_minibatch:.5f}, over {len(found.pairs)} pair{'s' * (len(found.pairs) != 1)} of batches.",), table)
 
 
 # ---------------------------------------------------------------------- files

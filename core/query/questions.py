@@ -90,6 +90,17 @@ class EvaluationOptions(Frozen):
     seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
 
 
+class FeatureOptions(Frozen):
+    """Of the reconstruction loss of features."""
+
+    draws: int = option(1, "Draws", "Draws of the latent over which the losses are averaged.", group=DRAWS, ge=1, le=1000)
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class DimensionOptions(Frozen):
+    """Of the divergence of latent dimensions: nothing is drawn, so there is nothing to choose."""
+
+
 class DiscrepancyOptions(Frozen):
     """Of the maximum mean discrepancy between batches."""
 
@@ -135,6 +146,12 @@ QUESTIONS: tuple[Question, ...] = (
     Q("correlation", "Correlation of genes", "How genes go together, without the noise of counting.", CorrelationOptions),
     Q("evaluation", "How well cells are described", "ELBO, reconstruction error and marginal likelihood of every cell, in nats; their means are shown.",
       EvaluationOptions),
+    Q("features", "Reconstruction of each feature",
+      "Which genes, peaks or proteins the model describes well and which it does not: the reconstruction loss of each, in nats per cell. Over all features "
+      "they add up to the reconstruction of the curves.", FeatureOptions, (".csv",)),
+    Q("dimensions", "Use of each latent dimension",
+      "How much each dimension of the latent space says of the cells: its divergence (KL) from the prior in nats, 0 where the model does not use it, and in "
+      "which share of the cells it is active.", DimensionOptions, (".csv",)),
     Q("discrepancy", "Discrepancy between batches", "Maximum mean discrepancy of every pair of batches, as the model's own term measures it.",
       DiscrepancyOptions, (".csv",)),
 )  # fmt: skip

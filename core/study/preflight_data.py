@@ -170,22 +170,30 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
             level = Level.FAIL  # a model of this modality was asked for, and one word says what the holes mean
         yield Check("modality-left-out", level, f"{name} is not used", text, fix, f"data.layers.{name}")
     if spec.family.modalities == "one" and (spec.data.modality is None or spec.data.modality in study.modalities):
-        modality = study.main_modality(spec.data.modality)
-        if modality.feature_mask is not None:
-            groups = np.unique(study.mask_group[modality.measured])
-            absent = int((~modality.feature_mask[groups].all(axis=0)).sum())
-            several = len(study.sources) > 1
-            where = "every file" if several else "every cell"
-            text = (
-                f"{absent:,} features of {modality.name} were not measured in {where}; {spec.family.title} takes them for zeros where they were not, "
-                "which looks like a batch effect. Models of several modalities know masks."
-            )
-            fix = (Fix("Keep shared features only", {"data.join": "intersection"}),) if several and spec.data.join == "union" else ()
-            yield Check("features-absent", Level.WARN, "Features missing in files", text, fix, "data.join")
+        yield from _absent(spec, study, study.main_modality(spec.data.modality))
     if len(study.left_out):
         numbers = study.left_out["reason"].value_counts()
         text = "; ".join(f"{number:,} cells: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."
         yield Check("left-out", Level.OK, "Cells left out", text, where="data")
+
+
+def _absent(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
+    """Yield what a model of one modality makes of features that some cells were not measured in."""
+    if modality.feature_mask is None:
+        return
+    groups = np.unique(study.mask_group[modality.measured])
+    absent = int((~modality.feature_mask[groups].all(axis=0)).sum())
+    several = len(study.sources) > 1
+    text = f"{absent:,} features of {modality.name} were not measured in {'every file' if several else 'every cell'}"
+    if spec.family.knows_masks:
+        yield Check("masks", Level.OK, "Features missing in files", f"{text}; they count only where they were measured.", where="data.join")
+        return
+    text += (
+        f"; {spec.family.title} takes them for zeros where they were not, which looks like a batch effect. The ambient-regularised VI and the models of "
+        "several modalities know masks."
+    )
+    fix = (Fix("Keep shared features only", {"data.join": "intersection"}),) if several and spec.data.join == "union" else ()
+    yield Check("features-absent", Level.WARN, "Features missing in files", text, fix, "data.join")
 
 
 def _enough(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]:

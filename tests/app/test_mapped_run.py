@@ -72,3 +72,20 @@ def test_what_a_run_warned_of_goes_with_the_run(qtbot, window, trained):
     window.notify("A file is written.")
     show_run(qtbot, window, trained["vae"])
     assert not window.centre.notice.isHidden()
+
+
+def test_the_figure_begins_with_what_the_embedding_shows(qtbot, window, trained, mapped):
+    show_run(qtbot, window, mapped)
+    view = window.embedding
+    qtbot.waitUntil(lambda: view.points().size == 90 + 240)
+    assert window.centre.embedding_options() == {"layout": "joint", "columns": (ORIGIN, "transferred_label")}
+    view.exportRequested.emit()
+    dialog = window.figure_dialog
+    assert (dialog.options().layout, dialog.options().columns) == ("joint", (ORIGIN, "transferred_label"))
+    qtbot.waitUntil(lambda: not dialog.preview.picture().isNull(), timeout=90_000)
+    dialog.close()
+    window.embedding.bar.reference.setChecked(False)
+    window.expression.show(["gene3"], "denoised")
+    qtbot.waitUntil(lambda: "denoised:gene3" in view.shown_columns(), timeout=60_000)
+    found = window.centre.embedding_options()
+    assert found["layout"] == "umap" and found["columns"][0] == "denoised:gene3"

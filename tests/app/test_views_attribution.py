@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog
 from window_support import show_run
 
 from cellweave.app.state.attributed import centred, of_run, score_columns
-from cellweave.app.views.attribution import scores_csv
+from cellweave.app.views.attributionparts import scores_csv
 from cellweave.app.views.dimensionbars import DecoderBars, DimensionBars
 from cellweave.core.example import EXAMPLE_BATCH, EXAMPLE_LABELS, example_path
 from cellweave.core.runs.execute import execute
@@ -178,3 +178,80 @@ def test_where_there_is_nothing_it_says_so(qtbot, window):
     assert "appears here" in view.message()
     window.centre.take_preview(SimpleNamespace(with_name=lambda name: SimpleNamespace(is_file=lambda: False)), 3)
     assert view.data is None
+
+
+# ---------------------------------------------------------------------- back through the epochs
+
+
+def test_the_slider_goes_back_through_the_attributions_of_a_run(qtbot, window, view, run):
+    """Each epoch shows what was written then; the embedding goes along, and the last epoch is the result."""
+    from cellweave.core.analysis.attribution_scores import AttributionScores
+
+    assert view.history.bar.isVisible() and view.history.bar.slider.maximum() == 1, "epoch 1, and the result of epoch 2"
+    result = view.data
+    view.embeddings[0].show_column(EXAMPLE_LABELS)
+    view._take_selection(np.arange(result.size) < 5)
+    view.history.bar.slider.setValue(0)
+    qtbot.waitUntil(lambda: view.data is not result, timeout=30_000)
+    scores, rows = AttributionScores.load_preview(run / "preview" / "attribution-000001.npz")
+    assert view.data.epoch == 1 and view.said.text().startswith("Epoch 1, while the run trained; ")
+    np.testing.assert_array_equal(view.data.rows, rows)
+    np.testing.assert_array_equal(view.data.scores.frobenius, scores.frobenius)
+    assert view.embeddings[0].column_name() == EXAMPLE_LABELS, "what the cells are coloured by stays"
+    assert view.data.rows[view._selected].tolist() == sorted(set(result.rows[:5]) & set(rows.tolist())), "the selected cells stay selected"
+    assert view.figure() is None and not view.figure_button.isEnabled(), "a figure is of the result"
+    view.history.bar.slider.setValue(1)
+    qtbot.waitUntil(lambda: view.data is result, timeout=30_000)
+    assert view.figure_button.isEnabled()
+
+
+def test_the_embedding_and_the_attribution_go_back_together(qtbot, window, run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    preview = copy / "preview"
+    sample = np.load(preview / "cells.npy")
+    places = np.random.default_rng(0).normal(size=(len(sample), 2)).astype(np.float32)
+    np.save(preview / "layout-000001.npy", places)
+    show_run(qtbot, window, copy)
+    assert window.embedding.epochs.slider.maximum() == 1
+    window.show_view("attribution")
+    view = window.centre.view("attribution")
+    qtbot.waitUntil(lambda: view.data is not None, timeout=30_000)
+    window.embedding.epochs.slider.setValue(0)
+    qtbot.waitUntil(lambda: view.data.epoch == 1, timeout=30_000)
+    np.testing.assert_allclose(view.data.xy, places[np.searchsorted(sample, view.data.rows)])
+    view.history.bar.slider.setValue(1)
+    qtbot.waitUntil(lambda: view.data.epoch is None and window.embedding.epochs.at_end, timeout=30_000)
+
+
+def test_whoever_went_back_is_left_there_while_the_run_trains(qtbot, window, run):
+    window.show_view("attribution")
+    view = window.centre.view("attribution")
+    window.centre.take_preview(run / "preview" / "latent-000001.npy", 1)
+    qtbot.waitUntil(lambda: view.data is not None and view.data.epoch == 1, timeout=30_000)
+    assert not view.history.bar.isVisible(), "one epoch is nothing to choose from"
+    window.centre.take_preview(run / "preview" / "latent-000002.npy", 2)
+    qtbot.waitUntil(lambda: view.data.epoch == 2, timeout=30_000)
+    assert view.history.bar.isVisible()
+    view.history.bar.slider.setValue(0)
+    qtbot.waitUntil(lambda: view.data.epoch == 1, timeout=30_000)
+    window.centre.take_preview(run / "preview" / "latent-000002.npy", 2)
+    qtbot.wait(200)
+    assert view.data.epoch == 1 and view.history.bar.words.text() == "1 of 2"
+
+
+def test_an_attribution_that_cannot_be_read_is_said(qtbot, window, run, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "preview" / "attribution-000001.npz").write_bytes(b"PK broken")
+    show_run(qtbot, window, copy)
+    window.show_view("attribution")
+    view = window.centre.view("attribution")
+    qtbot.waitUntil(lambda: view.data is not None, timeout=30_000)
+    view.history.bar.slider.setValue(0)
+    qtbot.waitUntil(lambda: "cannot be read" in view.history.bar.words.text(), timeout=30_000)
+    assert view.data.epoch is None

@@ -47,7 +47,7 @@ def test_only_what_differs_is_shown(trained):
     np.testing.assert_array_equal(values["losses.weights.kl_z"], [1.0, 2.0])
 
 
-def test_settings_that_differ_come_first_and_every_column_has_a_name_of_its_own(trained):
+def test_results_and_settings_that_differ_come_first_and_every_column_has_a_name_of_its_own(trained):
     rows = [read_row(folder) for folder in trained.values()]
     spec = RunFolder(trained["vae"]).spec.with_changes({"covariates.batch": "batch", "losses.weights": {"mmd": 10.0}})
     RunFolder(trained["vae"]).write_spec(spec)
@@ -58,9 +58,10 @@ def test_settings_that_differ_come_first_and_every_column_has_a_name_of_its_own(
     columns, _ = run_columns(rows, every=True)
     names = [column.name for column in columns]
     different = [path for path in differing(rows) if path != "model.kind"]
-    assert set(names[2 : 2 + len(different)]) == set(different)
-    assert names[2].startswith("model."), "the model before its training and its files"
-    assert names[2 + len(different)] == "result"
+    assert names[:5] == ["run", "model", "result", "integration.batch_score", "seconds"], "what came of the runs is in sight however much differs"
+    assert set(names[5 : 5 + len(different)]) == set(different)
+    assert names[5].startswith("model."), "the model before its training and its files"
+    assert names[5 + len(different)] == "state"
     titles = {column.name: column.title for column in columns}
     assert titles["loss.mmd.validation"] == f"{mmd.label}, validation"
     assert titles["batch_mixing"] != titles["integration.batch_score"]

@@ -114,3 +114,62 @@ def test_without_the_reference_the_rest_is_there_and_it_is_said(new, mapped, tmp
     assert "not there any more" in words[0]
     assert (folder / "results" / "umap.npy").is_file()
     assert not (folder / "results" / "joint_umap.npy").exists()
+
+
+def test_both_are_drawn_as_a_figure(mapped, tmp_path):
+    """The joint layout with what tells the two apart, a shared column, and one that only the new cells have."""
+    from cellweave.core.export.figure_options import ORIGIN, FigureOptions
+    from cellweave.core.export.figures import save_figure
+    from cellweave.core.export.joint_columns import joint_column, joint_layout
+
+    run = RunData(mapped)
+    xy, table = joint_layout(run)
+    origin = joint_column(run, table, ORIGIN)
+    assert origin.levels == ("new cells", "reference") and np.bincount(origin.codes).tolist() == [300, len(xy) - 300]
+    own = joint_column(run, table, "latent:2")
+    np.testing.assert_array_equal(own.numbers[:300], np.load(mapped / "results" / "latent.npy")[:, 1])
+    assert np.isnan(own.numbers[300:]).all()
+    told = joint_column(run, table, "transferred_label")
+    assert not told.missing[:300].all()
+    size = save_figure(mapped, "embedding", tmp_path / "joint.png", FigureOptions(layout="joint", columns=(ORIGIN, "latent:2"), dpi=60))
+    assert size[0] > 100 and (tmp_path / "joint.png").stat().st_size > 5000
+    assert save_figure(mapped, "embedding", tmp_path / "usual.svg", FigureOptions(layout="joint", dpi=60))
+    assert "new or reference" in (tmp_path / "usual.svg").read_text()
+    # The column of both is passed over where the cells are drawn alone.
+    assert save_figure(mapped, "embedding", tmp_path / "alone.png", FigureOptions(columns=(ORIGIN,), dpi=60))
+
+
+def test_a_run_that_was_not_mapped_has_no_joint_figure(tmp_path):
+    from cellweave.core.errors import RunFolderError
+    from cellweave.core.export.figure_options import FigureOptions
+    from cellweave.core.export.figures import save_figure
+
+    with pytest.raises(RunFolderError, match="no embedding together with a reference"):
+        save_figure(example_folder(), "embedding", tmp_path / "joint.png", FigureOptions(layout="joint"))
+
+
+def test_genes_that_the_model_decodes_are_columns_of_figures(mapped, tmp_path, monkeypatch):
+    from cellweave.core.errors import CellweaveError
+    from cellweave.core.export import gene_columns
+    from cellweave.core.query.expression import ExpressionQuestion, normalised_expression
+
+    folder, run = example_folder(), open_run(example_folder())
+    gene, batch = run.features[3], run.batches[1]
+    data = RunData(folder)
+    for name, how in (
+        (f"denoised:{gene}", {}), (f"corrected:{gene}", {"transform_batch": run.batches}), (f"corrected:{gene}@{batch}", {"transform_batch": (batch,)}),
+    ):  # fmt: skip
+        column = data.column(name)
+        expected = np.log1p(normalised_expression(run, None, ExpressionQuestion(features=(gene,), library_size=1e4, **how)))[:, 0]
+        np.testing.assert_allclose(column.numbers[run.rows()], expected, rtol=1e-5)
+        assert np.isnan(np.delete(column.numbers, run.rows())).all() and gene in column.title
+    counts = data.column(f"counts:{gene}")
+    np.testing.assert_array_equal(counts.numbers[run.rows()], run.counts.counts[run.rows(), 3].toarray().ravel())
+    # A second drawing decodes nothing anew.
+    with monkeypatch.context() as patch:
+        patch.setattr(gene_columns, "decoded_values", lambda *_: pytest.fail("decoded again"))
+        data.column(f"denoised:{gene}")
+    with pytest.raises(CellweaveError, match="Did you mean"):
+        data.column(f"denoised:{gene}x")
+    with pytest.raises(CellweaveError, match="no batch 'nowhere'"):
+        data.column(f"corrected:{gene}@nowhere")

@@ -138,4 +138,89 @@ def test_sparsity_costs_nothing_where_a_modality_is_not_there_and_at_weight_zero
 
 def test_relevance_begins_block_by_block(data: tuple[RunSpec, TrainingData]) -> None:
     model, _ = built(*data, use_ard=True, var_init_scale={"adt": 0.5, "rna": 0.2})
-    assert torch.allclose(model.relevance_log_sd.detach().exp(), torch.tensor([0.5] * 10 + [0.2] * 10))
+    assert torch.allclose(model.scales_of_dimensions.parts()[1].detach().exp(), torch.tensor([0.5] * 10 + [0.2] * 10))
+
+
+def test_relevance_learns_at_the_rate_of_its_modality(data: tuple[RunSpec, TrainingData]) -> None:
+    """One step with the rates of the groups moves the scales of a modality's dimensions as much as its rate says."""
+    spec, found = data
+    model, batch = built(spec, found, use_ard=True, learning_rate_multiplier={"adt": 1.0, "rna": 4.0})
+    before = [part.detach().clone() for part in model.scales_of_dimensions.parts()]
+    groups = [{"params": list(group.parameters), "lr": 1e-3 * group.lr_factor} for group in model.parameter_groups()]
+    assert sum(len(group["params"]) for group in groups) == len([one for one in model.parameters() if one.requires_grad])
+    optimiser = torch.optim.Adam(groups)
+    model.train()
+    terms = model.loss_terms(batch, StepContext(training=True, weights=spec.with_changes({"model.use_ard": True}).loss_weights()))
+    sum(value.sum() for value in terms.values()).backward()
+    optimiser.step()
+    for was, is_now in zip(before, model.scales_of_dimensions.parts(), strict=True):
+        moved = (is_now.detach() - was).abs()
+        assert torch.allclose(moved[:10], torch.full((10,), 1e-3), rtol=0.02) and torch.allclose(moved[10:], torch.full((10,), 4e-3), rtol=0.02)
+
+
+def test_a_model_kept_with_one_tensor_of_scales_is_read(data: tuple[RunSpec, TrainingData]) -> None:
+    model, _ = built(*data, use_ard=True)
+    state = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("scales_of_dimensions.")}
+    state |= {"relevance_mean": torch.arange(20.0), "relevance_log_sd": -torch.arange(20.0)}
+    model.load_state_dict(state)
+    mean, log_sd = model.scales_of_dimensions.parts()
+    assert mean.tolist() == list(range(20)) and log_sd.tolist() == [-value for value in range(20)]
+
+
+def test_scales_of_latents_cost_no_time_at_weight_zero(data: tuple[RunSpec, TrainingData], monkeypatch: pytest.MonkeyPatch) -> None:
+    from cellweave.core.models import multimodal_network
+
+    model, batch = built(*data, latent_scale_prior="lognormal", n_active_latent_per_cell=5.0)
+    computed = []
+    divergence = multimodal_network.latent_scale_divergence
+    monkeypatch.setattr(multimodal_network, "latent_scale_divergence", lambda *given: computed.append(1) or divergence(*given))
+    names = {"latent_scale_adt", "latent_scale_rna"}
+    assert not names & set(model.loss_terms(batch, StepContext(training=True, weights=dict.fromkeys(names, 0.0)))) and not computed
+    assert names < set(model.loss_terms(batch, StepContext(training=True, weights=dict.fromkeys(names, 1.0)))) and len(computed) == 2
+
+
+# ---------------------------------------------------------------------- one modality
+
+
+@pytest.fixture(scope="module")
+def proteins(data_folder: Path) -> tuple[RunSpec, TrainingData]:
+    """Proteins of two panels, of which one has more."""
+    paths = [data_folder / name for name in FILES]
+    if not all(path.is_file() for path in paths):
+        pytest.skip(f"{' and '.join(FILES)} are not in {data_folder}")
+    changes = {"model.kind": "ambient", "data.paths": tuple(map(str, paths)), "data.modality": "adt", "covariates.batch": "batch", "data.join": "union"}
+    spec = RunSpec().with_changes({**changes, "training.device": "cpu"})
+    return spec, prepare(spec, load_study(spec.data))
+
+
+def test_the_model_of_one_modality_honours_masks_as_that_of_several(proteins: tuple[RunSpec, TrainingData]) -> None:
+    spec, found = proteins
+    model, batch = built(spec, found)
+    batch = Loader(found, torch.device("cpu"), resident=False).minibatch(found.train[:200])
+    known = batch.feature_masks["adt"][batch.mask_group]
+    lacking = ~known.all(1)
+    assert lacking.any() and not lacking.all()
+    head = model.stacks["adt"].decoder.scale.bias
+    nowhere = ~known[lacking].any(0)
+    before = terms(model, batch)["reconstruction"].detach()
+    with torch.no_grad():
+        head[nowhere] += 3.0
+    after = terms(model, batch)["reconstruction"].detach()
+    assert torch.allclose(after[lacking], before[lacking], rtol=1e-5) and not torch.allclose(after[~lacking], before[~lacking], rtol=1e-3)
+    model.zero_grad()
+    terms(model, batch, training=True)["reconstruction"][lacking].sum().backward()
+    assert bool((head.grad[nowhere] == 0).all()) and bool((head.grad[~nowhere] != 0).any())
+    # The depth of a cell is what it would be of all features.
+    totals = model.totals(batch, "adt")
+    assert torch.equal(totals[~lacking], batch.counts["adt"].total[~lacking]) and bool((totals[lacking] > batch.counts["adt"].total[lacking]).all())
+
+
+def test_the_check_before_a_run_says_which_models_know_masks(data_folder: Path, proteins: tuple[RunSpec, TrainingData]) -> None:
+    from cellweave.core.study.preflight import preflight
+
+    spec, _ = proteins
+    study = load_study(spec.data)
+    ours = {check.id: check for check in preflight(spec, study)}
+    assert "count only where they were measured" in ours["masks"].text and "features-absent" not in ours
+    plain = {check.id: check for check in preflight(spec.with_changes({"model.kind": "vae"}), study)}
+    assert "takes them for zeros" in plain["features-absent"].text and "masks" not in plain

@@ -10,7 +10,8 @@ from scipy import stats
 from torch.nn.functional import softplus
 
 from cellweave.core.models.modality_parts import residual_library
-from cellweave.core.models.multimodal_network import RELEVANCE_PRIOR, latent_scale_divergence
+from cellweave.core.models.multimodal_network import latent_scale_divergence
+from cellweave.core.models.relevance import RELEVANCE_PRIOR
 from cellweave.core.nn import hyperpriors as priors
 from cellweave.core.nn import moment_start
 from cellweave.core.nn.counts import CountBatch
