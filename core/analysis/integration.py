@@ -2,8 +2,8 @@
 
 Definitions as in scib-metrics 0.5 and the benchmark of Luecken et al., Nature Methods 19 (2022) 41-50. Every metric lies between 0 and 1
 and is better when it is higher. The batch score and the biology score are means of their five metrics each, the total is
-0.4 times the first and 0.6 times the second. Beside the ten stands BRAS, which repairs the silhouette of batches and is
-not part of the scores. The principal component regression is given against the baseline.
+0.4 times the first and 0.6 times the second. Beside the ten stand BRAS, which repairs the silhouette of batches, and the F1 of
+isolated labels, which scMIB's score wants; neither is part of the scores. The principal component regression is given against the baseline.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MetricInfo:
     title, help
         For tables, tooltips and figures.
     about
-        ``"batch"`` mixing, ``"bio"``logy kept, or the ``"total"``.
+        ``"batch"`` mixing, ``"bio"``logy kept, how ``"modality"`` and modality agree, or the ``"total"``.
     needs
         Columns it needs: ``"batch"``, ``"labels"``, or both.
     scored
@@ -45,7 +45,7 @@ class MetricInfo:
 
     title: str
     help: str
-    about: Literal["batch", "bio", "total"]
+    about: Literal["batch", "bio", "modality", "total"]
     needs: tuple[str, ...]
     scored: bool = True
 
@@ -63,6 +63,10 @@ METRICS: dict[str, MetricInfo] = {
     "clisi": MetricInfo("cLISI", "1 where the neighbours of a cell are of its own label.", "bio", ("labels",)),
     "silhouette_label": MetricInfo("Label silhouette", "1 where labels lie far apart, 0.5 where they overlap.", "bio", ("labels",)),
     "isolated_labels": MetricInfo("Isolated labels", "Label silhouette of the labels that the fewest batches have.", "bio", _BOTH),
+    "isolated_f1": MetricInfo(
+        "Isolated labels F1", "How well a cluster holds just the labels that the fewest batches have, at the best of ten resolutions. In scMIB's score only.",
+        "bio", _BOTH, scored=False,
+    ),
     "nmi": MetricInfo("Leiden NMI", "Mutual information of labels and Leiden clusters, at the best of ten resolutions.", "bio", ("labels",)),
     "ari": MetricInfo("Leiden ARI", "Adjusted Rand index of labels and the same clusters.", "bio", ("labels",)),
 }
@@ -223,19 +227,48 @@ def pcr_comparison(before: NDArray[np.floating], after: NDArray[np.floating], ba
     return max(0.0, (first - batch_variance(after, batch)) / first) if first > 0 else 0.0
 
 
-def cluster_agreement(graph: Any, labels: Codes, *, seed: int = 0, progress: Report | None = None) -> tuple[float, float]:
-    """Return NMI and ARI of labels and Leiden clusters at the resolution, of 0.2 to 2 in ten steps, with the best NMI."""
+def cluster_agreement(
+    graph: Any, labels: Codes, *, isolated: Codes | None = None, seed: int = 0, progress: Report | None = None
+) -> tuple[float, float, float]:
+    """Return how Leiden clusters agree with labels, over resolutions of 0.2 to 2 in ten steps.
+
+    Parameters
+    ----------
+    graph
+        Of the neighbours.
+    labels
+        Codes of each cell, ``(n_cells,)``.
+    isolated
+        Labels whose F1 is wanted; None for none.
+    seed, progress
+        As in :func:`measure`.
+
+    Returns
+    -------
+    nmi, ari, f1
+        NMI and ARI at the resolution with the best NMI; the mean over the isolated labels of the best F1 of any cluster at any resolution, NaN
+        without any.
+    """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    best = (-1.0, 0.0)
+    best, f1 = (-1.0, 0.0), np.zeros(0 if isolated is None else len(isolated))
     for number, resolution in enumerate(RESOLUTIONS):
         clusters = leiden(graph, resolution=resolution, seed=seed)
         nmi = float(normalized_mutual_info_score(labels, clusters))
         if nmi > best[0]:
             best = nmi, float(adjusted_rand_score(labels, clusters))
+        for place, label in enumerate(() if isolated is None else isolated):
+            f1[place] = max(f1[place], _best_f1(labels == label, clusters))
         if progress is not None:
             progress((number + 1) / len(RESOLUTIONS), f"clusters at resolution {resolution:g}")
-    return best
+    return *best, float(f1.mean()) if len(f1) else float("nan")
+
+
+def _best_f1(wanted: NDArray[np.bool_], clusters: NDArray[np.integer]) -> float:
+    """Return the F1 of the cluster that holds some cells best: 2 x both / (cluster + cells)."""
+    _, codes = np.unique(clusters, return_inverse=True)
+    both = np.bincount(codes[wanted], minlength=int(codes.max()) + 1)
+    return float((2 * both / (np.bincount(codes) + wanted.sum())).max())
 
 
 #: Which share of an embedding's time each part takes, roughly; for the progress alone.
@@ -255,7 +288,7 @@ class _Measured:
     def values(self, chosen: Sequence[str]) -> dict[str, float]:
         found: dict[str, float] = {}
         wanted = set(chosen)
-        if wanted & {"ilisi", "clisi", "graph_connectivity", "kbet", "nmi", "ari"}:
+        if wanted & {"ilisi", "clisi", "graph_connectivity", "kbet", "nmi", "ari", "isolated_f1"}:
             self._part("neighbours", "looking for neighbours")
             self._near()
             self.done += _STEPS["neighbours"]
@@ -272,7 +305,7 @@ class _Measured:
             self._part("kbet", "kBET")
             found["kbet"] = self._kbet()
             self.done += _STEPS["kbet"]
-        if wanted & {"nmi", "ari"}:
+        if wanted & {"nmi", "ari", "isolated_f1"}:
             found |= self._clusters(wanted)
         self.tell(1.0, "done")
         return {name: found[name] for name in METRICS if name in found and np.isfinite(found[name])}
@@ -331,5 +364,6 @@ class _Measured:
 
         assert self.labels is not None
         graph = fuzzy_graph(self._near(), mixing.GRAPH_NEIGHBOURS)
-        nmi, ari = cluster_agreement(graph, self.labels, seed=self.seed, progress=lambda share, text: self._part("clusters", text, share))
-        return {name: value for name, value in (("nmi", nmi), ("ari", ari)) if name in wanted}
+        rare = silhouettes.fewest_batches(self.labels, self.batch) if "isolated_f1" in wanted and self.batch is not None else None
+        values = cluster_agreement(graph, self.labels, isolated=rare, seed=self.seed, progress=lambda share, text: self._part("clusters", text, share))
+        return {name: value for name, value in zip(("nmi", "ari", "isolated_f1"), values, strict=True) if name in wanted}

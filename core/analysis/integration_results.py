@@ -164,18 +164,68 @@ def metric_rows(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def update_metrics_file(path: Path, tree: Mapping[str, Any]) -> None:
-    """Put the metrics into a ``metrics.csv``; rows of other names stay."""
+def score_mosaic(run: Any, tree: Mapping[str, Any], codes: Mapping[str, NDArray[np.integer] | None], progress: Progress) -> dict[str, Any] | None:
+    """Put scMIB's scores of a finished run together and write them; None where its model gives no latents of single modalities.
+
+    Parameters
+    ----------
+    run
+        :class:`cellweave.core.export.run_data.RunData`.
+    tree
+        From :func:`store`.
+    codes
+        Of batch and labels, each ``(n_cells,)`` or None.
+    progress
+        Told what is done.
+    """
+    from cellweave.core.analysis import scmib
+    from cellweave.core.analysis.pipeline import modality_latents
+
+    results = run.folder.results
+    latents = {name: np.asarray(load_array(path)) for name, path in modality_latents(results).items()}
+    if len(latents) < 2:
+        return None
+    told, notes = scmib.read_translations(results), []
+    if not told:
+        progress(0.97, "judging translations")
+        try:
+            told = _translations_of(run)
+        except (CellweaveError, OSError) as error:
+            notes.append(f"Translations were not judged: {error}")
+    progress(0.98, "scores of the modalities")
+    batch = codes.get("batch")
+    seed = int(run.spec.training.seed)
+    aligned = scmib.modality_parts(latents, batch if batch is not None else np.zeros(len(run.cells), dtype=np.int64), codes.get("labels"), seed=seed)
+    found = scmib.assemble(tree["values"][tree["main"]], aligned, told, tuple(latents), notes)
+    return scmib.store(results, found, tree["columns"])
+
+
+def _translations_of(run: Any) -> list[dict[str, Any]]:
+    """Judge the translations of a finished run whose folder has none, and keep them there."""
+    from cellweave.core.query.opened import open_run
+    from cellweave.core.query.told import translation_scores, write_translations
+
+    opened = open_run(run.folder.path)
+    batches = lambda rows: ((rows[where], batch) for where, batch in opened.minibatches(rows))  # noqa: E731
+    rows = translation_scores(run.spec, opened.model, opened.data, batches, seed=int(run.spec.training.seed))
+    write_translations(run.folder.results, rows)
+    return rows
+
+
+def update_metrics_file(path: Path, tree: Mapping[str, Any], mosaic: Mapping[str, Any] | None = None) -> None:
+    """Put the metrics, and scMIB's scores where there are any, into a ``metrics.csv``; rows of other names stay."""
+    from cellweave.core.analysis import scmib
+
     kept: list[dict[str, str]] = []
     if path.is_file():
         with path.open(encoding="utf-8", newline="") as file:
-            kept = [row for row in csv.DictReader(file) if row.get("name") not in ALL]
+            kept = [row for row in csv.DictReader(file) if row.get("name") not in ALL and not scmib.is_ours(str(row.get("name")))]
     fields = ["name", "group", "value", "baseline", "expected"]
     text = io.StringIO()
     writer = csv.DictWriter(text, fields, restval="", extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(kept)
-    for row in metric_rows(tree):
+    for row in [*metric_rows(tree), *(scmib.score_rows(mosaic) if mosaic is not None else ())]:
         writer.writerow({key: "" if value is None else value if isinstance(value, str) else repr(value) for key, value in row.items()})
     write_text_atomic(path, text.getvalue())
 
@@ -238,7 +288,8 @@ def measure_run_task(arguments: Mapping[str, Any], progress: Progress) -> dict[s
     if "leiden" in chosen.values():
         found["notes"].insert(0, "The clusters were computed from this very latent space, so metrics against them say nothing of biology.")
     tree = store(results, found, {role: column for role, column in chosen.items() if column}, names)
-    update_metrics_file(run.folder.metrics_file, tree)
+    mosaic = score_mosaic(run, tree, codes, progress)
+    update_metrics_file(run.folder.metrics_file, tree, mosaic)
     return {"path": str(results / JSON_NAME), "n_cells": found["n_cells"], "notes": found["notes"]}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cellweave.core.analysis import scmib
 from cellweave.core.analysis.arrays import load_array, save_array, save_csr
 from cellweave.core.analysis.baseline import measured_rows, over_all_cells
 from cellweave.core.analysis.cached_stages import CachedStages, Emit, digest, sum_of_counts, sum_of_file
@@ -258,9 +259,34 @@ class _Pipeline:
 
         if len(latents) > 1:
             self.stages.stage("alignment", "Alignment of modalities", key, "alignment.json", judge)
+            self._scmib(latents, sums)
         if self.spec.analysis.umap:
             layout_key = {"latents": sums, "joint": self.latent_sum, **self._layout_options()}
             self.stages.stage("modality_umap", "UMAP of the modalities", layout_key, "modality_umap.npy", lambda out: self._modality_umap(out, latents))
+
+    def _scmib(self, latents: dict[str, Path], sums: dict[str, str]) -> None:
+        """Put the scores of the mosaic together from the integration metrics, the alignment in every batch and how well translations are."""
+        columns = {role: column for role, column in self.spec.covariates.scored().items() if role in {"batch", "labels"} and column in self.obs}
+        coded = {role: _codes(self.obs[column])[0] for role, column in columns.items()}
+        tree = load(self.results) if self.spec.analysis.scores and self.spec.analysis.integration else None
+        measured = tree["values"][tree["main"]] if tree is not None else None
+        told = scmib.read_translations(self.results)
+        sources = {role: zlib.crc32(codes.tobytes()) for role, codes in coded.items()}
+        key: dict[str, Any] = {"latents": sums, "columns": sources, "measured": measured, "told": told, "seed": self.spec.training.seed}
+
+        def judge(out: Path) -> None:
+            paths: dict[str, Any] = {}
+            for role, codes in coded.items():
+                paths[role] = self.work / f"scmib_{role}.npy"
+                save_array(paths[role], codes)
+            files = {name: str(path) for name, path in latents.items()}
+            found = self.stages.do("scmib", "Scores of the mosaic", latents=files, measured=measured, told=told, seed=self.spec.training.seed, **paths)
+            scmib.store(out.parent, found, columns)
+
+        if self.stages.stage("scmib", "Scores of the mosaic", key, scmib.FILE, judge):
+            found = scmib.load(self.results)
+            for row in scmib.score_rows(found) if found else ():
+                self.emit(Metric(**row))
 
     def _modality_umap(self, out: Path, latents: dict[str, Path]) -> None:
         """Lay out joint and single latents in one picture: ``(1 + n_modalities, n_cells, 2)``, the joint first, NaN where there is none."""

@@ -132,7 +132,11 @@ def isolated_labels(samples: NDArray[np.float64], labels: Codes, batch: Codes) -
     labels, batch
         Codes of each cell, ``(n_cells,)``, none missing.
     """
+    return float(np.mean([(samples[labels == label].mean() + 1) / 2 for label in fewest_batches(labels, batch)]))
+
+
+def fewest_batches(labels: Codes, batch: Codes) -> Codes:
+    """Return the labels that the fewest batches have; both are ``(n_cells,)``, none missing."""
     pairs = np.unique(np.column_stack([labels, batch]), axis=0)
     names, n_batches = np.unique(pairs[:, 0], return_counts=True)
-    rare = names[n_batches == n_batches.min()]
-    return float(np.mean([(samples[labels == label].mean() + 1) / 2 for label in rare]))
+    return np.asarray(names[n_batches == n_batches.min()], dtype=np.int64)

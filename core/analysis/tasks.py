@@ -258,6 +258,13 @@ def alignment(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     return alignment_task(arguments, progress)
 
 
+def scmib(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Put the scores of a mosaic together; see :func:`cellweave.core.analysis.scmib.score_task`."""
+    from cellweave.core.analysis.scmib import score_task
+
+    return score_task(arguments, progress)
+
+
 TASKS: dict[str, Task] = {
     "warm": warm,
     "neighbours": neighbours,
@@ -272,4 +279,5 @@ TASKS: dict[str, Task] = {
     "figure": figure,
     "neighbourhood": neighbourhood,
     "alignment": alignment,
+    "scmib": scmib,
 }

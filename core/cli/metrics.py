@@ -34,8 +34,10 @@ def metrics(
 ) -> int:
     """Measure batch mixing and biology kept, beside the baseline without integration.
 
-    The result is written into the run folder (results/integration.json and .csv). The columns may be any of the input file.
+    The result is written into the run folder (results/integration.json and .csv). The columns may be any of the input file. Of a run that gives a latent
+    of each modality, scMIB's scores and all their parts are shown too (results/scmib.json).
     """
+    from cellweave.core.analysis import scmib
     from cellweave.core.analysis.inprocess import InProcess
     from cellweave.core.analysis.integration import METRICS
     from cellweave.core.analysis.integration_results import load
@@ -54,20 +56,25 @@ def metrics(
             )  # fmt: skip
         found = load(run.results)
         assert found is not None
+    mosaic = scmib.load(run.results)
     if as_json:
-        say_json(found)
+        say_json({**found, "scmib": mosaic} if mosaic is not None else found)
         return EXIT_DONE
-    _show(found)
+    _show(found, mosaic)
     return EXIT_DONE
 
 
-def _show(found: Mapping[str, Any]) -> None:
+def _show(found: Mapping[str, Any], mosaic: Mapping[str, Any] | None) -> None:
     """Print the table, or CSV where the output is no terminal, and the notes."""
     from cellweave.core.analysis.integration_results import table_of
+    from cellweave.core.analysis.scmib import part_info
 
     table = table_of(found).drop(columns="title")
     head = [str(column) for column in table.columns]
     rows = [["" if value != value else value for value in row] for row in table.itertuples(index=False)]
+    if mosaic is not None:
+        own = {part["name"]: part["value"] for part in mosaic["parts"] if part["score"] == "modality_score"} | mosaic["scores"]
+        rows += [[name, part_info(name).about, "" if value is None else value, *[""] * (len(head) - 3)] for name, value in own.items()]
     if sys.stdout.isatty():
         say_table(head, [[f"{value:.3f}" if isinstance(value, float) else value for value in row] for row in rows])
     else:
@@ -76,5 +83,5 @@ def _show(found: Mapping[str, Any]) -> None:
         writer.writerows(rows)
     columns = ", ".join(f"{'batch' if role == 'batch' else 'labels'} from '{column}'" for role, column in found["columns"].items())
     note(f"{found['n_cells']:,} of {found['n_all']:,} cells; {columns}.")
-    for text in found["notes"]:
+    for text in [*found["notes"], *(mosaic["notes"] if mosaic is not None else ())]:
         note(text)

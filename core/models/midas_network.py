@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 JOINT = "joint"
 MEASURED_IN = "midas_measured_in"
+#: Steps in which the sampler visits every batch and pattern of modalities once.
+ROUND = "midas_round"
 #: Beginning of the names of stored latents c of a reference, by discriminator.
 REFERENCE = "midas_reference_"
 
@@ -89,6 +91,7 @@ class MidasNetwork(Model):
         assert isinstance(options, MidasOptions)
         self.spec, self.options, self.infos = context.spec, options, context.modalities
         self.n_batches = level_of(context, "batch")
+        self.round = int(np.ravel(context.extras.get(ROUND, self.n_batches))[0])
         self.clip = context.spec.training.gradient_clip
         how: dict[str, Any] = {"norm": options.norm, "activation": options.activation, "dropout": options.dropout_rate}
         n_c, n_latent = options.n_latent, options.n_latent + options.n_technical
@@ -211,7 +214,7 @@ class MidasNetwork(Model):
         keys, c, codes = self._discriminated(batch, seen)
         if not keys:
             return {}
-        if self.stored and context.step % self.n_batches == 0:
+        if self.stored and context.step and context.step % self.round == 0:  # the step before was that of the last new batch of a round
             self._learn_reference(batch.n_cells, context, optimizer)
         self._learn(keys, c, codes, context, optimizer)
         return {}
@@ -356,7 +359,7 @@ class MidasNetwork(Model):
 
 
 def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
-    """Return which batches have which modality, bool ``(n_modalities, n_batches)``; refuse values that a distribution cannot draw.
+    """Return which batches have which modality, bool ``(n_modalities, n_batches)``, and the steps of a round; refuse values that cannot be drawn.
 
     Raises
     ------
@@ -376,7 +379,8 @@ def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
             )
         ModalityValues(options, modality.name, modality.n_features).check(modality.counts)
         row[np.unique(codes[data.usable & modality.measured])] = True
-    return {MEASURED_IN: found}
+    # A batch whose cells differ in modalities is several streams of the sampler, which one round visits all.
+    return {MEASURED_IN: found, ROUND: np.array([max(1, len(np.unique(data.streams[data.train])))])}
 
 
 def build(context: BuildContext) -> MidasNetwork:

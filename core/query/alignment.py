@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 
 from cellweave.core.analysis.alignment import Correlation, PairScores, RocArea, pair_scores
-from cellweave.core.nn.distributions import distribution
 from cellweave.core.query.groups import column_of
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_chunks
+from cellweave.core.query.told import is_binary
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 
 JOINT = "latent"
@@ -109,7 +109,7 @@ def translation_accuracy(run: TrainedRun, rows: np.ndarray, given: str, wanted: 
     float
         Pearson's correlation of all measured values, flattened; of modalities of 0 and 1 the area under the ROC curve.
     """
-    measure: Correlation | RocArea = RocArea() if is_binary(run, wanted) else Correlation()
+    measure: Correlation | RocArea = RocArea() if is_binary(run.spec, wanted) else Correlation()
     modality = next(modality for modality in run.data.modalities if modality.name == wanted)
     for where, guess in _values(run, rows, MosaicQuestion("translated", (given,), (wanted,))):
         truth = modality.counts[rows[where]].toarray()
@@ -118,12 +118,6 @@ def translation_accuracy(run: TrainedRun, rows: np.ndarray, given: str, wanted: 
             mask = modality.feature_mask[run.data.mask_group[rows[where]]]
         measure.add(truth, guess[wanted], mask)
     return measure.value
-
-
-def is_binary(run: TrainedRun, modality: str) -> bool:
-    """Return whether a modality is explained as 0 and 1."""
-    of = getattr(run.spec.model, "distribution_of", None)
-    return of is not None and distribution(of(modality)).support == "binary"
 
 
 def _values(run: TrainedRun, rows: np.ndarray, question: MosaicQuestion) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:

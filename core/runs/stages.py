@@ -312,10 +312,14 @@ class Stages:
         self._values(data, model, loader)
 
     def _values(self, data: TrainingData, model: Model, loader: Loader) -> None:
-        """Write imputed, corrected and translated values, where the spec asks for them."""
+        """Judge translations, and write imputed, corrected and translated values where the spec asks for them."""
         from cellweave.core.query.centroid import read_centroid
-        from cellweave.core.training.mosaic_results import wanted_values, write_values
+        from cellweave.core.training.mosaic_results import judge_translations, wanted_values, write_values
 
+        report = self._progress("translations between modalities")
+        judge_translations(
+            self.run_folder.results, self.spec, model, loader, progress=lambda f: report(f, ""), cancelled=lambda: self.control.cancelled
+        )
         technical, stop = read_centroid(self.run_folder.results), lambda: self.control.cancelled
         for name, questions in wanted_values(self.spec.analysis, tuple(modality.name for modality in data.modalities)).items():
             report, path = self._progress(f"{name} values"), self.run_folder.results / f"{name}.h5"

@@ -10,7 +10,7 @@ from cellweave.core.spec.fields import Frozen, option
 
 #: Names of the integration metrics (:data:`cellweave.core.analysis.integration.METRICS` says what they are).
 MetricName = Literal[
-    "ilisi", "kbet", "silhouette_batch", "graph_connectivity", "pcr", "bras", "clisi", "silhouette_label", "isolated_labels", "nmi", "ari"
+    "ilisi", "kbet", "silhouette_batch", "graph_connectivity", "pcr", "bras", "clisi", "silhouette_label", "isolated_labels", "isolated_f1", "nmi", "ari"
 ]
 METRICS: tuple[str, ...] = get_args(MetricName)
 

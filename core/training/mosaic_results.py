@@ -1,4 +1,4 @@
-"""Imputed, corrected and translated values of all cells, written into the run folder in study order."""
+"""Imputed, corrected and translated values of all cells, written into the run folder in study order; and how good the translations are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from cellweave.core.errors import Cancelled
 from cellweave.core.files import write_atomic
 from cellweave.core.models.base import Minibatch, Model
 from cellweave.core.query.mosaic import MosaicQuestion, translations, values_of
+from cellweave.core.query.told import FILE as TRANSLATION
+from cellweave.core.query.told import translation_scores, write_translations
+from cellweave.core.spec import RunSpec
 from cellweave.core.spec.analysis import AnalysisSpec
 from cellweave.core.training.sources import Loader
 
@@ -90,3 +93,39 @@ def write_values(
                         top[name]["X"][where] = value  # rows are ascending within a minibatch, as h5py wants them
 
     write_atomic(path, write)
+
+
+def judge_translations(
+    results: Path, spec: RunSpec, model: Model, loader: Loader, *, progress: Callable[[float], None], cancelled: Callable[[], bool]
+) -> Path | None:
+    """Write how well each modality is told from the others into the folder of results, for the scores of the modalities.
+
+    Parameters
+    ----------
+    results
+        Folder of results; what is there of an earlier model is removed.
+    spec, model, loader
+        Of the run.
+    progress, cancelled
+        Told the share that is done; asked between minibatches.
+
+    Returns
+    -------
+    Path or None
+        The file; None where the run has a single modality, gives no latent of each, or wants no alignment.
+
+    Raises
+    ------
+    Cancelled
+        Where the person asked for it.
+    """
+    from cellweave.core.models.midas_network import MidasNetwork
+
+    (results / TRANSLATION).unlink(missing_ok=True)
+    if not spec.analysis.alignment or not isinstance(model, MidasNetwork) or len(loader.data.modalities) < 2:
+        return None
+    model.eval()
+    rows = translation_scores(
+        spec, model, loader.data, lambda rows: loader.in_order(rows, BATCH), seed=spec.training.seed, progress=progress, cancelled=cancelled
+    )
+    return write_translations(results, rows)

@@ -24,6 +24,7 @@ from cellweave.core.analysis.alignment import (
 )
 from cellweave.core.cli import main
 from cellweave.core.export.h5ad import export_h5mu
+from cellweave.core.models.midas_network import MidasNetwork
 from cellweave.core.query.alignment import alignment_table
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values, translations
 from cellweave.core.query.mosaic_files import write_mosaic
@@ -230,3 +231,19 @@ def test_a_run_mapped_from_the_reference_needs_no_data_of_it(trained: Path, tmp_
     moved = open_on_files(tmp_path / "run", [trained / "reference.h5mu"])
     assert RunFolder.open(tmp_path / "run").spec.model.kind == "midas"
     assert mosaic_values(moved)["adt"].shape == (1200, 224)
+
+
+def test_stored_latents_are_shown_once_a_round_also_where_a_batch_is_mixed(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A query of one batch, whose cells differ in modalities: a round of the sampler is three minibatches, the last of which calls the reference up."""
+    query = mudata.read_h5mu(trained / "query.h5mu")
+    names = query.obs_names
+    mixed = mudata.MuData({"rna": query["rna"][names[:300]].copy(), "adt": query["adt"][names[100:]].copy()})
+    mixed.write(tmp_path / "mixed.h5mu")
+    steps, shown = [], []
+    before, learn = MidasNetwork.before_step, MidasNetwork._learn_reference
+    monkeypatch.setattr(MidasNetwork, "before_step", lambda self, batch, context, opts: steps.append(context.step) or before(self, batch, context, opts))
+    monkeypatch.setattr(MidasNetwork, "_learn_reference", lambda self, n, context, opt: shown.append(context.step) or learn(self, n, context, opt))
+    changes = {"training.max_epochs": 2, "training.batch_size": 64, "training.validation_share": 0.0, **ONLY}
+    execute(mapping_spec(trained / "run", [tmp_path / "mixed.h5mu"], changes), tmp_path / "mapped")
+    assert steps == list(range(2 * 4 * 3))  # the largest of the three patterns has 200 cells
+    assert shown == list(range(3, len(steps), 3))
