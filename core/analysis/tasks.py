@@ -258,6 +258,13 @@ def alignment(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     return alignment_task(arguments, progress)
 
 
+def deseq2(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Test two groups of samples; see :func:`cellweave.core.analysis.deseq.deseq2_task`."""
+    from cellweave.core.analysis.deseq import deseq2_task
+
+    return deseq2_task(arguments, progress)
+
+
 TASKS: dict[str, Task] = {
     "warm": warm,
     "neighbours": neighbours,
@@ -272,4 +279,5 @@ TASKS: dict[str, Task] = {
     "figure": figure,
     "neighbourhood": neighbourhood,
     "alignment": alignment,
+    "deseq2": deseq2,
 }
