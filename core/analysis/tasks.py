@@ -265,6 +265,13 @@ def scmib(arguments: Arguments, progress: Progress) -> dict[str, Any]:
     return score_task(arguments, progress)
 
 
+def deseq2(arguments: Arguments, progress: Progress) -> dict[str, Any]:
+    """Test two groups of samples; see :func:`cellweave.core.analysis.deseq.deseq2_task`."""
+    from cellweave.core.analysis.deseq import deseq2_task
+
+    return deseq2_task(arguments, progress)
+
+
 TASKS: dict[str, Task] = {
     "warm": warm,
     "neighbours": neighbours,
@@ -280,4 +287,5 @@ TASKS: dict[str, Task] = {
     "neighbourhood": neighbourhood,
     "alignment": alignment,
     "scmib": scmib,
+    "deseq2": deseq2,
 }

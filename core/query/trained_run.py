@@ -186,6 +186,11 @@ class TrainedRun:
         """Return the same run, whose questions tell their progress and may be cancelled."""
         return replace(self, progress=progress or self.progress, cancelled=cancelled or self.cancelled)
 
+    @property
+    def can_be_cancelled(self) -> bool:
+        """Whether somebody may cancel what is asked."""
+        return self.cancelled is not _never
+
     # ------------------------------------------------------------------ other cells
 
     def on(self, study: Study) -> TrainedRun:

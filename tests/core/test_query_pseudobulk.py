@@ -83,6 +83,30 @@ def test_it_says_how_to_install_what_is_missing(run, monkeypatch):
         pseudobulk_differential(run, "batch", "stim", "ctrl", sample="sample")
 
 
+def test_in_a_process_of_its_own_it_is_the_same_and_ends_soon_where_it_is_cancelled(run, needs_pydeseq2):
+    import time
+
+    from cellweave.core.analysis import deseq
+    from cellweave.core.errors import Cancelled
+
+    arguments, how = ("batch", "stim", "ctrl"), {"sample": "sample", "min_counts": 500}
+    here = pseudobulk_differential(run, *arguments, **how)
+    apart = pseudobulk_differential(run.watched(cancelled=lambda: False), *arguments, **how)
+    pd.testing.assert_frame_equal(here, apart, check_exact=True)
+    began, asked = time.monotonic(), []
+
+    def cancelled():
+        asked.append(time.monotonic())
+        return asked[-1] - began > 2.0
+
+    # A fit of minutes, during which PyDESeq2 asks nobody.
+    counts = np.random.default_rng(0).poisson(50, (60, 40_000))
+    table = pd.DataFrame({"group": ["first", "second"] * 30})
+    with pytest.raises(Cancelled):
+        deseq.fit_apart(counts, table, "~group", 0.05, cancelled)
+    assert time.monotonic() - began < 15, "it ended though the fit was far from over"
+
+
 def test_the_names_of_samples_do_not_decide(run, needs_pydeseq2):
     """The same sums under names that sort otherwise: the same table to the bit."""
     first = pseudobulk_differential(run, "batch", "stim", "ctrl", sample=("donor", "batch"), min_counts=500)
