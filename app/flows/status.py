@@ -105,8 +105,8 @@ class Status(QObject):
         return spec.family.title + (f" · {latent} latent dimensions" if latent else "")
 
     def _weights_words(self) -> str:
-        spec, study = self._session.spec, self._session.study
-        terms = present_terms(spec.terms(), None if study is None else frozenset(study.modalities))
+        spec = self._session.spec
+        terms = present_terms(spec.terms(), self._session.modalities)
         weights = spec.loss_weights()
         changed = [f"{term.label} {weights[term.name]:g}" for term in terms if weights[term.name] != term.default]
         return " · ".join(changed) or f"{len(terms)} terms, all as declared"

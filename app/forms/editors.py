@@ -7,9 +7,20 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtGui import QKeyEvent, QWheelEvent
-from qtpy.QtWidgets import QCheckBox, QComboBox, QHBoxLayout, QLineEdit, QMenu, QSizePolicy, QToolButton, QWidget
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QHBoxLayout,
+    QLineEdit,
+    QMenu,
+    QSizePolicy,
+    QStyle,
+    QStyleOptionComboBox,
+    QToolButton,
+    QWidget,
+)
 
 from cellweave.app.forms.fields import FormField
 from cellweave.app.forms.numberbox import NumberBox, number_text, parse_number
@@ -57,13 +68,27 @@ class ChoiceEditor(QComboBox):
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(min(12, max((len(str(item)) for item in field.choices), default=6)))
+        self._letters = min(12, max((len(str(item)) for item in field.choices), default=6))
         if field.nullable:
             self.addItem(field.auto or "automatic", None)
         for choice in field.choices:
             self.addItem(str(choice), choice)
         self.activated.connect(lambda: self.edited.emit(self.value()))
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Return room for a few letters.
+
+        Qt's own policy for this makes the list that opens along with the field, which takes longer than all the rest of a form.
+        """
+        option = QStyleOptionComboBox()
+        self.initStyleOption(option)
+        metrics = self.fontMetrics()
+        inside = QSize(self._letters * metrics.horizontalAdvance("X"), max(metrics.height(), 14) + 2)
+        return self.style().sizeFromContents(QStyle.ContentsType.CT_ComboBox, option, inside, self)
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """Return the same."""
+        return self.sizeHint()
 
     def value(self) -> Any:
         """Return the chosen value."""

@@ -132,7 +132,8 @@ class FieldRow(QObject):
         grid.addWidget(self.problem, line + 2, FIELD, 1, 2)
         self._shown = True
         self._why_disabled = ""
-        self.set_shown(True)
+        self.note.setVisible(bool(long_auto))
+        self.problem.hide()
         self.editor.edited.connect(self._edited)
         self.editor.rejected.connect(self.set_problem)
         self.reset.clicked.connect(lambda: self.edited.emit(self.field.path, self._baseline))
@@ -182,6 +183,8 @@ class FieldRow(QObject):
 
     def set_shown(self, shown: bool) -> None:
         """Show or hide the whole row."""
+        if shown == self._shown:
+            return
         self._shown = shown
         for widget in (self.mark, self.label, self.editor):
             widget.setVisible(shown)

@@ -303,8 +303,6 @@ class LossWeightsForm(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._terms: tuple[LossTerm, ...] = ()
-        self._modalities: frozenset[str] | None = None
-        self._spec: RunSpec | None = None
         self._rows: dict[str, WeightRow] = {}
         self._baseline: RunSpec | None = None
         self._baseline_name = "the preset"
@@ -319,20 +317,21 @@ class LossWeightsForm(QWidget):
         outer.addWidget(self._note)
         outer.addWidget(self._scroll, 1)
 
-    def set_spec(self, spec: RunSpec) -> None:
-        """Show the weights of a spec; the rows are made anew only where the terms differ."""
-        self._spec = spec
-        terms = present_terms(spec.terms(), self._modalities)
+    def set_spec(self, spec: RunSpec, modalities: frozenset[str] | None = None) -> None:
+        """Show the weights of a spec; the rows are made anew only where the terms differ.
+
+        Parameters
+        ----------
+        spec
+            The spec.
+        modalities
+            Those of the data: terms of others are left out. None while they are not known.
+        """
+        terms = present_terms(spec.terms(), modalities)
         if terms != self._terms:
             self._build(terms)
         for name, weight in spec.loss_weights().items():
             self.set_weight(name, weight)
-
-    def set_modalities(self, names: frozenset[str] | None) -> None:
-        """Leave out terms of modalities that the data do not have; None while that is not known."""
-        self._modalities = names
-        if self._spec is not None:
-            self.set_spec(self._spec)
 
     def set_preset_baseline(self, spec: RunSpec | None, name: str = "the preset") -> None:
         """Set what the dots compare with and reset goes back to; None stands for the model's defaults."""

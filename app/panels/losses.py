@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QCheckBox, QVBoxLayout, QWidget
 
 from cellweave.app.forms import LossWeightsForm
 from cellweave.app.panels.parts import text
 from cellweave.app.state.session import Session
-from cellweave.core.spec import RunSpec
-
-if TYPE_CHECKING:
-    from cellweave.core.study.study import Study
 
 RESTING = "The objective is the sum of the terms, each times its weight. 0 switches a term off."
 
@@ -31,14 +25,14 @@ class LossesPanel(QWidget):
 
     def __init__(self, session: Session, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self._session = session
+        self._session, self._stale = session, False
         self.hint = text(RESTING, secondary=True)
         self.live = QCheckBox("Act on the run that trains")
         self.live.setAccessibleName("Act on the run that trains")
         self.live.setChecked(True)
         self.live.setVisible(False)
         self.live.toggled.connect(self.liveToggled)
-        self.form = LossWeightsForm()
+        self._form = LossWeightsForm()
         self.form.weightChanged.connect(self._edit)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(12, 12, 12, 16)
@@ -46,16 +40,32 @@ class LossesPanel(QWidget):
         layout.addWidget(self.hint)
         layout.addWidget(self.live)
         layout.addWidget(self.form, 1)
+        self._waiting = QTimer(self)
+        self._waiting.setSingleShot(True)
+        self._waiting.setInterval(0)
+        self._waiting.timeout.connect(self._catch_up)
         session.editor.changed.connect(self._show)
-        session.study_changed.connect(self._know)
-        self._show(session.spec)
-        self._know(session.study)
+        session.study_changed.connect(self._show)
+        self._show()
 
-    def _show(self, spec: RunSpec) -> None:
-        self.form.set_spec(spec)
+    @property
+    def form(self) -> LossWeightsForm:
+        """The sliders, as the spec has them now."""
+        self._catch_up()
+        return self._form
 
-    def _know(self, study: Study | None) -> None:
-        self.form.set_modalities(None if study is None else frozenset(study.modalities))
+    def _show(self, *_: object) -> None:
+        """Show another spec or study; out of sight the rows of another model are made when the slot that changed it is over."""
+        self._stale = True
+        if self.isVisible():
+            self._catch_up()
+        else:
+            self._waiting.start()
+
+    def _catch_up(self) -> None:
+        if self._stale:
+            self._stale = False
+            self._form.set_spec(self._session.spec, self._session.modalities)
 
     def _edit(self, term: str, weight: float) -> None:
         self._session.editor.edit({f"losses.weights.{term}": weight}, f"weight of {term.replace('_', ' ')}")

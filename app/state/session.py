@@ -62,6 +62,11 @@ class Session:
         """The spec being edited."""
         return self.editor.spec
 
+    @property
+    def modalities(self) -> frozenset[str] | None:
+        """The modalities of the loaded data; None while they are not known."""
+        return None if self.study is None else frozenset(self.study.modalities)
+
     # ------------------------------------------------------------------ study
 
     def set_headers(self, headers: Sequence[FileHeader]) -> None:

@@ -99,8 +99,8 @@ def apply(app: QApplication, wanted: str = "system") -> Theme:
     theme = load_theme(wanted if wanted != "system" else _of_desktop())
     changed = theme != _state.theme
     _state.theme = theme
-    if app.style() is None or app.style().objectName().lower() != "fusion":
-        app.setStyle("Fusion")
+    if not app.styleSheet() and (app.style() is None or app.style().objectName().lower() != "fusion"):
+        app.setStyle("Fusion")  # behind a sheet it stays what it is, and has no name
     sheet = style_sheet(theme)
     if changed or app.styleSheet() != sheet:
         with _docks_in_place(app):

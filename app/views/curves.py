@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtCore import QEvent, QPoint, QPointF, QRectF, Qt, Signal
+from qtpy.QtCore import QEvent, QPoint, QPointF, QRectF, Qt, QTimer, Signal
 from qtpy.QtGui import QContextMenuEvent, QFocusEvent, QKeyEvent, QPaintEvent, QPen, QResizeEvent
 from qtpy.QtWidgets import QWidget
 
@@ -27,6 +27,9 @@ PLOT_WIDTH = 26
 
 PLOT_HEIGHT = 13
 """Least height of one of several plots, in the same measure."""
+
+AT_ONCE = 3
+"""Plots that are made at once; a narrow view shows no more."""
 
 
 @dataclass
@@ -63,7 +66,12 @@ class LossCurves(pg.GraphicsLayoutWidget):
         self._history = LossHistory()
         self._overlays: tuple[LossHistory, ...] = ()
         self._plots: list[_Plot] = []
-        self._columns = self._columns_before = 0
+        self._columns = self._columns_before = self._gap = 0
+        self._waiting: list[tuple[Series, ...]] = []
+        self._more = QTimer(self)
+        self._more.setSingleShot(True)
+        self._more.setInterval(0)
+        self._more.timeout.connect(self._make_more)
         self._epoch: int | None = None
         self.paint_ms = 0.0
         self.setFrameShape(self.Shape.NoFrame)
@@ -97,12 +105,19 @@ class LossCurves(pg.GraphicsLayoutWidget):
             plot.zoomed = False
             self._draw(plot)
 
+    def finish(self) -> None:
+        """Make the plots that still wait."""
+        while self._waiting:
+            self._make_more()
+
     def titles(self) -> list[str]:
         """Return what each plot shows, for tests and descriptions."""
+        self.finish()
         return [", ".join(series.label for series in plot.series) for plot in self._plots]
 
     def line(self, series: str, split: str, run: int = 0) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the points drawn for a series: run 0 is the run itself, then the overlays; None where it is not drawn."""
+        self.finish()
         for plot in self._plots:
             item = plot.lines.get((run, series, split, "line"))
             if item is not None:
@@ -111,6 +126,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
 
     def value_range(self, series: str) -> tuple[float, float]:
         """Return the shown range of the value axis of a series, in the axis' scale."""
+        self.finish()
         plot = next(plot for plot in self._plots if any(item.name == series for item in plot.series))
         low, high = plot.item.viewRange()[1]
         return low, high
@@ -125,14 +141,28 @@ class LossCurves(pg.GraphicsLayoutWidget):
         groups: list[tuple[Series, ...]] = [(series,) for series in terms] if self._style.separate else [terms] if terms else []
         titles = dict.fromkeys(series.beside for series in self._series if series.beside)
         groups += [tuple(series for series in self._series if series.beside == title) for title in titles]
-        self._plots = [self._make_plot(group) for group in groups]
+        # Each plot takes some 15 ms: those in sight come at once, the others one after the other while the window works on.
+        self._waiting = groups[AT_ONCE:]
+        self._plots = [self._make_plot(group) for group in groups[:AT_ONCE]]
         self._columns = 0
         self._place()
+        if self._waiting:
+            self._more.start()
+
+    def _make_more(self) -> None:
+        """Make the next plot that waits."""
+        if not self._waiting:
+            return
+        plot = self._make_plot(self._waiting.pop(0))
+        self._plots.append(plot)
+        self._put(len(self._plots) - 1)
+        self._draw(plot)
+        if self._waiting:
+            self._more.start()
 
     def _make_plot(self, series: tuple[Series, ...]) -> _Plot:
         strip = MarkStrip()
-        item = pg.PlotItem(axisItems={"left": ValueAxis("left"), "bottom": EpochAxis("bottom"), "top": strip})
-        item.setMenuEnabled(False)
+        item = pg.PlotItem(axisItems={"left": ValueAxis("left"), "bottom": EpochAxis("bottom"), "top": strip}, enableMenu=False)
         item.hideButtons()
         item.getViewBox().setDefaultPadding(0.04)
         cursor = pg.InfiniteLine(angle=90, movable=False)
@@ -175,7 +205,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
 
     def _place(self) -> None:
         """Put the plots into as many columns as there is room for."""
-        count = len(self._plots)
+        count = len(self._plots) + len(self._waiting)
         if not count:
             return
         line = self.fontMetrics().height()
@@ -189,10 +219,9 @@ class LossCurves(pg.GraphicsLayoutWidget):
                 self.ci.removeItem(plot.item)
         self._columns = columns
         rows = math.ceil(count / columns)
-        gap = rows * columns - count
-        for index, plot in enumerate(self._plots):  # where a row is not full, the first plot is the wider: no hole is left
-            place = index + gap if index else 0
-            self.ci.addItem(plot.item, place // columns, place % columns, 1, 1 if index else gap + 1)
+        self._gap = rows * columns - count
+        for index in range(len(self._plots)):
+            self._put(index)
         for column in range(self._columns_before):
             self.ci.layout.setColumnStretchFactor(column, int(column < columns))
         for column in range(columns):
@@ -200,6 +229,11 @@ class LossCurves(pg.GraphicsLayoutWidget):
             self.ci.layout.setColumnStretchFactor(column, 1)
         self._columns_before = columns
         self.setMinimumHeight(rows * PLOT_HEIGHT * line if rows > 1 else 0)
+
+    def _put(self, index: int) -> None:
+        """Put a plot in its place; where a row is not full, the first plot is the wider: no hole is left."""
+        place = index + self._gap if index else 0
+        self.ci.addItem(self._plots[index].item, place // self._columns, place % self._columns, 1, 1 if index else self._gap + 1)
 
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         """Paint, and take the time."""

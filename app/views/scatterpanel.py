@@ -39,13 +39,12 @@ class CloudCanvas(pg.PlotWidget):
     lassoWanted = Signal()  # noqa: N815
 
     def __init__(self, box: CloudBox) -> None:
-        super().__init__(viewBox=box)
+        super().__init__(viewBox=box, enableMenu=False)
         self.setFrameShape(self.Shape.NoFrame)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.box = box
         item = self.getPlotItem()
         item.hideButtons()
-        item.setMenuEnabled(False)
         for side in ("left", "bottom"):
             axis = item.getAxis(side)
             axis.setTicks([[]])

@@ -45,9 +45,8 @@ class VolcanoPlot(QWidget):
         self._names: Sequence[str] = ()
         self._faded: NDArray[np.bool_] | None = None
         self._current = -1
-        self._plot = pg.PlotWidget()
+        self._plot = pg.PlotWidget(enableMenu=False)
         self._plot.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self._plot.setMenuEnabled(False)
         self._plot.hideButtons()
         self._plot.setAccessibleName("Volcano plot")
         layout = QVBoxLayout(self)
