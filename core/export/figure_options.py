@@ -16,8 +16,9 @@ FIGURES = {
     "metrics": "Integration metrics",
     "attribution": "Modality attribution",
     "ambient": "Ambient background",
+    "modalities": "Modalities",
 }
-FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient"]
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient", "modalities"]
 
 
 class FigureOptions(Frozen):
