@@ -71,6 +71,7 @@ def read_measured(folders: Iterable[Path], cancelled: Callable[[], bool] = lambd
 
     Runs that have no metrics, or whose folder cannot be read, are passed over.
     """
+    from cellweave.core.analysis import scmib
     from cellweave.core.analysis.integration_results import load
 
     found: list[Measured] = []
@@ -91,8 +92,12 @@ def read_measured(folders: Iterable[Path], cancelled: Callable[[], bool] = lambd
         data = (*paths, spec.data.modality or "", *(f"{role}={column}" for role, column in sorted(columns.items())))
         name = " + ".join(Path(path).name for path in spec.data.paths[:2]) + (" …" if len(spec.data.paths) > 2 else "")
         words = " · ".join(columns[role] for role in ("batch", "labels") if role in columns)
+        mosaic = scmib.load(run.results)
         for embedding, values in tree["values"].items():
-            row = Measured(folder, run_label(spec.name or folder.name, folder), embedding, dict(values), data, name, words, int(tree.get("n_cells", 0)))
+            own = dict(values)
+            if mosaic is not None and embedding == tree["main"] and mosaic.get("columns") == tree.get("columns"):
+                own |= scmib.own_values(mosaic)
+            row = Measured(folder, run_label(spec.name or folder.name, folder), embedding, own, data, name, words, int(tree.get("n_cells", 0)))
             if row.baseline:
                 baselines.setdefault(data, row)
             else:

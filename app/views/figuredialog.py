@@ -41,6 +41,7 @@ USED_BY = {
     "loadings": (PAGE, "title", "legend", "genes_each"),
     "ambient": (PAGE, "title", "genes_each", "colour_map"),
     "attribution": (PAGE, POINTS, "title", "legend", "columns", "attribution_score"),
+    "modalities": (PAGE, POINTS, "title", "legend", "columns"),
     "volcano": (PAGE, "title", "legend", "point_size", "opacity", "comparison", "label_genes"),
 }
 """Groups and single options that a figure heeds; the dialog shows no others."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cellweave.app.views.context import ViewContext
     from cellweave.core.analysis.imputation import Comparison, Evaluation
 
+CHOOSE = "Choose what to hide, then press Judge: the model imputes it, and the truth is laid beside."
 HIDES = (
     ("held-out", "What was switched off", "What the mosaic grid kept from training: a modality in a batch or in a cell type."),
     ("modality", "A whole modality", "All of a modality in held-out cells in which another one was measured."),
@@ -83,7 +84,7 @@ class ImputationView(RunView):
         self.table = DataTable("Scores of every feature", "Search features")
         self.table.chosen.connect(lambda source: self.choose(source) if source >= 0 else None)
         self.notes = text("", secondary=True)
-        self.words = text("Choose what to hide, then press Judge: the model imputes it, and the truth is laid beside.", secondary=True)
+        self.words = text(CHOOSE, secondary=True)
         self.numbers = QGridLayout()
         self.numbers.setHorizontalSpacing(16)
         self.numbers.setVerticalSpacing(2)
@@ -117,19 +118,31 @@ class ImputationView(RunView):
 
     def show_run(self, results: RunResults) -> None:
         """Read what was judged before, in a thread."""
-        wanted = "held-out" if results.spec.data.switched_off else "modality"
-        self.hide_choice.setCurrentIndex(self.hide_choice.findData(wanted))
-        self.hide_choice.model().item(0).setEnabled(bool(results.spec.data.switched_off))
         self.hide_choice.model().item(2).setEnabled(results.spec.model.kind == "vaeit")
+        self._offer_held_out(bool(results.spec.data.switched_off))
         self.judge.setEnabled(not results.trains)
         self.set_message("Reading what was judged…")
 
-        def work(_report: Any) -> Evaluation | None:
+        def work(_report: Any) -> tuple[Evaluation | None, str, bool]:
             from cellweave.core.analysis.imputation import load
+            from cellweave.core.export.run_data import RunData
+            from cellweave.core.study.held_out import nothing_left, without_cells
 
-            return load(results.folder / "results")
+            off = results.spec.data.switched_off
+            gone = without_cells(results.spec, RunData(results.folder).cells) if off else []
+            return load(results.folder / "results"), nothing_left(gone), len(gone) < len(off)
 
-        self.work(work, self._take)
+        self.work(work, lambda found: self._took(*found))
+
+    def _offer_held_out(self, there: bool) -> None:
+        """Offer what was switched off where there is any of it to be judged."""
+        self.hide_choice.model().item(0).setEnabled(there)
+        self.hide_choice.setCurrentIndex(self.hide_choice.findData("held-out" if there else "modality"))
+
+    def _took(self, found: Evaluation | None, gone: str, there: bool) -> None:
+        self._offer_held_out(there)
+        self.words.setText(f"{gone} {CHOOSE}".strip())
+        self._take(found)
 
     def clear(self) -> None:
         """Forget what was judged."""

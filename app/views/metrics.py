@@ -181,10 +181,12 @@ class MetricsView(RunView):
 
     def _fill(self, results: RunResults) -> None:
         from cellweave.core.analysis.integration import ALL
+        from cellweave.core.analysis.scmib import SCORES, part_info
 
-        names = [name for name in ("scib_total", "batch_score", "bio_score", *ALL) if any(name in each.values for each in self.rows)]
+        known = {name: ALL.get(name) or part_info(name) for each in self.rows for name in each.values}
+        names = [name for name in ("scib_total", "batch_score", "bio_score", *SCORES, *ALL, *known) if name in known]
         columns = [TableColumn("run", "Run", "The run and its embedding, or a data set without integration.")]
-        columns += [TableColumn(name, ALL[name].title, ALL[name].help, "share") for name in dict.fromkeys(names)]
+        columns += [TableColumn(name, known[name].title, known[name].help, "share") for name in dict.fromkeys(names)]
         columns += [
             TableColumn("data", "Data", "Files the run was trained on."),
             TableColumn("columns", "Columns", "Batch and labels that were measured."),

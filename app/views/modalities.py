@@ -30,6 +30,13 @@ COLUMNS = (
     TableColumn("transfer", "Labels carried over", "Share of cells whose label is right when told from the other modality's 5 nearest cells.", "share"),
     TableColumn("mixing", "Mixed", "1 minus the mean absolute silhouette of the modalities: 1 where they lie on each other.", "share"),
 )
+ABOUT = {"scmib_batch": "Batch mixing", "modality_score": "Modalities", "scmib_bio": "Biology kept"}
+PARTS = (
+    TableColumn("part", "Part of the score", "What was measured."),
+    TableColumn("about", "Counts in", "The mean it is part of."),
+    TableColumn("value", "Value", "Between 0 and 1; higher is better.", "share"),
+    TableColumn("why", "Missing because", "Why a part was not measured; it is left out of its mean."),
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,10 @@ class Found:
         Rows of the table.
     batch
         Name of the batch column, or empty.
+    score
+        What ``scmib.json`` holds, or None.
+    totals
+        Sentences on the totals of the score.
     """
 
     layout: NDArray[np.float32] | None
@@ -55,6 +66,8 @@ class Found:
     cells: Cells
     pairs: tuple[dict[str, Any], ...]
     batch: str
+    score: dict[str, Any] | None = None
+    totals: str = ""
 
 
 class ModalitiesView(RunView):
@@ -85,6 +98,8 @@ class ModalitiesView(RunView):
         self.table = DataTable("How well modalities agree")
         self.csv = tool("table", "Export the table as CSV", lambda: self.context.save_csv("alignment", self.table.as_csv))
         self.csv.setEnabled(False)
+        self.figure_button = tool("figure", "Export as a figure", lambda: self.context.export_figure("modalities", self.figure_options()))
+        self.figure_button.setEnabled(False)
         upper, above = QWidget(), QSplitter(Qt.Orientation.Horizontal)
         above.addWidget(scroll)
         above.addWidget(self.legend)
@@ -93,24 +108,43 @@ class ModalitiesView(RunView):
         above.setChildrenCollapsible(False)
         top = QVBoxLayout(upper)
         top.setContentsMargins(0, 0, 0, 0)
-        top.addLayout(row(subheading("Batches and modalities"), None, text("Colour by", secondary=True, wrap=False), self.colour))
+        top.addLayout(row(subheading("Batches and modalities"), None, text("Colour by", secondary=True, wrap=False), self.colour, self.figure_button))
         top.addWidget(self.no_picture)
         top.addWidget(above, 1)
-        lower = QWidget()
-        below = QVBoxLayout(lower)
-        below.setContentsMargins(0, 4, 0, 0)
-        below.addLayout(row(subheading("Agreement of the modalities in the same cells"), None, self.csv))
-        below.addWidget(self.table, 1)
+        lower = self._lower()
         whole = QSplitter(Qt.Orientation.Vertical)
         whole.addWidget(upper)
         whole.addWidget(lower)
         whole.setStretchFactor(0, 1)
         whole.setStretchFactor(1, 0)
-        whole.setSizes([600, 120])
+        whole.setSizes([520, 200])
         whole.setChildrenCollapsible(False)
         layout = QVBoxLayout(self.body)
         layout.setContentsMargins(8, 8, 8, 8)
         layout.addWidget(whole)
+
+    def _lower(self) -> QSplitter:
+        """Return the tables: pairs of modalities, and the parts of the score."""
+        self.parts = DataTable("Parts of the score of the mosaic")
+        self.parts.count.hide()
+        self.parts_csv = tool("table", "Export the parts of the score as CSV", lambda: self.context.save_csv("scmib", self.parts.as_csv))
+        self.total = text("", secondary=True)
+        self.total.setAccessibleName("Score of the mosaic")
+        lower = QSplitter(Qt.Orientation.Horizontal)
+        for heading, table, csv, words in (
+            ("Agreement of the modalities in the same cells", self.table, self.csv, None), ("Score of the mosaic (scMIB)", self.parts, self.parts_csv, self.total),
+        ):  # fmt: skip
+            side = QWidget()
+            layout = QVBoxLayout(side)
+            layout.setContentsMargins(0, 4, 0, 0)
+            layout.addLayout(row(subheading(heading), None, csv))
+            if words is not None:
+                layout.addWidget(words)
+            layout.addWidget(table, 1)
+            lower.addWidget(side)
+        lower.setChildrenCollapsible(False)
+        lower.setSizes([500, 500])
+        return lower
 
     # ------------------------------------------------------------------ the run
 
@@ -139,6 +173,22 @@ class ModalitiesView(RunView):
             values[name] = np.array([np.nan if pair.get(name) is None else float(pair[name]) for pair in found.pairs])
         self.table.set_table(list(COLUMNS), values, text_column="pair", sort_by="pair")
         self.csv.setEnabled(bool(found.pairs))
+        self.figure_button.setEnabled(found.layout is not None or found.score is not None)
+        self._show_score(found)
+
+    def _show_score(self, found: Found) -> None:
+        """Show each part, and say what the total is or why there is none."""
+        parts = [] if found.score is None else found.score["parts"]
+        values: dict[str, Any] = {
+            "part": np.array([part["title"] for part in parts], dtype=object),
+            "about": np.array([ABOUT.get(part["score"], part["score"]) for part in parts], dtype=object),
+            "value": np.array([np.nan if part["value"] is None else float(part["value"]) for part in parts]),
+            "why": np.array([part["why"] for part in parts], dtype=object),
+        }
+        columns = [column for column in PARTS if column.name != "why" or any(values["why"])]
+        self.parts.set_table(columns, values, text_column="part")
+        self.parts_csv.setEnabled(bool(parts))
+        self.total.setText(found.totals or "It is put together when the metrics of the run are computed: open Metrics and compute them.")
 
     def _offer_columns(self, found: Found) -> None:
         labels = self.results.spec.covariates.labels if self.results is not None else None
@@ -174,6 +224,16 @@ class ModalitiesView(RunView):
         if column is not None:
             self.grid.set_colour(column, frozenset(hidden))
 
+    def figure_options(self) -> dict[str, Any]:
+        """Return what the figure dialog begins with: the column that cells are coloured by."""
+        return {"columns": (self.colour.currentData(),)} if self.colour.currentData() else {}
+
+    def figure(self) -> dict[str, Any] | None:
+        """Return the figure, where there is a picture or a score."""
+        if self.found is None or (self.found.layout is None and self.found.score is None):
+            return None
+        return {"what": "modalities", **self.figure_options()}
+
     def _chosen(self, batch: int) -> None:
         """Select the cells of a batch in all views."""
         if self.found is None or self.found.batch not in self.found.cells.columns:
@@ -193,6 +253,7 @@ def read_modalities(results: RunResults) -> Found:
     import json
 
     from cellweave.app.state.results import run_cells
+    from cellweave.core.analysis import scmib
     from cellweave.core.analysis.pipeline import modality_latents
     from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
@@ -209,4 +270,6 @@ def read_modalities(results: RunResults) -> Found:
     if (folder / "alignment.json").is_file():
         tree = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
         pairs = tuple({**pair, **{side: labels.get(pair[side], pair[side]) for side in ("first", "second")}} for pair in tree["pairs"])
-    return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "")
+    score = scmib.load(folder)
+    totals = " ".join([*scmib.totals(score["scores"]), *map(str, score["notes"])]) if score is not None else ""
+    return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "", score, totals)

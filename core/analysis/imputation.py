@@ -18,7 +18,7 @@ from scipy.stats import rankdata
 from cellweave.core.errors import CellweaveError
 from cellweave.core.files import write_atomic, write_json_atomic
 from cellweave.core.query.imputed import value_scale
-from cellweave.core.study.held_out import held_out_truth
+from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
 
 if TYPE_CHECKING:
     from cellweave.core.query.trained_run import TrainedRun
@@ -149,8 +149,11 @@ def evaluate(run: TrainedRun, question: ImputationQuestion) -> Evaluation:
             raise ImputationError(f"The model has no modality '{name}'.", f"It has {', '.join(names)}.")
     wanted = [question.modality] if question.modality else names
     comparisons, notes = _COMPARED[question.hide](run, question, wanted)
+    gone = nothing_left(without_cells(run.spec, run.study.obs)) if question.hide == "held-out" else ""
     if not comparisons:
-        raise ImputationError(*_NOTHING[question.hide])
+        cause, mend = _NOTHING[question.hide]
+        raise ImputationError(gone or cause, "Switch off a modality of cells that have another one too." if gone else mend)
+    notes += [gone] if gone else []
     tables, overall = [], {}
     for name, found in comparisons.items():
         table, whole = scores(found)

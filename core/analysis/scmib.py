@@ -43,7 +43,7 @@ MODALITY_PARTS: dict[str, MetricInfo] = {
 }
 SCORES: dict[str, MetricInfo] = {
     "scmib_total": MetricInfo("scMIB", "0.3 batch mixing, 0.3 alignment of modalities, 0.4 biology kept (He et al. 2024).", "total", ("batch", "labels")),
-    "scmib_scib": MetricInfo("scIB of scMIB's parts", "0.4 batch mixing and 0.6 biology kept, of scMIB's parts.", "total", ("batch", "labels")),
+    "scmib_scib": MetricInfo("scIB (scMIB's parts)", "0.4 batch mixing and 0.6 biology kept, of scMIB's parts.", "total", ("batch", "labels")),
     "scmib_batch": MetricInfo("Batch mixing (scMIB)", "Mean of iLISI, graph connectivity and kBET.", "batch", ("batch",)),
     "modality_score": MetricInfo("Modalities aligned", "Mean of what tells how modalities lie together and are told from each other.", "modality", ()),
     "scmib_bio": MetricInfo("Biology kept (scMIB)", "Mean of NMI, ARI, the F1 of isolated labels and cLISI.", "bio", ("labels",)),
@@ -170,7 +170,7 @@ def assemble(
     dict
         ``parts`` (each :class:`Part` as a dict), ``scores`` by name (without those that have no part), ``notes``.
     """
-    parts = [_measured_part(name, score, measured) for score, names in (("scmib_batch", BATCH_PARTS), ("scmib_bio", BIO_PARTS)) for name in names]
+    parts = [_measured_part(name, "scmib_batch", measured) for name in BATCH_PARTS]
     for name in ("asw_modality", "foscttm", "label_transfer"):
         why = "no labels, or too few cells with them" if name != "foscttm" and "foscttm" in aligned else "too few cells have two modalities"
         parts.append(_part(name, "modality_score", aligned.get(name), why))
@@ -181,6 +181,7 @@ def assemble(
         mean = float(np.mean(values[modality])) if modality in values else None
         why = "too few cells have it and another modality" if modality in modalities else "the data have no such modality"
         parts.append(_part(f"told_{modality}", "modality_score", mean, why))
+    parts += [_measured_part(name, "scmib_bio", measured) for name in BIO_PARTS]
     scores = {}
     for score in SCMIB_WEIGHTS:
         own = [part.value for part in parts if part.score == score and part.value is not None]
@@ -218,6 +219,17 @@ def _said(parts: Sequence[Part], scores: Mapping[str, float]) -> list[str]:
     return notes
 
 
+def totals(scores: Mapping[str, float]) -> list[str]:
+    """Return a sentence on each total that there is."""
+    short = {"scmib_batch": "batch mixing", "modality_score": "modalities", "scmib_bio": "biology kept"}
+    found = []
+    for name, title, weights in (("scmib_total", "scMIB", SCMIB_WEIGHTS), ("scmib_scib", "scIB", SCIB_WEIGHTS)):
+        if name in scores:
+            words = " + ".join(f"{weight:g} × {short[part]} {scores[part]:.3f}" for part, weight in weights.items())
+            found.append(f"{title} {scores[name]:.3f} = {words}.")
+    return found
+
+
 def store(results: Path, found: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Write ``scmib.json`` with the columns that were looked at, by role, and return what it holds."""
     tree = {**found, "columns": dict(columns)}
@@ -243,10 +255,15 @@ def read_translations(results: Path) -> list[dict[str, Any]]:
     return list(tree.get("translations", ())) if isinstance(tree, dict) else []
 
 
+def own_values(tree: Mapping[str, Any]) -> dict[str, float]:
+    """Return scores and parts of the alignment by name, as far as there are any; the other parts are integration metrics."""
+    parts = {part["name"]: part["value"] for part in tree["parts"] if part["score"] == "modality_score" and part["value"] is not None}
+    return {**tree["scores"], **parts}
+
+
 def score_rows(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return scores and parts of the alignment as ``metrics.csv`` has them; the other parts are there already."""
-    values = {**tree["scores"], **{part["name"]: part["value"] for part in tree["parts"] if part["score"] == "modality_score" and part["value"] is not None}}
-    return [{"name": name, "group": "", "value": value, "baseline": None, "expected": None} for name, value in values.items()]
+    """Return :func:`own_values` as ``metrics.csv`` has them."""
+    return [{"name": name, "group": "", "value": value, "baseline": None, "expected": None} for name, value in own_values(tree).items()]
 
 
 def is_ours(name: str) -> bool:

@@ -16,10 +16,11 @@ FIGURES = {
     "metrics": "Integration metrics",
     "attribution": "Modality attribution",
     "ambient": "Ambient background",
+    "modalities": "Modalities",
 }
 #: The column that tells mapped cells from those of their reference, and its levels.
 ORIGIN, ORIGINS = "new or reference", ("new cells", "reference")
-FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient"]
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient", "modalities"]
 
 
 class FigureOptions(Frozen):

@@ -16,6 +16,7 @@ from cellweave.core.export.joint_columns import joint_column, joint_layout
 from cellweave.core.export.loadings_figure import loadings_figure
 from cellweave.core.export.loss_figure import loss_figure
 from cellweave.core.export.metrics_figure import metrics_figure
+from cellweave.core.export.modalities_figure import modalities_figure
 from cellweave.core.export.provenance import provenance
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.export.score_figure import scores_figure
@@ -90,10 +91,10 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
         return loadings_figure(run, options), {"genes_each": options.genes_each}
     if what == "ambient":
         return ambient_figure(run, options)
-    if what == "attribution":
+    if what in ("attribution", "modalities"):
         names = options.columns[:1] or run.default_columns()[-1:]
         column = (extra[names[0]] if names[0] in extra else run.column(names[0])) if names else None
-        canvas, shown = attribution_figure(run, options, column)
+        canvas, shown = (attribution_figure if what == "attribution" else modalities_figure)(run, options, column)
         return canvas, {**shown, "columns": list(names)}
     if what == "volcano":
         return volcano_figure(run, options)

@@ -259,6 +259,8 @@ class MidasNetwork(Model):
         kept, self._kept = self._kept, None
         seen = kept[1] if kept is not None and kept[0] is batch else self._forward(batch, context)
         options, weights = self.options, context.weights
+        if context.training:
+            self._move_absent_heads(seen.names)
         result = self._reconstructions(batch, seen, context.generator)
         if "reconstruction_batch" in weights and seen.told:
             logits = full_precision(self.batch_decoder(seen.z[:, options.n_latent :], context.generator))
@@ -278,6 +280,17 @@ class MidasNetwork(Model):
             known = seen.known[name]
             result[reconstruction(name)] = nll if known is None else nll * known[:, 0]
         return result
+
+    def _move_absent_heads(self, present: Sequence[str]) -> None:
+        """Give the last shared map of the decoder a gradient of zero for the modalities that this minibatch lacks.
+
+        It is one map to all modalities, so the optimiser's averages of the others fade and keep moving it, as in the original. Without a
+        gradient Adam would pass them over, and a modality of half the batches would learn about a third more slowly than there.
+        """
+        for name, decoder in self.decoders.items():
+            if name not in present:
+                for parameter in decoder.head.parameters():  # type: ignore[union-attr]
+                    parameter.grad = torch.zeros_like(parameter)
 
     @staticmethod
     def _alignment(seen: Seen) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,14 @@ import numpy as np
 from scipy import sparse
 
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.data import SwitchedOff
+from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.align import move_columns
+from cellweave.core.study.mosaic import and_list
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cellweave.core.study.study import Study
 
 
@@ -54,6 +60,31 @@ class HeldOut:
         rows = np.concatenate([self.rows, other.rows])
         order = np.argsort(rows, kind="stable")
         return HeldOut(rows[order], sparse.csr_matrix(sparse.vstack([self.counts, other.counts], format="csr")[order]))
+
+
+def without_cells(spec: RunSpec, obs: pd.DataFrame) -> list[SwitchedOff]:
+    """Return what was switched off in cells that have nothing else, so that they are not in the study and cannot be judged.
+
+    Parameters
+    ----------
+    spec
+        Of the run.
+    obs
+        The cells that are left, ``(n_cells, n_columns)``; what names a column it lacks is passed over.
+    """
+    off = [one for one in spec.data.switched_off if one.column in obs.columns]
+    return [one for one in off if not (obs[one.column].astype(str) == one.level).any()]
+
+
+def nothing_left(off: Sequence[SwitchedOff]) -> str:
+    """Return a sentence on what :func:`without_cells` found; empty where it found nothing."""
+    if not off:
+        return ""
+    names: dict[str, list[str]] = {}
+    for one in off:
+        names.setdefault(one.level, []).append(modality_kind(one.modality).label)
+    said = and_list([f"{and_list(modalities)} of '{level}'" for level, modalities in names.items()])
+    return f"{said} {'was' if len(off) == 1 else 'were'} all that was measured in these cells, so that they are left out: there is nothing to impute them from."
 
 
 def held_out_truth(data: RunSpec | Study, *, scratch: Path | None = None) -> dict[str, HeldOut]:

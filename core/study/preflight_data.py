@@ -12,6 +12,7 @@ from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.counts import scan_matrix
 from cellweave.core.study.header import FileHeader
 from cellweave.core.study.preflight_mosaic import check_mosaic
+from cellweave.core.study.same_cells import APART, JOINED
 from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, Modality, Study
 
 FEW_CELLS = 100
@@ -153,6 +154,10 @@ def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]
 
 def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
     for note in study.notes:
+        if JOINED in note:
+            yield Check("same-cells", Level.OK, "Cells of several files are paired by name", note, where="data.same_cells")
+        elif APART in note:
+            yield Check("same-cells", Level.WARN, "Cells of several files are not paired", note, where="data.same_cells")
         if note.startswith(ALL_MASKED):
             text = f"{note} If that is not so, look at data.masks, or at the masks in the file (uns['mask_BATCH'], mask/*.csv)."
             yield Check("mask-hides-all", Level.WARN, "A mask hides whole cells", text, where="data.masks")

@@ -12,6 +12,7 @@ from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.spec.run import RunSpec
 from cellweave.core.study.blocks import block_labels
 from cellweave.core.study.checks import Check, Fix, Level
+from cellweave.core.study.held_out import nothing_left, without_cells
 from cellweave.core.study.mosaic import Mosaic, and_list, described
 from cellweave.core.study.study import Modality, Study
 
@@ -30,6 +31,9 @@ def check_mosaic(spec: RunSpec, study: Study, used: Sequence[Modality]) -> Itera
         yield from _mixed(spec, mosaic)
     yield from _unused_options(spec, study)
     yield from _held_out(used)
+    gone = nothing_left(without_cells(spec, study.obs))
+    if gone:
+        yield Check("held-out-whole", Level.WARN, "Cells with nothing left", gone, where="data.switched_off")
     for modality in used:
         if spec.family.blocks:
             yield from _blocks(spec, modality)

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from cellweave.core.study.masks import CellMask
     from cellweave.core.study.study import SourceFile
 
+#: Words of the notes on files that were joined, and on files that could not be.
+JOINED, APART = "hold different modalities of", "so that they are kept apart"
 #: Share of the names of the smaller file that must be those of the other, so that their cells are taken for the same.
 ENOUGH = 0.5
+#: Share from which on it is said that they were not: fewer are alike by chance, as barcodes of different samples are.
+NOTICED = 0.05
 
 
 @dataclass
@@ -133,6 +137,13 @@ def _match(groups: Sequence[File], file: File, how: str) -> int | None:
             shares.append(float(names.isin(others).sum()) / min(len(names), len(others)))
     good = [number for number, share in enumerate(shares) if share >= ENOUGH or (how == "joined" and share > 0)]
     if not good:
+        near = max(range(len(shares)), key=lambda number: shares[number], default=None)
+        if near is not None and shares[near] >= NOTICED:
+            n = int(names.isin(groups[near].obs.index).sum())
+            file.notes.append(
+                f"'{file.label}' and '{groups[near].label}' share {n:,} cell names, too few to be taken for the same cells, {APART}. If they are the same, set "
+                "data.same_cells = 'joined'."
+            )
         return None
     best = max(good, key=lambda number: shares[number])
     rivals = [number for number in good if number != best and shares[number] > 0.5 * shares[best]]
@@ -141,7 +152,7 @@ def _match(groups: Sequence[File], file: File, how: str) -> int | None:
     text = f"The cells of '{file.label}' are called like those of '{groups[best].label}' and of '{groups[rivals[0]].label}'"
     if how == "joined":
         raise DataError(f"{text}, so that they cannot be joined.", "Give the cells of each batch names of their own.")
-    file.notes.append(f"{text}, so that they are kept apart.")
+    file.notes.append(f"{text}, {APART}.")
     return None
 
 
@@ -157,7 +168,7 @@ def _merged(first: File, second: File) -> File:
     add_modality_columns(obs, second.obs, place, next(iter(second.parts)))
     shared = len(own) - len(new)
     notes.append(
-        f"'{first.label}' and '{second.label}' hold different modalities of {shared:,} cells of the same names, which are one cell each "
+        f"'{first.label}' and '{second.label}' {JOINED} {shared:,} cells of the same names, which are one cell each "
         f"({len(first.obs) - shared:,} cells are in the first only, {len(new):,} in the second only). To keep them apart, set data.same_cells = 'apart'."
     )
     parts = {name: part.over(np.arange(len(first.obs)), n_cells) for name, part in first.parts.items()}

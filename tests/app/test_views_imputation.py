@@ -142,3 +142,15 @@ def test_plots_draw_whatever_they_are_given(qtbot):
     plot.set_picture(truth_picture(np.arange(9.0), np.arange(9.0)[::-1]), ("a", "b"), 3.0)
     assert plot.grab().toImage() != before
     assert not spread.grab().toImage().isNull()
+
+
+def test_what_was_switched_off_without_anything_else_cannot_be_chosen(window, qtbot):
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    assert view.hide_choice.model().item(0).isEnabled()
+    view._took(None, "RNA of 'p1_0' was all that was measured in these cells.", False)
+    assert not view.hide_choice.model().item(0).isEnabled()
+    assert view.hide_choice.currentData() == "modality"
+    assert view.words.isVisibleTo(view)
+    assert view.words.text().startswith("RNA of 'p1_0' was all")

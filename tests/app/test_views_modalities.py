@@ -104,3 +104,29 @@ def test_it_is_offered_for_midas_only():
     info = view_info("modalities")
     assert not info.offered(RunSpec(), None)
     assert len({view.key for view in VIEWS if view.key}) == len([view for view in VIEWS if view.key])
+
+
+def test_every_part_of_the_score_is_shown_and_what_is_missing_is_said(view):
+    assert view.parts.table.rowCount() == 0
+    assert "compute" in view.total.text()
+    found = view.found
+    parts = [
+        {"name": "ilisi", "title": "iLISI", "help": "", "score": "scmib_batch", "value": 0.25, "why": ""},
+        {"name": "told_atac", "title": "AUROC, ATAC", "help": "", "score": "modality_score", "value": None, "why": "the data have no such modality"},
+    ]
+    view._take(Found(found.layout, found.names, found.cells, found.pairs, "batch", {"parts": parts, "scores": {}, "notes": []}, "scMIB 0.400."))
+    assert view.total.text() == "scMIB 0.400."
+    view.parts_csv.click()
+    name, csv = view.context.saved
+    assert name == "scmib"
+    assert csv.splitlines()[1:] == ["iLISI,Batch mixing,0.25,", "\"AUROC, ATAC\",Modalities,nan,the data have no such modality"]
+
+
+def test_the_figure_takes_the_colour_of_the_view(view):
+    view.colour.setCurrentIndex(view.colour.findData("cell_type"))
+    assert view.figure() == {"what": "modalities", "columns": ("cell_type",)}
+    assert view.figure_button.isEnabled()
+    found = view.found
+    view._take(Found(None, found.names, found.cells, (), "batch"))
+    assert view.figure() is None
+    assert not view.figure_button.isEnabled()

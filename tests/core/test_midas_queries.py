@@ -22,6 +22,7 @@ from cellweave.core.analysis.alignment import (
     modality_mixing,
     transfer_labels,
 )
+from cellweave.core.analysis.imputation import ImputationError, ImputationQuestion, evaluate
 from cellweave.core.cli import main
 from cellweave.core.export.h5ad import export_h5mu
 from cellweave.core.models.midas_network import MidasNetwork
@@ -35,6 +36,8 @@ from cellweave.core.query.transfer import UNKNOWN, transfer_table
 from cellweave.core.runs.execute import execute
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
+from cellweave.core.study import load_study
+from cellweave.core.study.preflight import preflight
 
 NAME = "mosaic_pbmc_rna_adt_4batches.h5mu"
 ONLY = {f"analysis.{name}": False for name in ("umap", "clusters", "baseline", "scores")}
@@ -247,3 +250,20 @@ def test_stored_latents_are_shown_once_a_round_also_where_a_batch_is_mixed(train
     execute(mapping_spec(trained / "run", [tmp_path / "mixed.h5mu"], changes), tmp_path / "mapped")
     assert steps == list(range(2 * 4 * 3))  # the largest of the three patterns has 200 cells
     assert shown == list(range(3, len(steps), 3))
+
+
+def test_a_batch_whose_only_modality_is_off_is_said_before_and_refused_after(trained: Path, tmp_path: Path):
+    spec = RunSpec().with_changes({
+        "model.kind": "midas", "data.paths": (str(trained / "reference.h5mu"),), "covariates.batch": "batch", "training.max_epochs": 1,
+        "training.batch_size": 128, "training.threads": 1, "training.preview_every": 0, "training.early_stopping": False,
+        "model.shared_encoder": "32", "model.shared_decoder": "32", "data.switched_off": [{"column": "batch", "level": "p1_0", "modality": "rna"}], **ONLY,
+    })  # fmt: skip
+    said = [check for check in preflight(spec, load_study(spec.data)) if check.id == "held-out-whole"]
+    assert len(said) == 1
+    assert "RNA of 'p1_0' was all that was measured" in said[0].text
+    execute(spec, tmp_path / "run")
+    run = open_run(tmp_path / "run")
+    assert run.n_cells == 800
+    with pytest.raises(ImputationError, match="RNA of 'p1_0' was all that was measured in these cells"):
+        evaluate(run, ImputationQuestion(hide="held-out"))
+    assert set(evaluate(run, ImputationQuestion(hide="modality")).overall) == {"rna", "adt"}

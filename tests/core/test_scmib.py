@@ -15,6 +15,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from cellweave.core.analysis import integration, scmib
 from cellweave.core.cli import main
+from cellweave.core.errors import RunFolderError, SpecError
+from cellweave.core.export.figures import FigureOptions, save_figure
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values
 from cellweave.core.query.opened import open_run
 from cellweave.core.runs.execute import execute
@@ -149,3 +151,27 @@ def test_scores_of_a_finished_run_are_put_together_anew(run: Path, tmp_path: Pat
     assert "There is no total" in said
 
 
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
+def test_the_figure_shows_every_batch_and_part(run: Path, tmp_path: Path, suffix: str):
+    shutil.copytree(run, tmp_path / "run")
+    results = tmp_path / "run" / "results"
+    names = sorted(path.stem.removeprefix("c_") for path in results.glob("c_*.npy"))
+    latents = [np.load(results / "latent.npy"), *(np.load(results / f"c_{name}.npy") for name in names)]
+    np.save(results / "modality_umap.npy", np.stack([values[:, :2] for values in latents]).astype(np.float32))
+    out = tmp_path / f"figure.{suffix}"
+    save_figure(tmp_path / "run", "modalities", out, FigureOptions(title="Mosaic"))
+    assert out.stat().st_size > 10_000
+    if suffix == "svg":
+        text = out.read_text()
+        for word in ("Mosaic", "multiome_s1d2", "not measured", "AUROC, ATAC", "Isolated labels F1", "Erythroid"):
+            assert word in text
+        # Two modalities are missing in the batches of the other assay.
+        assert text.count("not measured") == 4
+    with pytest.raises(SpecError, match="too small"):
+        save_figure(tmp_path / "run", "modalities", out, FigureOptions(width_mm=40))
+    for path in results.glob("c_*.npy"):
+        path.unlink()
+    with pytest.raises(RunFolderError, match="no picture of single modalities"):
+        save_figure(tmp_path / "run", "modalities", out)

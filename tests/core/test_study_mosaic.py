@@ -59,6 +59,20 @@ def test_two_files_of_the_same_cells_are_joined_by_name(pair):
     assert any("7 cells of the same names" in note for note in study.notes)
     apart = load(folder / "rna.h5ad", folder / "adt.h5ad", same_cells="apart")
     assert apart.n_cells == 19
+    # What was paired is said before a run begins, also on the command line.
+    said = {check.id: check for check in preflight(RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"}), study)}
+    assert said["same-cells"].level is Level.OK
+    assert "7 cells of the same names" in said["same-cells"].text
+
+
+def test_files_that_share_few_names_are_kept_apart_and_it_is_said(pair):
+    folder, _, adt = pair
+    adt[:3].copy().write_h5ad(folder / "other.h5ad")  # c12, c11 and c5
+    study = load(folder / "rna.h5ad", folder / "other.h5ad")
+    said = {check.id: check for check in preflight(RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"}), study)}
+    assert said["same-cells"].level is Level.WARN
+    assert "share 1 cell names, too few" in said["same-cells"].text
+    assert load(folder / "rna.h5ad", folder / "other.h5ad", same_cells="joined").n_cells == 12
 
 
 def test_files_are_not_joined_where_names_do_not_say_so(pair):
