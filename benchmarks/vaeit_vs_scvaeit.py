@@ -30,12 +30,11 @@ from cellweave.core.system import cpu_name, usable_cores
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "vaeit_vs_scvaeit.json"
 WORKERS = {"ours": HERE / "vaeit_jobs" / "cellweave_job.py", "scVAEIT": HERE / "vaeit_jobs" / "scvaeit_job.py"}
-SETTINGS = {
-    "units": [256, 128], "mask_units": [32, 16], "hidden": [256], "latent": 32, "beta_unobs": 2 / 3, "beta_kl": 2.0, "beta_modal": [0.5, 0.5], "p_feat": 0.2,
-    "batch_size": 256, "draws": 10,
-}  # fmt: skip
-EPOCHS = {"quickstart": 100, "reapseq": 40}
-SPEED_EPOCHS = {"quickstart": 12, "reapseq": 6}
+SETTINGS = {"hidden": [256], "latent": 32, "beta_unobs": 2 / 3, "beta_kl": 2.0, "p_feat": 0.2, "batch_size": 256, "draws": 10}
+#: Of a block, by modality: peaks have a block a chromosome.
+UNITS, MASK_UNITS = {"rna": 256, "adt": 128, "atac": 16}, {"rna": 32, "adt": 16, "atac": 2}
+EPOCHS = {"quickstart": 100, "reapseq": 20, "bmmc": 100, "snareseq": 20}
+SPEED_EPOCHS = {"quickstart": 12, "reapseq": 6, "bmmc": 12, "snareseq": 6}
 
 
 class Bench:
@@ -58,9 +57,13 @@ class Bench:
     def run(self, who: str, name: str, epochs: int, seed: int, tag: str) -> tuple[dict, Path]:
         """Run one job, or take it from the folder; return its clocks and the file of its imputed values."""
         place = self.folder / f"{name}-{who}-{tag}-{seed}"
+        arrays = np.load(self.folder / f"{name}.npz")
+        names = [str(modality) for modality in arrays["names"]]
         job = {
-            **SETTINGS, "arrays": str(self.folder / f"{name}.npz"), "data": str(self.folder / f"{name}.h5mu"), "threads": self.threads, "seed": seed,
-            "epochs": epochs, "names": ["rna", "adt"], "n_cells": len(np.load(self.folder / f"{name}.npz")["batch"]), "folder": f"{place}-run",
+            **SETTINGS, "units": [UNITS[modality] for modality in names], "mask_units": [MASK_UNITS[modality] for modality in names],
+            "beta_modal": [1 / len(names)] * len(names), "timed": tag.startswith("speed"), "arrays": str(self.folder / f"{name}.npz"),
+            "data": str(self.folder / f"{name}.h5mu"), "threads": self.threads, "seed": seed, "epochs": epochs, "names": names,
+            "n_cells": len(arrays["batch"]), "folder": f"{place}-run",
             "switched_off": [
                 {"column": datasets.MOSAICS[name].column, "level": level, "modality": modality} for level, modality in datasets.MOSAICS[name].hidden
             ],

@@ -26,7 +26,7 @@ class MappedModel(Model):
         By parameter name, which of its rows are learned, bool ``(n_rows,)``; all other parameters are fixed.
     """
 
-    def __init__(self, network: VaeNetwork, learned: Mapping[str, Tensor]) -> None:
+    def __init__(self, network: Model, learned: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.network = network
         self.family = network.family  # type: ignore[misc]  # the family of an instance, where a class has its own
@@ -62,6 +62,14 @@ class MappedModel(Model):
     def loadings(self) -> dict[str, Tensor]:
         """As the network's."""
         return self.network.loadings()
+
+    def impute(self, batch: Minibatch, *, given: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """As the network's."""
+        return self.network.impute(batch, given=given)
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """As the network's."""
+        return self.network.epoch_metrics()
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the learned parameters, without weight decay, which would move their fixed rows."""

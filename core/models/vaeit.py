@@ -251,7 +251,8 @@ def modality_names(spec: RunSpec) -> tuple[str, ...]:
             named |= dict.fromkeys(table)
     prefixes = ("observed_", "hidden_", "reverse_")
     mentioned = (name.removeprefix(prefix) for name in spec.losses.weights for prefix in prefixes if name.startswith(prefix))
-    named |= dict.fromkeys(name for name in mentioned if name in modality_kinds())
+    # New data may lack modalities of the reference that they are mapped onto.
+    named |= dict.fromkeys(name for name in mentioned if name in modality_kinds() or spec.reference is not None)
     return tuple(named)
 
 
@@ -394,6 +395,7 @@ FAMILY = Family(
     check_study=check_study,
     modalities="many",
     blocks=True,
+    maps=True,
     hidden_units=lambda spec: max(spec.model.units_of(name) for name in USUAL),
     metrics=metrics,
     summaries="cellweave.core.models.vaeit_ranges:summaries",

@@ -376,9 +376,9 @@ class VaeitNetwork(Model):
 
     def _lacking(self, part: ModalityPart, view: View) -> Tensor | None:
         """Return the cells of batches in which a modality was never measured in training, bool ``(n_cells,)``; None where there are none."""
-        if not self.has_batch or bool((part.batches > 0).all()):
+        if not self.has_batch or bool(part.measured_in.all()):
             return None
-        lacking = (part.batches == 0)[view.codes[:, 0]]
+        lacking = ~part.measured_in[view.codes[:, 0]]
         return lacking if bool(lacking.any()) else None
 
     def _known(self, given: Sequence[str] | None) -> Sequence[str] | None:

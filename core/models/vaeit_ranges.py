@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 
 from cellweave.core.errors import DataError
 from cellweave.core.models.vaeit import VaeitOptions
@@ -61,13 +62,45 @@ def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
     assert isinstance(options, VaeitOptions)
     groups = _groups(data)
     found: dict[str, np.ndarray] = {}
-    seen = np.zeros(data.n_cells, dtype=np.int64)
     for modality in data.modalities:
         rows = data.train[modality.measured[data.train]]
         batch = data.categorical.get("batch", np.zeros(data.n_cells, dtype=np.int64))
         there = np.bincount(batch[rows], minlength=int(batch.max()) + 1) > 0
         found[f"{modality.name}.batches"] = there / max(1, there.sum())
         found |= {f"{modality.name}.{key}": value for key, value in _of_modality(modality, rows, groups, options).items()}
+    _require_something(data)
+    found["pattern_share"] = pattern_share(data)
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in found.items()}
+
+
+def pattern_share(data: TrainingData) -> np.ndarray:
+    """Return which share of the training cells has each pattern of measured features, float32 ``(n_groups,)``."""
+    groups = _groups(data)
+    n_groups = max(int(groups.max()) + 1, *(1 if m.feature_mask is None else len(m.feature_mask) for m in data.modalities))
+    return (np.bincount(groups[data.train], minlength=n_groups) / len(data.train)).astype(np.float32)
+
+
+def check_values(spec: RunSpec, data: TrainingData) -> None:
+    """Refuse new data that a trained model cannot read.
+
+    Raises
+    ------
+    DataError
+        As :func:`summaries`, but a modality may be missing.
+    """
+    options = spec.model
+    assert isinstance(options, VaeitOptions)
+    for modality in data.modalities:
+        rows = data.train[modality.measured[data.train]]
+        if len(rows):
+            _values(modality, rows, options)
+    _require_something(data)
+
+
+def _require_something(data: TrainingData) -> None:
+    """Refuse cells in which no feature was measured."""
+    groups, seen = _groups(data), np.zeros(data.n_cells, dtype=np.int64)
+    for modality in data.modalities:
         seen += modality.measured * (modality.n_features if modality.feature_mask is None else modality.feature_mask.sum(1)[groups])
     empty = int((seen[data.train] == 0).sum())
     if empty:
@@ -75,9 +108,6 @@ def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
             f"The mask hides every feature of {empty:,} cells, so there is nothing to learn from them.",
             "Leave these cells out, or give a mask that leaves some of their features.",
         )
-    n_groups = max(int(groups.max()) + 1, *(1 if m.feature_mask is None else len(m.feature_mask) for m in data.modalities))
-    found["pattern_share"] = np.bincount(groups[data.train], minlength=n_groups) / len(data.train)
-    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in found.items()}
 
 
 def _groups(data: TrainingData) -> np.ndarray:
@@ -90,16 +120,7 @@ def _of_modality(modality: Modality, rows: np.ndarray, groups: np.ndarray, optio
     name, n_features = modality.name, modality.n_features
     if not len(rows):
         raise DataError(f"{name} was measured in none of the cells that are trained on.", "Leave it out, or train on cells in which it was measured.")
-    counts = modality.counts[rows]
-    bad = ~np.isfinite(counts.data)
-    if bad.any():
-        raise DataError(
-            f"{int(bad.sum()):,} observed values of {name} are not finite numbers.",
-            "Where NaN means not measured, set data.nan_is_missing; otherwise correct the file.",
-        )
-    totals = row_totals(counts)
-    values = normalise(counts.data, np.repeat(totals, np.diff(counts.indptr)), options.normalisation_of(name))
-    _suit(name, values, options)
+    counts, totals, values = _values(modality, rows, options)
     n_seen = np.full(n_features, float(len(rows)))
     if modality.feature_mask is not None:
         per_group = np.bincount(groups[rows], minlength=len(modality.feature_mask))
@@ -123,6 +144,21 @@ def _of_modality(modality: Modality, rows: np.ndarray, groups: np.ndarray, optio
         "max": highest, "min": lowest, "mean": mean, "sd": np.sqrt(np.maximum(square / n - mean**2, 0.0)),
         "total": np.array([np.median(positive) if positive.size else 1.0]), "density": np.array([stored.sum() / max(n_seen.sum(), 1.0)]),
     }  # fmt: skip
+
+
+def _values(modality: Modality, rows: np.ndarray, options: VaeitOptions) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    """Return counts and total of some cells, and the normalised stored values, once they were found to suit the likelihood."""
+    name, counts = modality.name, modality.counts[rows]
+    bad = ~np.isfinite(counts.data)
+    if bad.any():
+        raise DataError(
+            f"{int(bad.sum()):,} observed values of {name} are not finite numbers.",
+            "Where NaN means not measured, set data.nan_is_missing; otherwise correct the file.",
+        )
+    totals = row_totals(counts)
+    values = normalise(counts.data, np.repeat(totals, np.diff(counts.indptr)), options.normalisation_of(name))
+    _suit(name, values, options)
+    return counts, totals, values
 
 
 def _suit(name: str, values: np.ndarray, options: VaeitOptions) -> None:

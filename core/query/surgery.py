@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,8 +54,8 @@ def mapping_spec(reference: str | Path, paths: Sequence[str | Path], changes: Ma
     """
     run, trained, _ = open_model(reference)
     spec = run.spec
-    if spec.model.kind == "midas":
-        return _midas_spec(run.path, spec, paths, changes or {})
+    if spec.model.kind in {"midas", "vaeit"}:
+        return _mosaic_spec(run.path, spec, paths, changes or {})
     _network_of(trained, spec)
     base: dict[str, Any] = {
         "name": "", "note": "", "reference": str(run.path), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
@@ -66,22 +66,31 @@ def mapping_spec(reference: str | Path, paths: Sequence[str | Path], changes: Ma
     return spec.with_changes({**base, **(changes or {})})
 
 
-def _midas_spec(reference: Path, spec: RunSpec, paths: Sequence[str | Path], changes: Mapping[str, Any]) -> RunSpec:
-    """Return the spec of a run that maps data onto a trained MIDAS."""
-    from cellweave.core.query.midas_surgery import EPOCHS as MIDAS_EPOCHS
-
+def _mosaic_spec(reference: Path, spec: RunSpec, paths: Sequence[str | Path], changes: Mapping[str, Any]) -> RunSpec:
+    """Return the spec of a run that maps data onto a trained model of many modalities."""
     base: dict[str, Any] = {
         "name": "", "note": "", "reference": str(reference), "data.paths": tuple(str(Path(path).expanduser().resolve()) for path in paths), "data.sha256": (),
         "data.new_columns": {}, "data.layers": {}, "data.features": {}, "data.masks": {}, "data.switched_off": (), "data.drop_empty_features": False,
-        "covariates.labels": None,
-        "losses.weights": {}, "training.max_epochs": MIDAS_EPOCHS, "training.kl_warmup_epochs": None, "training.threads": None,
+        "training.kl_warmup_epochs": None, "training.threads": None, **_of_kind(spec),
     }  # fmt: skip
     plain = spec.model_copy(update={"losses": spec.losses.model_copy(update={"weights": {}})})
-    base.pop("losses.weights")
     made = plain.with_changes({**base, **changes})
     known = {term.name for term in made.terms()}
     kept = {f"losses.weights.{name}": weight for name, weight in spec.losses.weights.items() if name in known and name not in made.losses.weights}
     return made.with_changes(kept)
+
+
+def _of_kind(spec: RunSpec) -> dict[str, Any]:
+    """Return what mapping changes in a spec of this kind of model."""
+    if spec.model.kind == "midas":
+        from cellweave.core.query.midas_surgery import EPOCHS as MIDAS_EPOCHS
+
+        return {"covariates.labels": None, "training.max_epochs": MIDAS_EPOCHS}
+    from cellweave.core.query.vaeit_surgery import LEARNING_RATE
+
+    # Minibatches hold new cells only, so that there is no discrepancy to the reference's to be lowered.
+    mmd = {"losses.weights.mmd": 0.0} if any(term.name == "mmd" for term in spec.terms()) else {}
+    return {"training.max_epochs": EPOCHS, "training.learning_rate": LEARNING_RATE, "training.early_stopping": False, **mmd}
 
 
 def _network_of(trained: TrainedModel, spec: RunSpec) -> VaeNetwork:
@@ -111,6 +120,57 @@ def require_batch(spec: RunSpec, study: Study) -> None:
             f"These data have no column '{column}', which tells the batches apart; their columns are: {known}.",
             f"Say that all cells are one batch, --set data.new_columns.{column}=NAME, or take another column: --set data.combine.{column}='[\"COLUMN\"]'.",
         )
+
+
+def require_same(spec: RunSpec, reference: RunSpec) -> None:
+    """Raise where a mapping run has other options or covariates than its reference.
+
+    Raises
+    ------
+    SpecError
+        Naming the first that differs.
+    """
+    for part in ("model", "covariates"):
+        ours, theirs = getattr(spec, part).model_dump(), getattr(reference, part).model_dump()
+        for name, value in theirs.items():
+            labels_only = part == "covariates" and name == "labels" and getattr(spec.model, "dispersion", "") != "gene-label"
+            if ours.get(name) != value and not labels_only and not name.startswith("mmd_"):
+                raise SpecError(
+                    f"{part}.{name} is {ours.get(name)!r}, but the reference was trained with {value!r}.", "Data are mapped with the reference's own model."
+                )
+
+
+def extended_encoding(known: Encoding, study: Study, spec: RunSpec, learned: Collection[str]) -> tuple[Encoding, dict[str, list[str]]]:
+    """Return the codes of a reference with the further levels of new data after its own.
+
+    Parameters
+    ----------
+    known
+        Of the reference.
+    study
+        The new data.
+    spec
+        Of the mapping run, whose roles are taken.
+    learned
+        Roles whose new levels can be learned.
+
+    Returns
+    -------
+    encoding
+        Codes and levels.
+    new
+        The further levels by column, where there are some.
+    """
+    columns = {role: names for role, names in known.columns.items() if role in spec.covariates.assigned()}
+    levels, new = dict(known.levels), {}
+    for role, names in columns.items():
+        for name in names:
+            if role in {CONTINUOUS, SIZE_FACTOR} or role not in learned or name not in study.obs:
+                continue
+            further = unknown_levels(study.obs[name], known.levels[name])
+            if further:
+                levels[name], new[name] = (*known.levels[name], *further), further
+    return Encoding(columns, levels, known.means, known.scales), new
 
 
 @dataclass
@@ -147,16 +207,13 @@ class Reference:
             from cellweave.core.query.midas_surgery import MidasReference
 
             return MidasReference.open(spec)
+        if spec.model.kind == "vaeit":
+            from cellweave.core.query.vaeit_surgery import VaeitReference
+
+            return VaeitReference.of(spec)
         run, trained, _ = open_model(spec.reference)
         _network_of(trained, run.spec)
-        for part in ("model", "covariates"):
-            ours, theirs = getattr(spec, part).model_dump(), getattr(run.spec, part).model_dump()
-            for name, value in theirs.items():
-                labels_only = part == "covariates" and name == "labels" and getattr(spec.model, "dispersion", "") != "gene-label"
-                if ours.get(name) != value and not labels_only and not name.startswith("mmd_"):
-                    raise SpecError(
-                        f"{part}.{name} is {ours.get(name)!r}, but the reference was trained with {value!r}.", "Data are mapped with the reference's own model."
-                    )
+        require_same(spec, run.spec)
         return cls(run.spec, trained, [])
 
     def study(self, study: Study) -> Study:
@@ -174,7 +231,9 @@ class Reference:
             Where a column is missing, or nothing is new.
         """
         require_batch(spec, study)
-        encoding, new = self._extended(spec, study)
+        encoding, new = extended_encoding(
+            self.trained.encoding, study, spec, {"batch", "decoder", *(["labels"] if getattr(spec.model, "dispersion", "") == "gene-label" else [])}
+        )
         if not new:
             raise DataError(
                 f"The reference knows every batch of these data ({', '.join(self._present(study))}), so there is nothing to learn.",
@@ -191,20 +250,6 @@ class Reference:
     def _present(self, study: Study) -> list[str]:
         column = self.spec.covariates.batch
         return sorted({str(value) for value in study.obs[column].dropna().unique()})[:5] if column in study.obs else []
-
-    def _extended(self, spec: RunSpec, study: Study) -> tuple[Encoding, dict[str, list[str]]]:
-        known = self.trained.encoding
-        columns = {role: names for role, names in known.columns.items() if role in spec.covariates.assigned()}
-        levels, new = dict(known.levels), {}
-        learned = {"batch", "decoder", *(["labels"] if getattr(spec.model, "dispersion", "") == "gene-label" else [])}
-        for role, names in columns.items():
-            for name in names:
-                if role in {CONTINUOUS, SIZE_FACTOR} or role not in learned or name not in study.obs:
-                    continue
-                further = unknown_levels(study.obs[name], known.levels[name])
-                if further:
-                    levels[name], new[name] = (*known.levels[name], *further), further
-        return Encoding(columns, levels, known.means, known.scales), new
 
     def context(self, spec: RunSpec, data: TrainingData) -> BuildContext:
         """Return what the extended network is built from; batches without new cells keep the library-size prior of the reference."""

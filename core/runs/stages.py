@@ -82,6 +82,7 @@ class Stages:
         self.training_began = False
         journal.spec, journal.on_restored = spec, control.checkpoint_now
         self.reference: Reference | MidasReference | None = None
+        self.in_data: frozenset[str] = frozenset()  # modalities of the files
 
     def run(self) -> FinishReason:
         """Do all stages and return why the run ended."""
@@ -117,6 +118,7 @@ class Stages:
 
     def _in_features_of_reference(self, study: Study) -> Study:
         """Open the reference of a run that maps data onto one, and bring the data into its features."""
+        self.in_data = frozenset(study.modalities)
         if self.spec.reference is None:
             return study
         from cellweave.core.query.surgery import Reference, require_batch
@@ -182,6 +184,8 @@ class Stages:
             warmup = min(own.get("kl_warmup_epochs", default_kl_warmup(max_epochs)), max_epochs)
             changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else warmup
         for modality in data.modalities:
+            if modality.name not in self.in_data:
+                continue  # of the reference only: the files have no such place
             if self.spec.data.layers.get(modality.name) is None:
                 changes[f"data.layers.{modality.name}"] = modality.location
         if getattr(self.spec.model, "modalities", None) == ():

@@ -141,7 +141,7 @@ def groups(spec: RunSpec, role: str, header: ColumnHeader, n_cells: int) -> list
     found = []
     if header.n_missing:
         found.append(_missing(spec, role, header))
-    if header.n_levels == 1 and role != "labels":
+    if header.n_levels == 1 and role != "labels" and spec.reference is None:
         text = f"The column '{column}' has one level only, so that it changes nothing."
         found.append(Check("one-level", Level.WARN, title, text, _valid(spec, out), where))
     elif header.kind in ("integer", "float") and (header.n_levels or 0) > MANY_NUMBERS:

@@ -30,6 +30,8 @@ def used_modalities(spec: RunSpec, study: Study) -> list[Modality]:
 def check_data(spec: RunSpec, study: Study) -> list[Check]:
     """Return what was found in the data."""
     used = used_modalities(spec, study)
+    if spec.reference is not None:  # features and modalities are the reference's; of these data some may be missing
+        used = [modality for modality in used if modality.measured.any()]
     found = list(_modality(spec, list(study.modalities)))
     found += [Check("model-data", Level.FAIL, "Model and data", f"{problem}.", where="model") for problem in spec.family.check_study(spec, study)]
     for modality in used:
@@ -108,7 +110,7 @@ def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     else:
         yield Check("empty-cells", Level.OK, f"Empty cells in {modality.name}", "Every cell that was measured has counts.", where="data.drop_empty_cells")
     features = int((modality.counts.getnnz(axis=0) == 0).sum())
-    if features:
+    if features and spec.reference is None:
         text = f"{features:,} of {modality.n_features:,} features of {modality.name} have no count in any cell. They cost time and teach nothing."
         fix = Fix("Leave out empty features", {"data.drop_empty_features": True})
         yield Check("empty-features", Level.WARN, f"Empty features in {modality.name}", text, (fix,), "data.drop_empty_features")

@@ -89,7 +89,9 @@ class Trainer:
         if training.max_epochs is None:
             message = "resolve the spec before training"
             raise ValueError(message)
-        self.max_epochs = training.max_epochs
+        # Data that bring nothing new to a trained model are only looked at, once.
+        self.learns = any(parameter.requires_grad for parameter in model.parameters())
+        self.max_epochs = training.max_epochs if self.learns else 1
         self.device = loader.device
         self.train_rows, self.validation_rows = loader.data.train, loader.data.validation
         self.at_least = 2 if model.uses_batch_norm() else 1
@@ -239,6 +241,9 @@ class Trainer:
         total = self.objective.total(reduced)
         if self.device.type == "cpu" or self.at.step % DEVICE_NAN_CHECK == 0:
             self._check_finite(total, reduced)
+        if not self.learns:
+            self.sums.add(reduced, total, batch.n_cells)
+            return
         total.backward()
         for optimizer, is_auxiliary in self.optimizers.values():
             if is_auxiliary:
@@ -424,4 +429,6 @@ class Trainer:
         context = StepContext(training=True, weights=self.objective.weights)
         with own_draws(self.device):
             values = model.loss_terms(batch, context)
-            self.objective.total(self.objective.reduced(values)).backward()
+            total = self.objective.total(self.objective.reduced(values))
+            if self.learns:
+                total.backward()

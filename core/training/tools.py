@@ -44,7 +44,9 @@ def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[s
             result[group.name] = (build([settings]), True)
         else:
             ordinary.append(settings)
-    return {"model": (build(ordinary), False), **result}
+    # A mapped model that learns nothing has no parameters, and an optimiser needs one.
+    own = {"model": (build(ordinary), False)} if any(settings["params"] for settings in ordinary) else {}
+    return {**own, **result}
 
 
 @contextlib.contextmanager

@@ -47,6 +47,9 @@ def network_and_batch(spec: RunSpec, study: Study, n: int = 60):
     data = prepare(spec, study)
     torch.manual_seed(0)
     network = spec.family.build(data.context(spec))
+    with torch.no_grad():
+        for part in network.parts.values():
+            part.leave.weight.normal_(std=0.3)  # they start at 0, where the cells do not differ yet
     loader = Loader(data, torch.device("cpu"), resident=False)
     return network, loader.minibatch(np.arange(n)), data
 
@@ -180,11 +183,16 @@ def test_what_was_not_measured_neither_enters_nor_counts():
 def test_an_untrained_decoder_begins_at_the_mean_of_each_feature(kind):
     study = toy()
     spec = spec_with(model__distribution={"adt": kind}, training__validation_share=0.0)
-    network, batch, _ = network_and_batch(spec, study, 110)
+    _, batch, data = network_and_batch(spec, study, 110)
+    network = spec.family.build(data.context(spec))
     part = network.parts["adt"]
-    found = expected(kind, part.leave(torch.zeros(1, part.n_units)), part.ranges)[0]
+    found = expected(kind, part.leave(torch.randn(3, part.n_units)), part.ranges)
     values = network.view(batch).values["adt"].dense[40:]
-    torch.testing.assert_close(found, values.mean(0), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(found, values.mean(0).expand(3, -1), rtol=2e-3, atol=2e-3)
+    with torch.enable_grad():
+        units = torch.randn(3, part.n_units)
+        (gradient,) = torch.autograd.grad((part.leave(units) ** 2).sum() + part.leave(units).sum(), part.leave.weight)
+    assert bool((gradient != 0).any(1).all())  # the weights leave 0 at the first step
 
 
 def test_held_out_cells_are_hidden_from_in_the_same_way_at_every_look():
