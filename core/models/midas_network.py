@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from cellweave.core.errors import DataError
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
 from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
+from cellweave.core.models.midas_written import EXPERT_TERMS, WrittenStep
 from cellweave.core.models.vae_network import level_of
 from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.midas_discriminators import Discriminators
@@ -105,7 +106,8 @@ class MidasNetwork(Model):
         self.batch_encoder = BatchEncoder(self.n_batches, sizes_of(options.batch_encoder), 2 * n_latent, how)
         self.batch_decoder = Mlp([options.n_technical, *sizes_of(options.batch_decoder), self.n_batches], **how)
         self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), context.extras, n_c, how)
-        self._kept: tuple[Minibatch, Seen] | None = None
+        self._kept: tuple[Minibatch, Seen, WrittenStep | None] | None = None
+        self._written: WrittenStep | None = None
         self._hits: dict[str, list[Tensor]] = {}
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
@@ -194,19 +196,23 @@ class MidasNetwork(Model):
 
     # ------------------------------------------------------------------ training
 
-    def _forward(self, batch: Minibatch, context: StepContext) -> Seen:
+    def _forward(self, batch: Minibatch, context: StepContext) -> tuple[Minibatch, Seen, WrittenStep | None]:
+        """Run the encoders of a step; return minibatch, what was seen, and where the step is written out, by what."""
         generator = context.generator
         told = self.options.batch_expert
         if context.training and told and self.options.batch_drop > 0:
             told = float(torch.rand((), generator=generator)) >= self.options.batch_drop
-        return self.see(batch, draw=True, told=told, generator=generator)
+        if context.training and WrittenStep.serves(self, batch):
+            self._written = self._written or WrittenStep(self)
+            return batch, self._written.see(batch, Seen, told=told, generator=generator), self._written
+        return batch, self.see(batch, draw=True, told=told, generator=generator), None
 
     def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
         """Make the forward pass of the step and let the discriminators learn on its draws; see the class."""
         if context.weights.get("adversarial", 0.0) == 0:
             return {}
-        seen = self._forward(batch, context)
-        self._kept = batch, seen
+        self._kept = self._forward(batch, context)
+        seen = self._kept[1]
         optimizer = optimizers["discriminators"]
         keys, c, codes = self._discriminated(batch, seen)
         if not keys:
@@ -254,8 +260,10 @@ class MidasNetwork(Model):
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
         """Return the terms of :func:`cellweave.core.models.midas.terms` of the modalities measured here, each ``(n_cells,)``."""
         kept, self._kept = self._kept, None
-        seen = kept[1] if kept is not None and kept[0] is batch else self._forward(batch, context)
+        _, seen, written = kept if kept is not None and kept[0] is batch else self._forward(batch, context)
         options, weights = self.options, context.weights
+        if written is not None:
+            return self._written_terms(written, batch, seen, weights)
         result = self._reconstructions(batch, seen, context.generator)
         if "reconstruction_batch" in weights and seen.told:
             logits = full_precision(self.batch_decoder(seen.z[:, options.n_latent :], context.generator))
@@ -265,6 +273,18 @@ class MidasNetwork(Model):
         result["alignment"] = self._alignment(seen)
         if weights.get("adversarial", 0.0) > 0:
             result["adversarial"] = self._adversarial(batch, seen, context)
+        return result
+
+    def _written_terms(self, written: WrittenStep, batch: Minibatch, seen: Seen, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Return the same terms from a step that is written out."""
+        with_batch, adversarial = "reconstruction_batch" in weights and seen.told, weights.get("adversarial", 0.0) > 0
+        discriminated = self._discriminated(batch, seen) if adversarial else None
+        names = [*EXPERT_TERMS, *(reconstruction(name) for name in seen.names)]
+        names += ["reconstruction_batch"] * with_batch + ["adversarial"] * bool(discriminated and discriminated[0])
+        rows = written.loss_terms(batch, with_batch=with_batch, discriminated=discriminated)
+        result = dict(zip(names, rows, strict=True))
+        if adversarial:
+            result.setdefault("adversarial", seen.z.new_zeros(batch.n_cells))
         return result
 
     def _reconstructions(self, batch: Minibatch, seen: Seen, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -296,10 +316,13 @@ class MidasNetwork(Model):
         costs, logits = self.discriminators.costs(keys, c, codes, context.generator, fixed=True)
         if context.training:
             # Read at the end of the epoch only, so that no step waits for the device.
-            right, known = (logits.detach().argmax(2) == codes).sum(1), (codes >= 0).sum(1)
-            for place, key in enumerate(keys):
-                self._hits.setdefault(key, []).append(torch.stack([right[place], known[place]]))
+            self.note_hits(keys, torch.stack([(logits.detach().argmax(2) == codes).sum(1), (codes >= 0).sum(1)], 1))
         return costs.sum(0)
+
+    def note_hits(self, keys: Sequence[str], numbers: Tensor) -> None:
+        """Keep how many cells each discriminator guessed right and how many it was asked about, ``(n_keys, 2)``, for the epoch's metrics."""
+        for key, row in zip(keys, numbers, strict=True):
+            self._hits.setdefault(key, []).append(row)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the accuracy of each discriminator over the epoch, and begin anew."""

@@ -1,0 +1,63 @@
+"""One step of Adam or AdamW over all parameters as one compiled loop; float32 on a CPU."""
+
+# Types are the signatures at the end.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+import math
+
+import numba
+from numba import types
+from numba.extending import intrinsic
+
+from cellweave.core.nn.compiled import FLAG, MATH, F, _compile
+from cellweave.core.nn.fused_kernels import NUMBER
+
+
+@intrinsic
+def _at(typing_context, address):
+    """The float32 numbers that begin at an address."""
+
+    def generate(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(types.int64), generate
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _update(p, g, m, v, kept, added, first, second, step, root, eps):
+    for i in range(p.shape[0]):
+        old = p[i]
+        grad = g[i] + added * old
+        mean = m[i] + first * (grad - m[i])
+        square = second * v[i] + (F(1.0) - second) * grad * grad
+        m[i], v[i] = mean, square
+        p[i] = old * kept - step * mean / (F(math.sqrt(square)) * root + eps)
+
+
+def _adam(addresses, sizes, settings, decoupled, start, stop):
+    """Step the elements from ``start`` to ``stop`` of all tensors, counted through.
+
+    Parameters: addresses of parameter, gradient, first and second moment of each tensor; numbers of elements; learning rate, both betas, eps,
+    weight decay and number of the step of each; whether decay is decoupled.
+    """
+    begin = 0
+    for k in range(sizes.shape[0]):
+        size = sizes[k]
+        a, z = max(start - begin, 0), min(stop - begin, size)
+        begin += size
+        if a >= z:
+            continue
+        rate, beta1, beta2, eps, decay, count = settings[k, 0], settings[k, 1], settings[k, 2], settings[k, 3], settings[k, 4], settings[k, 5]
+        kept, added = (1.0 - rate * decay, 0.0) if decoupled else (1.0, decay)
+        p, g = numba.carray(_at(addresses[k, 0]), size)[a:z], numba.carray(_at(addresses[k, 1]), size)[a:z]
+        m, v = numba.carray(_at(addresses[k, 2]), size)[a:z], numba.carray(_at(addresses[k, 3]), size)[a:z]
+        step, root = rate / (1.0 - beta1**count), 1.0 / math.sqrt(1.0 - beta2**count)
+        _update(p, g, m, v, F(kept), F(added), F(1.0 - beta1), F(beta2), F(step), F(root), F(eps))
+    return True
+
+
+adam = _compile(_adam, types.boolean(types.int64[:, ::1], types.int64[::1], types.float64[:, ::1], FLAG, NUMBER, NUMBER))
+
