@@ -178,6 +178,8 @@ class Model(nn.Module, ABC):
     """
 
     family: ClassVar[Family]
+    #: Whether the optimiser's step shall be the compiled one where it can: for networks of many small tensors.
+    compiled_optimizer: ClassVar[bool] = False
 
     @abstractmethod
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:

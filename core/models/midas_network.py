@@ -82,6 +82,7 @@ class MidasNetwork(Model):
     """
 
     family = FAMILY
+    compiled_optimizer = True
     own_code: Tensor
 
     def __init__(self, context: BuildContext) -> None:

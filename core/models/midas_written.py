@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cellweave.core.models.midas import sizes_of
 from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.midas_layers import in_parts, kernels
 from cellweave.core.nn.midas_parts import Gaussian
@@ -42,7 +43,7 @@ class WrittenStep:
         self.network, self.space = network, Space()
         self.experts = importlib.import_module("cellweave.core.nn.expert_kernels")
         space, options = self.space, network.options
-        self.n_latent = options.n_latent + options.n_technical
+        self.n_latent, self.width = options.n_latent + options.n_technical, sizes_of(options.shared_encoder)[0]
         self.encoders = {name: WrittenEncoder(space, module) for name, module in network.encoders.items()}  # type: ignore[arg-type]
         self.decoders = {name: WrittenDecoder(space, module) for name, module in network.decoders.items()}  # type: ignore[arg-type]
         self.shared_encoder = WrittenMlp(space, network.shared_encoder)
@@ -61,7 +62,7 @@ class WrittenStep:
             return False
         if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") != torch.bfloat16:
             return False
-        if not batch.n_cells or kernels(*network.parameters()) is None:
+        if not batch.n_cells or kernels(network.batch_encoder.table) is None:
             return False
         known = network.present(batch)
         return bool(known) and all(part is None for part in known.values())
@@ -75,9 +76,8 @@ class WrittenStep:
         space.narrow, space.generator, space.training = torch.is_autocast_enabled("cpu"), generator, network.training
         self.names, self.told = tuple(network.present(batch)), told
         n_cells, n_latent, n_names = batch.n_cells, self.n_latent, len(self.names)
-        width = network.shared_encoder.layers[0].linear.in_features  # type: ignore[union-attr]
         with torch.autocast("cpu", enabled=False):
-            hidden = space.take(self, "hidden", n_names * n_cells, int(width), narrow=space.narrow)  # type: ignore[arg-type]
+            hidden = space.take(self, "hidden", n_names * n_cells, self.width, narrow=space.narrow)
             for place, name in enumerate(self.names):
                 counts = batch.counts[name]
                 self.encoders[name].forward(counts, network.values[name].seen(counts), hidden.rows(place * n_cells, (place + 1) * n_cells))
@@ -148,7 +148,8 @@ class WrittenStep:
             keys, c, codes = discriminated
             written = network.discriminators.written(c)
             assert written is not None
-            costs, right = written.forward(keys, c, codes, space.generator)
+            written.show(keys, c, codes)
+            costs, right = written.forward(space.generator)
             self.asked = (keys, codes)
             network.note_hits(keys, torch.from_numpy(right))
             rows.append(costs.sum(0, keepdim=True))

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.midas_layers import Mlp, kernels, norm_act
-from cellweave.core.nn.written_parts import WrittenDiscriminators
+from cellweave.core.nn.written_discriminators import WrittenDiscriminators
 
 
 class Discriminators(nn.Module):
@@ -139,12 +139,13 @@ class Discriminators(nn.Module):
                 (self.costs(keys, c, codes, generator)[0].sum() * scale).backward()
                 return
             with torch.no_grad():
-                written.forward(keys, c, codes, generator)
+                written.show(keys, c, codes)
+                written.forward(generator)
                 written.backward(np.full(codes.shape, scale, np.float32), for_weights=True, by_c=False)
 
     def written(self, c: Tensor) -> WrittenDiscriminators | None:
         """Return the same networks with derivatives that are written out, where they serve: on a CPU in float32, with layer norm and Mish."""
-        if self.how["norm"] != "ln" or self.how["activation"] != "mish" or kernels(c, *self.weights.values()) is None:
+        if self.how["norm"] != "ln" or self.how["activation"] != "mish" or kernels(c) is None:
             return None
         if self._written is None:
             self._written = WrittenDiscriminators(self)

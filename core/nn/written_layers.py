@@ -45,6 +45,11 @@ def as_array(tensor: Tensor) -> Array:
     return Array(plain, plain.view(torch.int16).numpy().view(np.uint16) if plain.dtype == torch.bfloat16 else plain.numpy())
 
 
+def buffer(*shape: int, narrow: bool = False) -> Array:
+    """Return memory for products, float32 or bf16."""
+    return as_array(torch.empty(shape, dtype=torch.bfloat16 if narrow else torch.float32))
+
+
 class Space:
     """The buffers of one network's steps, and how its products are computed.
 
@@ -72,31 +77,54 @@ class Space:
             found = self._kept[key] = as_array(torch.empty(shape, dtype=torch.bfloat16 if narrow else kind))
         return found
 
-    def weight(self, parameter: nn.Parameter, *, fresh: bool = True) -> Tensor:
-        """Return a weight as products take it; ``fresh`` copies it anew where they are narrow."""
-        plain = parameter.detach()
-        if not self.narrow:
-            return plain
-        kept = self.take(parameter, "narrow", *plain.shape, narrow=True).tensor
-        return kept.copy_(plain) if fresh else kept
-
-    def product_grad(self, parameter: nn.Parameter) -> Tensor:
-        """Return where the product that gives a weight's derivative shall write; see :meth:`give`."""
-        return self.take(parameter, "product", *parameter.shape, narrow=self.narrow).tensor
-
-    def give(self, parameter: nn.Parameter) -> None:
-        """Hand over the derivative that was written to :meth:`product_grad`."""
-        found = self.take(parameter, "product", *parameter.shape, narrow=self.narrow).tensor
-        if self.narrow:
-            found = self.take(parameter, "grad", *parameter.shape).tensor.copy_(found)
-        parameter.grad = found
-
     def sums(self, parameter: nn.Parameter) -> Array:
         """Return zeros to which a parameter's derivative is added, and which are its ``grad``."""
         found = self.take(parameter, "grad", *parameter.shape)
         found.array.fill(0.0)
         parameter.grad = found.tensor
         return found
+
+
+class Weight:
+    """A weight of products: as they take it, and where they write its derivative.
+
+    Where products are narrow, a bf16 copy is kept, which is made anew whenever the weight was changed in place. An optimiser that reads narrow
+    derivatives (:class:`cellweave.core.training.compiled_adam.CompiledAdam` says so on the parameter) writes both and finds the derivative here.
+    """
+
+    def __init__(self, parameter: nn.Parameter) -> None:
+        self.parameter, self.shape, self.plain = parameter, parameter.shape, parameter.detach()
+        self.copy: Tensor | None = None
+        self.version = -1
+        self.grads: dict[bool, Tensor] = {}
+        self.handed: Tensor | None = None
+        parameter.narrow_twin = self  # type: ignore[attr-defined]
+
+    def fresh(self, narrow: bool) -> Tensor:
+        """Return the weight for a new step."""
+        if not narrow:
+            return self.plain
+        if self.copy is None:
+            self.copy = torch.empty(self.shape, dtype=torch.bfloat16)
+        if self.version != self.parameter._version:
+            self.copy.copy_(self.plain)
+            self.version = self.parameter._version
+        return self.copy
+
+    def grad(self, narrow: bool) -> Tensor:
+        """Return where the product that gives the derivative shall write; then call :meth:`give`."""
+        found = self.grads.get(narrow)
+        if found is None:
+            found = self.grads[narrow] = torch.empty(self.shape, dtype=torch.bfloat16 if narrow else torch.float32)
+        return found
+
+    def give(self, narrow: bool) -> None:
+        """Hand the derivative over, to the optimiser as it is or to the parameter in float32."""
+        if narrow and getattr(self.parameter, "reads_narrow", False):
+            self.handed = self.grads[True]
+            return
+        found = self.grad(False)
+        self.parameter.grad = found.copy_(self.grads[True]) if narrow else found
 
 
 class WrittenNorm:
@@ -113,99 +141,104 @@ class WrittenNorm:
     """
 
     def __init__(self, space: Space, bias: nn.Parameter, after: NormAct) -> None:
-        self.space, self.bias, self.after = space, bias, after
-        self.groups, self.size = after.blocks, after.size
+        self.space, self.after, self.groups, self.size = space, after, after.blocks, after.size
         assert after.weight is not None and after.bias is not None
-        self.gain, self.shift = after.weight, after.bias
+        self.parameters = (bias, after.weight, after.bias)
+        self.bias, self.gain, self.shift = (part.detach().view(self.groups, self.size).numpy() for part in self.parameters)
+        self.sums = as_array(torch.zeros(3, self.groups, self.size))
+        self.grads = [own.view(part.shape) for own, part in zip(self.sums.tensor, self.parameters, strict=True)]
+        self.kept: dict[tuple[int, bool], tuple[Array, Array, Array, np.ndarray[Any, Any]]] = {}
+
+    def _buffers(self, n_rows: int, narrow: bool) -> tuple[Array, Array, Array, np.ndarray[Any, Any]]:
+        """Return result, normed values, slope and reciprocal deviations."""
+        found = self.kept.get((n_rows, narrow))
+        if found is None:
+            out, normed, slope = (buffer(n_rows, self.size, narrow=kind) for kind in (narrow, False, False))
+            found = self.kept[n_rows, narrow] = out, normed, slope, np.empty(n_rows, np.float32)
+        return found
 
     def forward(self, x: Array, out: Array | None = None, *, narrow: bool | None = None) -> Array:
         """Return what follows from a map without its bias, ``(n_rows, size)``; the rows of a block are together."""
-        space, n_rows = self.space, x.array.shape[0]
-        kind = space.narrow if narrow is None else narrow
+        space, n_rows = self.space, len(x.array)
         self.x, self.repeat = x, n_rows // self.groups
-        self.out = space.take(self, "out", n_rows, self.size, narrow=kind) if out is None else out
-        self.normed, self.slope = space.take(self, "normed", n_rows, self.size), space.take(self, "slope", n_rows, self.size)
-        self.scale = space.take(self, "scale", n_rows)
-        bias = self.bias.detach().view(self.groups, self.size).numpy()
-        gain, shift = self.gain.detach().numpy(), self.shift.detach().numpy()
+        self.now = self._buffers(n_rows, space.narrow if narrow is None else narrow)
+        own, normed, slope, scale = self.now
+        own = own if out is None else out
         rate = self.after.dropout if space.training else 0.0
         seed = int(torch.randint(SEEDS, (), generator=space.generator)) if rate > 0 else 0
-        xs, normed, outs, slopes, scales = x.array, self.normed.array, self.out.array, self.slope.array, self.scale.array
-        threshold, keep = int(rate * 4294967296.0), 1 / (1 - rate)
+        how = (self.bias, self.gain, self.shift, self.repeat, LAYER_NORM_EPS, rate > 0)
+        drop, run = (seed, int(rate * 4294967296.0), 1 / (1 - rate)), space.kernels.norm_mish
 
         def part(a: int, z: int) -> None:
-            space.kernels.norm_mish(
-                xs[a:z], bias, gain, shift, self.repeat, LAYER_NORM_EPS, rate > 0, a, seed, threshold, keep, normed[a:z], outs[a:z], slopes[a:z], scales[a:z]
-            )
+            run(x.array[a:z], *how, a, *drop, normed.array[a:z], own.array[a:z], slope.array[a:z], scale[a:z])
 
-        in_parts(n_rows, part)
-        return self.out
+        if shared(n_rows):
+            in_parts(n_rows, part)
+        else:
+            run(x.array, *how, 0, *drop, normed.array, own.array, slope.array, scale)
+        return own
 
     def backward(self, g: Array) -> Array:
         """Return the derivative by the map's result from that by ours; the memory of the result is used again."""
-        space, n_rows = self.space, g.array.shape[0]
-        by_bias = space.sums(self.bias).array.reshape(self.groups, self.size)
-        by_gain, by_shift = space.sums(self.gain).array, space.sums(self.shift).array
-        gain, by_x = self.gain.detach().numpy(), self.x
-        gs, normed, slopes, scales, out = g.array, self.normed.array, self.slope.array, self.scale.array, by_x.array
-        back = space.kernels.norm_mish_back
+        _, normed, slope, scale = self.now
+        n_rows, by_x, gain, repeat, back = len(g.array), self.x, self.gain, self.repeat, self.space.kernels.norm_mish_back
+        self.sums.array.fill(0.0)
+        for parameter, grad in zip(self.parameters, self.grads, strict=True):
+            parameter.grad = grad
         if not shared(n_rows):
-            back(gs, normed, slopes, gain, self.repeat, 0, scales, out, by_bias, by_gain, by_shift)
+            back(g.array, normed.array, slope.array, gain, repeat, 0, scale, by_x.array, *self.sums.array)
             return by_x
         found: list[tuple[int, np.ndarray]] = []
 
         def part(a: int, z: int) -> None:
-            own = np.zeros((3, self.groups, self.size), np.float32)
-            back(gs[a:z], normed[a:z], slopes[a:z], gain, self.repeat, a, scales[a:z], out[a:z], own[0], own[1], own[2])
+            own = np.zeros_like(self.sums.array)
+            back(g.array[a:z], normed.array[a:z], slope.array[a:z], gain, repeat, a, scale[a:z], by_x.array[a:z], *own)
             found.append((a, own))
 
         in_parts(n_rows, part)
         # In the order of the rows, so that the sum does not depend on which thread was first.
         for _, own in sorted(found, key=lambda item: item[0]):
-            for total, one in zip((by_bias, by_gain, by_shift), own, strict=True):
-                total += one
+            self.sums.array += own
         return by_x
 
 
 class WrittenLinear:
     """The product of a linear map, without its bias."""
 
-    def __init__(self, space: Space, weight: nn.Parameter, *, always_wide: bool = False) -> None:
-        self.space, self.weight, self.always_wide = space, weight, always_wide
+    def __init__(self, space: Space, weight: nn.Parameter) -> None:
+        self.space, self.weight = space, Weight(weight)
+        self.kept: dict[tuple[int, bool], tuple[Array, Array]] = {}
 
     def forward(self, x: Array) -> Array:
-        """Return ``(n_rows, n_out)``."""
-        self.x, narrow = x, x.tensor.dtype == torch.bfloat16
-        self.used = self.space.weight(self.weight) if narrow else self.weight.detach()
-        out = self.space.take(self, "out", len(x.array), len(self.weight), narrow=narrow)
+        """Return ``(n_rows, n_out)``, bf16 where ``x`` is."""
+        self.x, self.narrow, key = x, x.tensor.dtype == torch.bfloat16, (len(x.array), x.tensor.dtype == torch.bfloat16)
+        found = self.kept.get(key)
+        if found is None:
+            n_out, n_in = self.weight.shape
+            found = self.kept[key] = buffer(key[0], n_out, narrow=key[1]), buffer(key[0], n_in, narrow=key[1])
+        out, self.by_x = found
+        self.used = self.weight.fresh(self.narrow)
         torch.mm(x.tensor, self.used.t(), out=out.tensor)
         return out
 
     def backward(self, g: Array, *, by_input: bool = True, add_to: Array | None = None) -> Array | None:
         """Return the derivative by the input, or add it to ``add_to``."""
-        narrow = g.tensor.dtype == torch.bfloat16
-        if narrow:
-            torch.mm(g.tensor.t(), self.x.tensor, out=self.space.product_grad(self.weight))
-            self.space.give(self.weight)
-        else:
-            found = self.space.take(self.weight, "grad", *self.weight.shape).tensor
-            torch.mm(g.tensor.t(), self.x.tensor, out=found)
-            self.weight.grad = found
+        torch.mm(g.tensor.t(), self.x.tensor, out=self.weight.grad(self.narrow))
+        self.weight.give(self.narrow)
         if not by_input:
             return None
         if add_to is not None:
             add_to.tensor.addmm_(g.tensor, self.used)
             return add_to
-        by_x = self.space.take(self, "by_x", len(g.array), self.weight.shape[1], narrow=narrow)
-        torch.mm(g.tensor, self.used, out=by_x.tensor)
-        return by_x
+        torch.mm(g.tensor, self.used, out=self.by_x.tensor)
+        return self.by_x
 
 
 class WrittenCounts:
     """The first map of a modality's counts, without its bias: of what is stored where that is little, else of a dense matrix."""
 
     def __init__(self, space: Space, module: CountLinear) -> None:
-        self.space, self.module, self.weight = space, module, module.weight
+        self.space, self.module, self.weight = space, module, Weight(module.weight)
         sizes = module.sizes
         self.n_blocks, self.n_features = len(sizes), sum(sizes)
         self.block = np.repeat(np.arange(self.n_blocks, dtype=np.int64), sizes)
@@ -219,11 +252,11 @@ class WrittenCounts:
             self.x = space.take(self, "x", n_cells, self.n_features, narrow=space.narrow)
             check(space.kernels.dense(*self.stored, self.x.array))
             out = space.take(self, "out", n_cells, self.module.n_out, narrow=space.narrow)
-            torch.mm(self.x.tensor, space.weight(self.weight), out=out.tensor)
+            torch.mm(self.x.tensor, self.weight.fresh(space.narrow), out=out.tensor)
             return out
         out = space.take(self, "sparse", self.n_blocks * n_cells, self.module.n_out)
         starts, columns, values = self.stored
-        weight = self.weight.detach().numpy()
+        weight = self.weight.plain.numpy()
         done: list[bool] = []
 
         def part(a: int, z: int) -> None:
@@ -237,28 +270,28 @@ class WrittenCounts:
         """Take the derivative by the result."""
         space = self.space
         if not self.sparse:
-            torch.mm(self.x.tensor.t(), g.tensor, out=space.product_grad(self.weight))
-            space.give(self.weight)
+            torch.mm(self.x.tensor.t(), g.tensor, out=self.weight.grad(space.narrow))
+            self.weight.give(space.narrow)
             return
-        found = space.take(self.weight, "grad", *self.weight.shape)
+        found = self.weight.grad(False)
         starts, columns, values = self.stored
         pointers = space.take(self, "pointers", self.n_features + 1, kind=torch.int64).array
         space.kernels.sparse_back(
-            starts, columns, values, self.block, g.array, pointers, np.empty(len(values), np.int64), np.empty(len(values), np.float32), found.array
+            starts, columns, values, self.block, g.array, pointers, np.empty(len(values), np.int64), np.empty(len(values), np.float32), found.numpy()
         )
-        self.weight.grad = found.tensor
+        self.weight.give(False)
 
 
 class WrittenBlocks:
     """A linear map of each block of its own, without bias; the rows of a block are together."""
 
     def __init__(self, space: Space, module: BlockLinear) -> None:
-        self.space, self.weight = space, module.weight
+        self.space, self.weight = space, Weight(module.weight)
 
     def forward(self, x: Array) -> Array:
         """Return ``(n_blocks * n_cells, n_out)``."""
         n_blocks, n_in, n_out = self.weight.shape
-        self.x, self.used = x.view(n_blocks, -1, n_in), self.space.weight(self.weight)
+        self.x, self.used = x.view(n_blocks, -1, n_in), self.weight.fresh(self.space.narrow)
         n_cells = self.x.array.shape[1]
         out = self.space.take(self, "out", n_blocks, n_cells, n_out, narrow=self.space.narrow)
         torch.bmm(self.x.tensor, self.used, out=out.tensor)
@@ -268,8 +301,8 @@ class WrittenBlocks:
         """Return the derivative by the input."""
         n_blocks, n_in, n_out = self.weight.shape
         own, n_cells = g.view(n_blocks, -1, n_out).tensor, self.x.array.shape[1]
-        torch.bmm(self.x.tensor.transpose(1, 2), own, out=self.space.product_grad(self.weight))
-        self.space.give(self.weight)
+        torch.bmm(self.x.tensor.transpose(1, 2), own, out=self.weight.grad(self.space.narrow))
+        self.weight.give(self.space.narrow)
         by_x = self.space.take(self, "by_x", n_blocks, n_cells, n_in, narrow=self.space.narrow)
         torch.bmm(own, self.used.transpose(1, 2), out=by_x.tensor)
         return by_x.view(n_blocks * n_cells, n_in)
@@ -279,12 +312,12 @@ class WrittenBlockOutput:
     """A linear map of each block's hidden units to the block's features, without bias."""
 
     def __init__(self, space: Space, module: BlockOutput) -> None:
-        self.space, self.weight, self.sizes = space, module.weight, module.sizes
+        self.space, self.weight, self.sizes = space, Weight(module.weight), module.sizes
 
     def forward(self, hidden: Array) -> Array:
         """Return ``(n_cells, n_features)`` from ``(n_blocks * n_cells, n_in)``."""
-        self.x, self.used = hidden.view(len(self.sizes), -1, self.weight.shape[1]).tensor, self.space.weight(self.weight)
-        out = self.space.take(self, "out", self.x.shape[1], len(self.weight), narrow=self.space.narrow)
+        self.x, self.used = hidden.view(len(self.sizes), -1, self.weight.shape[1]).tensor, self.weight.fresh(self.space.narrow)
+        out = self.space.take(self, "out", self.x.shape[1], self.weight.shape[0], narrow=self.space.narrow)
         for x, weight, part in zip(self.x, self.used.split(self.sizes), out.tensor.split(self.sizes, 1), strict=True):
             torch.mm(x, weight.t(), out=part)
         return out
@@ -292,12 +325,12 @@ class WrittenBlockOutput:
     def backward(self, g: Array) -> Array:
         """Return the derivative by the hidden units."""
         by_x = self.space.take(self, "by_x", *self.x.shape, narrow=self.space.narrow)
-        found = self.space.product_grad(self.weight)
+        found = self.weight.grad(self.space.narrow)
         parts = zip(g.tensor.split(self.sizes, 1), self.used.split(self.sizes), self.x, by_x.tensor, found.split(self.sizes), strict=True)
         for own, weight, x, to, by_weight in parts:
             torch.mm(own, weight, out=to)
             torch.mm(own.t(), x, out=by_weight)
-        self.space.give(self.weight)
+        self.weight.give(self.space.narrow)
         return by_x.view(-1, self.weight.shape[1])
 
 

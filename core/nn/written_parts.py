@@ -1,17 +1,13 @@
-"""Encoders, decoders and discriminators of MIDAS in a training step that is written out; see :mod:`cellweave.core.nn.written_layers`."""
+"""Encoders and decoders of MIDAS in a training step that is written out; see :mod:`cellweave.core.nn.written_layers`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cellweave.core.nn.counts import CountBatch
-from cellweave.core.nn.midas_layers import LAYER_NORM_EPS, SEEDS, Mlp
+from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, ModalityDecoder, ModalityEncoder
 from cellweave.core.nn.written_layers import Array, Space, WrittenBlockOutput, WrittenBlocks, WrittenCounts, WrittenLinear, WrittenNorm
 
@@ -164,98 +160,3 @@ class WrittenBatchEncoder:
         by_out = self.rest.backward(g)
         assert by_out is not None
         self.space.sums(self.table).tensor.index_add_(0, self.codes, self.norm.backward(by_out).tensor)
-
-
-class WrittenDiscriminators:
-    """The discriminators that are asked together, in float32: layer norm and Mish only.
-
-    Parameters
-    ----------
-    module
-        The networks; :class:`cellweave.core.nn.midas_discriminators.Discriminators`.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.module, self.space = module, Space()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copy of the network makes its own."""
-
-    def forward(self, keys: Sequence[str], c: Tensor, codes: Tensor, generator: torch.Generator | None) -> tuple[Tensor, np.ndarray]:
-        """Return the cross entropies ``(n_keys, n_cells)``, and of each key the numbers of cells guessed right and asked ``(n_keys, 2)``.
-
-        Parameters
-        ----------
-        keys, c, codes, generator
-            As in :meth:`Discriminators.costs`.
-        """
-        space, module = self.space, self.module
-        n_keys, n_cells, n_in = c.shape
-        rate = module.how["dropout"] if module.training else 0.0
-        self.keys, self.layers, self.vectors = list(keys), [], [module.weights[f"of_{key}"] for key in keys]
-        hidden = space.take(self, "hidden", n_keys, module.n_hidden_weights).tensor
-        for row, vector in zip(hidden, self.vectors, strict=True):
-            row.copy_(vector.detach()[: hidden.shape[1]])
-        x = space.take(self, "c", n_keys, n_cells, n_in)
-        x.tensor.copy_(c)
-        for place, (weight, *small) in enumerate(module.layers_of(hidden)):
-            bias, gain, shift = (part.contiguous().numpy() for part in small)
-            size = weight.shape[1]
-            out, normed, slope, before = (space.take(self, f"{name}{place}", n_keys, n_cells, size) for name in ("out", "normed", "slope", "before"))
-            scale = space.take(self, f"scale{place}", n_keys * n_cells)
-            torch.bmm(x.tensor, weight.transpose(1, 2), out=before.tensor)
-            seed = int(torch.randint(SEEDS, (), generator=generator)) if rate > 0 else 0
-            rows, normed_rows, out_rows, slope_rows = (part.array.reshape(-1, size) for part in (before, normed, out, slope))
-            space.kernels.norm_mish(
-                rows, bias, gain, shift, n_cells, LAYER_NORM_EPS, rate > 0, 0, seed, int(rate * 4294967296.0), 1 / (1 - rate), normed_rows, out_rows,
-                slope_rows, scale.array,
-            )  # fmt: skip
-            self.layers.append((x, weight, before, normed, slope, scale, gain))
-            x = out
-        self.last, costs = x, space.take(self, "costs", n_keys, n_cells)
-        right, numbers = np.zeros((n_keys, 2), np.int64), codes.contiguous().numpy()
-        self.by_logits = []
-        for place, key in enumerate(self.keys):
-            weight, bias = self._end(place)
-            slopes = space.take(self, f"logits {key}", n_cells, len(bias)).array
-            space.kernels.class_costs(x.array[place], weight, bias, numbers[place], costs.array[place], right[place], slopes)
-            self.by_logits.append(slopes)
-        return costs.tensor, right
-
-    def _end(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return weight and bias of the last map of a key."""
-        n, width = self.module.n_classes[self.keys[place]], self.module.sizes[-1]
-        vector, at = self.vectors[place].detach().numpy(), self.module.n_hidden_weights
-        return vector[at : at + n * width].reshape(n, width), vector[at + n * width :]
-
-    def backward(self, factor: np.ndarray, *, for_weights: bool, by_c: bool) -> Tensor | None:
-        """Return the derivative by c of the costs, each times its factor ``(n_keys, n_cells)``; or set those by the weights."""
-        space, width, at = self.space, self.module.sizes[-1], self.module.n_hidden_weights
-        by_x = space.take(self, "by_x", *self.last.array.shape)
-        grads = [space.sums(vector) for vector in self.vectors] if for_weights else []
-        for place in range(len(self.keys)):
-            weight, bias = self._end(place)
-            own = grads[place].array[at:] if for_weights else np.empty(weight.size + bias.size, np.float32)
-            space.kernels.class_back(
-                self.by_logits[place], factor[place], self.last.array[place], weight, for_weights, by_x.array[place],
-                own[: weight.size].reshape(weight.shape), own[weight.size :],
-            )  # fmt: skip
-        ends = np.cumsum([(n_in + 3) * n_out for n_in, n_out in pairwise(self.module.sizes)])
-        for number, (x, weight, before, normed, slope, scale, gain) in reversed(list(enumerate(self.layers))):
-            n_keys, n_cells, size = before.array.shape
-            sums = np.zeros((3, n_keys, size), np.float32)
-            flat = (part.array.reshape(-1, size) for part in (by_x, normed, slope))
-            space.kernels.norm_mish_back(*flat, gain, n_cells, 0, scale.array, before.array.reshape(-1, size), *sums)
-            if for_weights:
-                by_weight = space.take(self, f"by_weight{number}", *weight.shape)
-                torch.bmm(before.tensor.transpose(1, 2), x.tensor, out=by_weight.tensor)
-                start = int(ends[number]) - (weight.shape[2] + 3) * size
-                for place, grad in enumerate(grads):
-                    grad.array[start : start + weight[0].numel()] = by_weight.array[place].reshape(-1)
-                    grad.array[start + weight[0].numel() : ends[number]] = sums[:, place].reshape(-1)
-            if number == 0 and not by_c:
-                return None
-            by_x = space.take(self, f"by_x{number}", *x.array.shape)
-            torch.bmm(before.tensor, weight, out=by_x.tensor)
-        return by_x.tensor
-
