@@ -204,7 +204,8 @@ class MidasNetwork(Model):
         if context.training and told and self.options.batch_drop > 0:
             told = float(torch.rand((), generator=generator)) >= self.options.batch_drop
         if context.training and WrittenStep.serves(self, batch):
-            self._written = self._written or WrittenStep(self)
+            if self._written is None or not self._written.current():
+                self._written = WrittenStep(self)
             return batch, self._written.see(batch, Seen, told=told, generator=generator), self._written
         return batch, self.see(batch, draw=True, told=told, generator=generator), None
 
@@ -223,11 +224,39 @@ class MidasNetwork(Model):
         self._learn(keys, c, codes, context, optimizer)
         return {}
 
+    def whole_step(
+        self, batch: Minibatch, context: StepContext, weights: Mapping[str, float], optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> dict[str, float] | None:
+        """Do all of a step where it is written out; see :class:`Model`."""
+        if not WrittenStep.serves(self, batch):
+            return None
+        _, seen, written = self._forward(batch, context)
+        assert written is not None
+        discriminated = None
+        if context.weights.get("adversarial", 0.0) > 0:
+            discriminated = self._discriminated(batch, seen)
+            if discriminated[0]:
+                if self.stored and context.step % self.n_batches == 0:
+                    self._learn_reference(batch.n_cells, context, optimizers["discriminators"])
+                self._learn(*discriminated, context, optimizers["discriminators"])
+        names, with_batch = self._written_names(seen, context.weights, discriminated)
+        means = written.whole(batch, [weights.get(name, 0.0) for name in names], with_batch=with_batch, discriminated=discriminated)
+        found = dict(zip(names, means, strict=True))
+        if discriminated is not None:
+            found.setdefault("adversarial", 0.0)
+        return found
+
+    def _written_names(self, seen: Seen, weights: Mapping[str, float], discriminated: tuple[list[str], Tensor, Tensor] | None) -> tuple[list[str], bool]:
+        """Return the names of a written step's terms in their order, and whether the batch is among them."""
+        with_batch = "reconstruction_batch" in weights and seen.told
+        names = [*EXPERT_TERMS, *(reconstruction(name) for name in seen.names), *["reconstruction_batch"] * with_batch]
+        return [*names, *["adversarial"] * bool(discriminated and discriminated[0])], with_batch
+
     def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> None:
         """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes."""
-        for _ in range(self.options.discriminator_steps):
+        for number in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
-            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / c.shape[1], context.generator)
+            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / c.shape[1], context.generator, again=number > 0)
             if self.clip > 0:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False)
@@ -249,7 +278,7 @@ class MidasNetwork(Model):
         keys = [key for key in latents if self.n_classes[key] > 1]  # with one class it could only ever be right
         if not keys:
             return [], seen.z[:0], of_batch
-        codes = self.own_code[[self._row[key] for key in keys]][:, of_batch]
+        codes = self.own_code[:, of_batch][[self._row[key] for key in keys]] if len(keys) < len(self._row) else self.own_code[:, of_batch]
         for place, key in enumerate(keys):
             known = seen.known.get(key)
             if known is not None:
@@ -278,10 +307,9 @@ class MidasNetwork(Model):
 
     def _written_terms(self, written: WrittenStep, batch: Minibatch, seen: Seen, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the same terms from a step that is written out."""
-        with_batch, adversarial = "reconstruction_batch" in weights and seen.told, weights.get("adversarial", 0.0) > 0
+        adversarial = weights.get("adversarial", 0.0) > 0
         discriminated = self._discriminated(batch, seen) if adversarial else None
-        names = [*EXPERT_TERMS, *(reconstruction(name) for name in seen.names)]
-        names += ["reconstruction_batch"] * with_batch + ["adversarial"] * bool(discriminated and discriminated[0])
+        names, with_batch = self._written_names(seen, weights, discriminated)
         rows = written.loss_terms(batch, with_batch=with_batch, discriminated=discriminated)
         result = dict(zip(names, rows, strict=True))
         if adversarial:

@@ -51,6 +51,11 @@ class WrittenStep:
         self.batch_encoder = WrittenBatchEncoder(space, network.batch_encoder)
         self.batch_decoder = WrittenMlp(space, network.batch_decoder, end=False)
         self.anchor = torch.zeros((), requires_grad=True)
+        self.addresses = [(parameter, parameter.data_ptr()) for parameter in network.parameters()]
+
+    def current(self) -> bool:
+        """Return whether the parameters still lie where they lay; what is kept here looks into their memory."""
+        return all(parameter.data_ptr() == address for parameter, address in self.addresses)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the network makes its own."""
@@ -128,6 +133,19 @@ class WrittenStep:
         terms: Tensor = _Step.apply(self.anchor, self, batch, with_batch, discriminated)  # type: ignore[no-untyped-call]
         return list(terms.unbind())
 
+    @torch.no_grad()
+    def whole(
+        self, batch: Minibatch, weights: Sequence[float], *, with_batch: bool, discriminated: tuple[Sequence[str], Tensor, Tensor] | None
+    ) -> list[float]:
+        """Set the gradients of the weighed sum of the terms' means, and return those; terms and arguments as in :meth:`loss_terms`."""
+        with torch.autocast("cpu", enabled=False):
+            terms = self.run(batch, with_batch, discriminated)
+            means: list[float] = terms.numpy().mean(1, dtype=np.float64).tolist()
+            factors = self.space.take(self, "factors", *terms.shape)
+            factors.array[:] = np.array(weights, np.float32)[:, None] / batch.n_cells
+            self.back(factors)
+        return means
+
     def run(self, batch: Minibatch, with_batch: bool, discriminated: tuple[Sequence[str], Tensor, Tensor] | None) -> Tensor:
         """Decode, and return the terms, ``(n_terms, n_cells)``."""
         space, network, n_cells = self.space, self.network, batch.n_cells
@@ -197,11 +215,10 @@ class WrittenStep:
 
     # ------------------------------------------------------------------ back
 
-    def back(self, g: Tensor) -> None:
+    def back(self, factors: Array) -> None:
         """Set the gradients of all parameters from the derivatives by the terms, ``(n_terms, n_cells)``."""
         space, network = self.space, self.network
-        n_cells, at, n_c = g.shape[1], len(EXPERT_TERMS), network.options.n_latent
-        factors = as_array(g.contiguous())
+        n_cells, at, n_c = factors.array.shape[1], len(EXPERT_TERMS), network.options.n_latent
         by_hidden: Array | None = None
         for name, (slope, traced) in zip(self.names, self.explained, strict=True):
             by_hidden = self.decoders[name].backward(self._by_eta(name, slope, traced, factors, at), by_hidden)
@@ -311,5 +328,5 @@ class _Step(torch.autograd.Function):
             message = "the derivatives were already used"
             raise RuntimeError(message)
         with torch.autocast("cpu", enabled=False):
-            step.back(g)
+            step.back(as_array(g.contiguous()))
         return (None,) * 5

@@ -120,7 +120,9 @@ class Discriminators(nn.Module):
         flat = cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none", ignore_index=-1)
         return flat.view(codes.shape), logits
 
-    def learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None) -> None:
+    def learn(
+        self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, *, again: bool = False
+    ) -> None:
         """Set the gradients of the discriminators that are asked: of ``scale`` times the sum of their cross entropies.
 
         On a CPU the derivatives are written out instead of traced, since these networks are so small that tracing them costs more than they do.
@@ -131,6 +133,8 @@ class Discriminators(nn.Module):
             As in :meth:`costs`; nothing flows back into ``c``.
         scale
             Multiplies the costs.
+        again
+            Whether they are shown what they were shown last.
         """
         c = c.detach()
         with torch.autocast(c.device.type, enabled=False):  # too small to gain from narrow products
@@ -139,7 +143,8 @@ class Discriminators(nn.Module):
                 (self.costs(keys, c, codes, generator)[0].sum() * scale).backward()
                 return
             with torch.no_grad():
-                written.show(keys, c, codes)
+                if not again:
+                    written.show(keys, c, codes)
                 written.forward(generator)
                 written.backward(np.full(codes.shape, scale, np.float32), for_weights=True, by_c=False)
 
