@@ -6,7 +6,7 @@ such type. All arithmetic is float32.
 
 # Types are the signatures at the end.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
-# ruff: noqa: ANN001, ANN202, ARG001
+# ruff: noqa: ANN001, ANN202
 
 from __future__ import annotations
 
@@ -17,7 +17,21 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from cellweave.core.nn.compiled import FLAG, MATH, MATRIX, VECTOR, WHOLE, F, I, _bits, _compile, _exp, _float, _log, _outside
+from cellweave.core.nn.compiled import (
+    FLAG,
+    MATH,
+    MATRIX,
+    VECTOR,
+    WHOLE,
+    F,
+    I,
+    _bits,
+    _compile,
+    _exp,
+    _float,
+    _log,
+    _outside,
+)
 from cellweave.core.nn.fused_kernels import (
     HALF_LOG_2_PI,
     LARGEST,
@@ -342,13 +356,13 @@ def _unpack(vector, sizes, key, small):
 
     ``small`` holds, for each layer and each of the three, one row for each network; this one is number ``key``.
     """
-    _small(vector, sizes, key, small, True)
+    _small(vector, sizes, key, small, out=True)
     return True
 
 
 def _pack(small, sizes, key, vector):
     """Copy derivatives the other way."""
-    _small(vector, sizes, key, small, False)
+    _small(vector, sizes, key, small, out=False)
     return True
 
 

@@ -80,8 +80,9 @@ class WrittenDiscriminators:
             kernels.class_back(slopes, factor[place], plan.last[place], weight, for_weights, plan.by_last[place], by_weight, by_bias)
         for number, layer in reversed(list(enumerate(plan.layers))):
             kernels.norm_mish_back(
-                layer.by_out, layer.normed, layer.slope, layer.gain, plan.n_cells, 0, layer.scale, layer.before_rows, layer.by_bias, layer.by_gain, layer.by_shift
-            )
+                layer.by_out, layer.normed, layer.slope, layer.gain, plan.n_cells, 0, layer.scale, layer.before_rows, layer.by_bias, layer.by_gain,
+                layer.by_shift,
+            )  # fmt: skip
             if for_weights:
                 torch.bmm(layer.before.transpose(1, 2), layer.x, out=layer.by_weight)
             if number or by_c:

@@ -14,10 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cellweave.core.nn.counts import CountBatch
-from cellweave.core.nn.midas_layers import LAYER_NORM_EPS, SEEDS, BlockLinear, BlockOutput, CountLinear, NormAct, in_parts, shared
+from cellweave.core.nn.midas_layers import (
+    LAYER_NORM_EPS,
+    SEEDS,
+    BlockLinear,
+    BlockOutput,
+    CountLinear,
+    NormAct,
+    in_parts,
+    shared,
+)
 
 #: Share of stored entries below which a first layer reads the entries instead of a dense matrix: of float32, of bf16 (measured on one core).
 SPARSE_BELOW = {False: 0.3, True: 0.12}
@@ -77,7 +86,7 @@ class Space:
             found = self._kept[key] = as_array(torch.empty(shape, dtype=torch.bfloat16 if narrow else kind))
         return found
 
-    def sums(self, parameter: nn.Parameter) -> Array:
+    def sums(self, parameter: Tensor) -> Array:
         """Return zeros to which a parameter's derivative is added, and which are its ``grad``."""
         found = self.take(parameter, "grad", *parameter.shape)
         found.array.fill(0.0)
@@ -92,7 +101,7 @@ class Weight:
     derivatives (:class:`cellweave.core.training.compiled_adam.CompiledAdam` says so on the parameter) writes both and finds the derivative here.
     """
 
-    def __init__(self, parameter: nn.Parameter) -> None:
+    def __init__(self, parameter: Tensor) -> None:
         self.parameter, self.shape, self.plain = parameter, parameter.shape, parameter.detach()
         self.copy: Tensor | None = None
         self.version = -1
@@ -100,7 +109,7 @@ class Weight:
         self.handed: Tensor | None = None
         parameter.narrow_twin = self  # type: ignore[attr-defined]
 
-    def fresh(self, narrow: bool) -> Tensor:
+    def fresh(self, *, narrow: bool) -> Tensor:
         """Return the weight for a new step."""
         if not narrow:
             return self.plain
@@ -111,19 +120,19 @@ class Weight:
             self.version = self.parameter._version
         return self.copy
 
-    def grad(self, narrow: bool) -> Tensor:
+    def grad(self, *, narrow: bool) -> Tensor:
         """Return where the product that gives the derivative shall write; then call :meth:`give`."""
         found = self.grads.get(narrow)
         if found is None:
             found = self.grads[narrow] = torch.empty(self.shape, dtype=torch.bfloat16 if narrow else torch.float32)
         return found
 
-    def give(self, narrow: bool) -> None:
+    def give(self, *, narrow: bool) -> None:
         """Hand the derivative over, to the optimiser as it is or to the parameter in float32."""
         if narrow and getattr(self.parameter, "reads_narrow", False):
             self.handed = self.grads[True]
             return
-        found = self.grad(False)
+        found = self.grad(narrow=False)
         self.parameter.grad = found.copy_(self.grads[True]) if narrow else found
 
 
@@ -140,7 +149,7 @@ class WrittenNorm:
         The module.
     """
 
-    def __init__(self, space: Space, bias: nn.Parameter, after: NormAct) -> None:
+    def __init__(self, space: Space, bias: Tensor, after: NormAct) -> None:
         self.space, self.after, self.groups, self.size = space, after, after.blocks, after.size
         assert after.weight is not None and after.bias is not None
         self.parameters = (bias, after.weight, after.bias)
@@ -205,7 +214,7 @@ class WrittenNorm:
 class WrittenLinear:
     """The product of a linear map, without its bias."""
 
-    def __init__(self, space: Space, weight: nn.Parameter) -> None:
+    def __init__(self, space: Space, weight: Tensor) -> None:
         self.space, self.weight = space, Weight(weight)
         self.kept: dict[tuple[int, bool], tuple[Array, Array]] = {}
 
@@ -217,14 +226,14 @@ class WrittenLinear:
             n_out, n_in = self.weight.shape
             found = self.kept[key] = buffer(key[0], n_out, narrow=key[1]), buffer(key[0], n_in, narrow=key[1])
         out, self.by_x = found
-        self.used = self.weight.fresh(self.narrow)
+        self.used = self.weight.fresh(narrow=self.narrow)
         torch.mm(x.tensor, self.used.t(), out=out.tensor)
         return out
 
     def backward(self, g: Array, *, by_input: bool = True, add_to: Array | None = None) -> Array | None:
         """Return the derivative by the input, or add it to ``add_to``."""
-        torch.mm(g.tensor.t(), self.x.tensor, out=self.weight.grad(self.narrow))
-        self.weight.give(self.narrow)
+        torch.mm(g.tensor.t(), self.x.tensor, out=self.weight.grad(narrow=self.narrow))
+        self.weight.give(narrow=self.narrow)
         if not by_input:
             return None
         if add_to is not None:
@@ -252,7 +261,7 @@ class WrittenCounts:
             self.x = space.take(self, "x", n_cells, self.n_features, narrow=space.narrow)
             check(space.kernels.dense(*self.stored, self.x.array))
             out = space.take(self, "out", n_cells, self.module.n_out, narrow=space.narrow)
-            torch.mm(self.x.tensor, self.weight.fresh(space.narrow), out=out.tensor)
+            torch.mm(self.x.tensor, self.weight.fresh(narrow=space.narrow), out=out.tensor)
             return out
         out = space.take(self, "sparse", self.n_blocks * n_cells, self.module.n_out)
         starts, columns, values = self.stored
@@ -270,16 +279,16 @@ class WrittenCounts:
         """Take the derivative by the result."""
         space = self.space
         if not self.sparse:
-            torch.mm(self.x.tensor.t(), g.tensor, out=self.weight.grad(space.narrow))
-            self.weight.give(space.narrow)
+            torch.mm(self.x.tensor.t(), g.tensor, out=self.weight.grad(narrow=space.narrow))
+            self.weight.give(narrow=space.narrow)
             return
-        found = self.weight.grad(False)
+        found = self.weight.grad(narrow=False)
         starts, columns, values = self.stored
         pointers = space.take(self, "pointers", self.n_features + 1, kind=torch.int64).array
         space.kernels.sparse_back(
             starts, columns, values, self.block, g.array, pointers, np.empty(len(values), np.int64), np.empty(len(values), np.float32), found.numpy()
         )
-        self.weight.give(False)
+        self.weight.give(narrow=False)
 
 
 class WrittenBlocks:
@@ -291,7 +300,7 @@ class WrittenBlocks:
     def forward(self, x: Array) -> Array:
         """Return ``(n_blocks * n_cells, n_out)``."""
         n_blocks, n_in, n_out = self.weight.shape
-        self.x, self.used = x.view(n_blocks, -1, n_in), self.weight.fresh(self.space.narrow)
+        self.x, self.used = x.view(n_blocks, -1, n_in), self.weight.fresh(narrow=self.space.narrow)
         n_cells = self.x.array.shape[1]
         out = self.space.take(self, "out", n_blocks, n_cells, n_out, narrow=self.space.narrow)
         torch.bmm(self.x.tensor, self.used, out=out.tensor)
@@ -301,8 +310,8 @@ class WrittenBlocks:
         """Return the derivative by the input."""
         n_blocks, n_in, n_out = self.weight.shape
         own, n_cells = g.view(n_blocks, -1, n_out).tensor, self.x.array.shape[1]
-        torch.bmm(self.x.tensor.transpose(1, 2), own, out=self.weight.grad(self.space.narrow))
-        self.weight.give(self.space.narrow)
+        torch.bmm(self.x.tensor.transpose(1, 2), own, out=self.weight.grad(narrow=self.space.narrow))
+        self.weight.give(narrow=self.space.narrow)
         by_x = self.space.take(self, "by_x", n_blocks, n_cells, n_in, narrow=self.space.narrow)
         torch.bmm(own, self.used.transpose(1, 2), out=by_x.tensor)
         return by_x.view(n_blocks * n_cells, n_in)
@@ -316,7 +325,7 @@ class WrittenBlockOutput:
 
     def forward(self, hidden: Array) -> Array:
         """Return ``(n_cells, n_features)`` from ``(n_blocks * n_cells, n_in)``."""
-        self.x, self.used = hidden.view(len(self.sizes), -1, self.weight.shape[1]).tensor, self.weight.fresh(self.space.narrow)
+        self.x, self.used = hidden.view(len(self.sizes), -1, self.weight.shape[1]).tensor, self.weight.fresh(narrow=self.space.narrow)
         out = self.space.take(self, "out", self.x.shape[1], self.weight.shape[0], narrow=self.space.narrow)
         for x, weight, part in zip(self.x, self.used.split(self.sizes), out.tensor.split(self.sizes, 1), strict=True):
             torch.mm(x, weight.t(), out=part)
@@ -325,12 +334,12 @@ class WrittenBlockOutput:
     def backward(self, g: Array) -> Array:
         """Return the derivative by the hidden units."""
         by_x = self.space.take(self, "by_x", *self.x.shape, narrow=self.space.narrow)
-        found = self.weight.grad(self.space.narrow)
+        found = self.weight.grad(narrow=self.space.narrow)
         parts = zip(g.tensor.split(self.sizes, 1), self.used.split(self.sizes), self.x, by_x.tensor, found.split(self.sizes), strict=True)
         for own, weight, x, to, by_weight in parts:
             torch.mm(own, weight, out=to)
             torch.mm(own.t(), x, out=by_weight)
-        self.weight.give(self.space.narrow)
+        self.weight.give(narrow=self.space.narrow)
         return by_x.view(-1, self.weight.shape[1])
 
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, ModalityDecoder, ModalityEncoder
-from cellweave.core.nn.written_layers import Array, Space, WrittenBlockOutput, WrittenBlocks, WrittenCounts, WrittenLinear, WrittenNorm
+from cellweave.core.nn.written_layers import (
+    Array,
+    Space,
+    WrittenBlockOutput,
+    WrittenBlocks,
+    WrittenCounts,
+    WrittenLinear,
+    WrittenNorm,
+)
 
 
 class WrittenMlp:

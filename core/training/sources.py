@@ -71,7 +71,7 @@ class HostSource:
     def _gathered(self, module: ModuleType, indices: np.ndarray) -> CountBatch:
         """Return the counts of some cells by a compiled loop; what scipy does around its own costs more than the copy."""
         counts = self.counts
-        if len(indices) and not (0 <= indices.min() and indices.max() < counts.shape[0]):
+        if len(indices) and not (indices.min() >= 0 and indices.max() < counts.shape[0]):
             message = "a cell that is asked for does not exist"
             raise IndexError(message)
         starts = np.zeros(len(indices) + 1, np.int64)

@@ -185,7 +185,7 @@ def test_narrow_products_stay_near_and_the_kept_copies_are_the_weights(tmp_path)
         assert torch.equal(twin.copy, twin.plain.bfloat16())
     state = {name: value + 0.5 for name, value in narrow.model.state_dict().items()}
     narrow.model.load_state_dict(state)
-    assert all(torch.equal(twin.fresh(True), twin.plain.bfloat16()) for twin in twins)
+    assert all(torch.equal(twin.fresh(narrow=True), twin.plain.bfloat16()) for twin in twins)
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
