@@ -159,6 +159,30 @@ def test_masked_features_too(tmp_path, monkeypatch):
     assert float(found[0][1]["decoders.rna.head.bias"][::3].abs().min()) > 0
 
 
+@pytest.mark.parametrize("stream", [0, 2], ids=["rna", "both"])
+@pytest.mark.parametrize("weights", [{}, {"alignment": 0.0, "kl_c": 3.0}, {"adversarial": 0.0}], ids=str)
+def test_a_whole_step_sets_the_gradients_of_the_objective(tmp_path, monkeypatch, weights, stream):
+    """As tracing does with the loss weights of the moment, also after the discriminators have learnt."""
+    found = []
+    for how in ("written", "traced"):
+        with monkeypatch.context() as patch:
+            if how == "traced":
+                patch.setattr(WrittenStep, "serves", staticmethod(lambda *_: False))
+            one = made(tmp_path / how)
+            for name, weight in weights.items():
+                one.objective.set_weight(name, weight)
+            for optimizer, auxiliary in one.optimizers.values():
+                if not auxiliary:  # its gradients are looked at
+                    patch.setattr(optimizer, "step", lambda: None)
+            torch.manual_seed(2)
+            one._step(one.loader.minibatch(streams(one)[stream]))
+            terms = {name: torch.tensor(value) for name, value in one.sums.means().items()}
+            grads = {name: p.grad for name, p in one.model.named_parameters() if not name.startswith("discriminators")}
+            found.append((terms, grads))
+    same(found, rtol=1e-4)
+    assert ("adversarial" in found[0][0]) == (weights.get("adversarial") != 0.0)
+
+
 def test_two_threads_give_what_one_gives(tmp_path, monkeypatch):
     found = []
     for threads in (1, 2):
