@@ -1,6 +1,6 @@
 """MIDAS: Cellweave beside scmidas, on the same real mosaics, architecture, threads and number of steps.
 
-    python benchmarks/midas_vs_scmidas.py --peer PEER_PYTHON [--data FOLDER] [--only speed|quality] [--sets pbmc bmmc] [--seeds 5]
+    python benchmarks/midas_vs_scmidas.py --peer PEER_PYTHON [--data FOLDER] [--only speed|quality] [--sets pbmc bmmc snare] [--seeds 5]
 
 PEER_PYTHON is the interpreter of an environment that has scmidas (torch, scanpy, lightning, toml, natsort, requests, and
 ``pip install --no-deps scmidas==0.3.0``). Every run is a process of its own; the two programs take turns, so that a machine whose
@@ -40,6 +40,8 @@ SETS = {
     "bmmc": ("mosaic_bmmc_rna_adt_atac_4batches", "cell_type_l1", "1,100 cells, RNA 168, ADT 134, ATAC 600 by chromosome; RNA+ADT twice, RNA+ATAC twice"),
     "snare": ("multiome_snareseq_mouse_cortex_9batches", "cell_type_coarse", "7,844 cells, RNA 1,677 x ATAC 25,734 by chromosome, nine plates of both"),
 }
+#: What is changed in our run for each way of computing its products; the peer knows float32 only.
+OURS = {"ours": {"training.precision": "32"}, "ours bf16": {"training.precision": "bf16"}}
 RESOLUTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
@@ -76,15 +78,16 @@ class Bench:
         self.count += 1
         place = self.folder / f"job-{self.count}"
         path, dims = self.prepare(name)
+        program = "scmidas" if who == "scmidas" else "ours"
         job = {
             "threads": 1, "seed": 0, "folder": f"{place}-run", "result": f"{place}-result.json", "latents": f"{place}-latents.npz",
-            "data": str(path), "dims_x": dims, **job,
+            "data": str(path), "dims_x": dims, "set": OURS.get(who, {}), **job,
         }  # fmt: skip
         place.with_suffix(".json").write_text(json.dumps(job))
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "MKL_", "GOMP_"))}
         environment |= {"OMP_NUM_THREADS": str(job["threads"]), "MKL_NUM_THREADS": str(job["threads"])}
-        command = [str(self.interpreters[who]), str(WORKERS[who]), str(place.with_suffix(".json"))]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        command = [str(self.interpreters[program]), str(WORKERS[program]), str(place.with_suffix(".json"))]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=self.folder)  # scmidas saves where it is
         if done.returncode != 0:
             sys.exit(f"{who} failed:\n{done.stderr[-3000:]}")
         result = json.loads(Path(job["result"]).read_text())
@@ -100,20 +103,20 @@ def steps_of(name: str, path: Path, batch_size: int) -> int:
     return -(-int(sizes.max()) // batch_size) * len(sizes)
 
 
-def speed(bench: Bench, sets: Sequence[str], repeats: int, threads: Sequence[int]) -> Iterator[dict]:
+def speed(bench: Bench, sets: Sequence[str], repeats: int, threads: Sequence[int], batch_sizes: Sequence[int]) -> Iterator[dict]:
     """Same batch size, same arithmetic (float32, and bf16 products for ours): milliseconds a step."""
     for name in sets:
         path, _ = bench.prepare(name)
-        for batch_size in (128, 256):
-            steps, epochs = steps_of(name, path, batch_size), 5
+        for batch_size in batch_sizes:
+            steps = steps_of(name, path, batch_size)
+            epochs = max(3, -(-80 // steps) + 1)  # the first is left out
             for n_threads in threads:
                 job = {"epochs": epochs, "batch_size": batch_size, "learning_rate": 1e-4, "threads": n_threads}
                 row: dict = {"data": name, "batch_size": batch_size, "threads": n_threads, "steps": steps}
-                found: dict[str, list[dict]] = {"ours": [], "ours bf16": [], "scmidas": []}
+                found: dict[str, list[dict]] = {who: [] for who in (*OURS, "scmidas")}
                 for _ in range(repeats):
-                    found["ours"].append(bench.run("ours", name, job))
-                    found["ours bf16"].append(bench.run("ours", name, {**job, "set": {"training.precision": "bf16"}}))
-                    found["scmidas"].append(bench.run("scmidas", name, job))
+                    for who, results in found.items():
+                        results.append(bench.run(who, name, job))
                 for who, results in found.items():
                     for clock in ("wall", "cpu"):
                         row[f"{who} {clock}"] = min(1e3 * (b - a) / steps for result in results for a, b in pairwise(result[clock][1:]))
@@ -121,13 +124,13 @@ def speed(bench: Bench, sets: Sequence[str], repeats: int, threads: Sequence[int
                 yield row
 
 
-def quality(bench: Bench, sets: Sequence[str], seeds: int, steps: int) -> Iterator[dict]:
+def quality(bench: Bench, sets: Sequence[str], seeds: int, steps: int, programs: Sequence[str]) -> Iterator[dict]:
     """The same number of steps with each program: clusters against labels, and how well the modalities of a cell lie together."""
     for name in sets:
         path, _ = bench.prepare(name)
         epochs = -(-steps // steps_of(name, path, 128))
         for seed in range(seeds):
-            for who in ("ours", "scmidas"):
+            for who in programs:
                 job = {"epochs": epochs, "batch_size": 128, "learning_rate": 3e-4, "seed": seed}
                 result = bench.run(who, name, job)
                 scores = score(result["latents"], name, path)
@@ -204,7 +207,7 @@ def tables(found: dict) -> Iterator[str]:
             "theirs / ours |"
         )
         yield "|---|---|---|---|---|---|---|---|---|---|---|"
-        for row in found["speed"]:
+        for row in sorted(found["speed"], key=lambda row: (list(SETS).index(row["data"]), row["threads"], row["batch_size"])):
             cells = [f"{row[f'{who} wall']:.1f} ({row[f'{who} cpu']:.1f})" for who in ("scmidas", "ours", "ours bf16")]
             ratios = [[f"{row[f'scmidas {clock}'] / row[f'{who} {clock}']:.1f}x" for clock in ("wall", "cpu")] for who in ("ours", "ours bf16")]
             if row.get("load", 0.0) > found["about"]["cores"]:  # other work slowed one program more than the other
@@ -233,10 +236,20 @@ def quality_table(rows: list[dict]) -> Iterator[str]:
     yield "| data | program | seeds | epochs | seconds (CPU) | " + " | ".join(names) + " |"
     yield "|---" * (5 + len(names)) + "|"
     table = pd.DataFrame(rows)
-    for (data, who), own in table.groupby(["data", "who"], sort=False):
+    labels = {"ours": "Cellweave, float32", "ours bf16": "Cellweave, bf16 products", "scmidas": "scmidas"}
+    for (data, who), own in table.groupby(["data", "who"]):
         values = " | ".join(f"{own[name].mean():.3f} ({own[name].std():.3f})" for name in names)
-        yield f"| {data} | {who} | {len(own)} | {own['epochs'].iloc[0]} | {own['wall'].mean():.0f} ({own['cpu'].mean():.0f}) | {values} |"
+        yield f"| {data} | {labels[who]} | {len(own)} | {own['epochs'].iloc[0]} | {own['wall'].mean():.0f} ({own['cpu'].mean():.0f}) | {values} |"
     yield ""
+
+
+def _made_anew(row: dict, part: str, options: argparse.Namespace) -> bool:
+    """Return whether a row of an earlier call is replaced by this one."""
+    if row["data"] not in options.sets:
+        return False
+    if part == "quality":
+        return row["who"] in options.programs
+    return row["batch_size"] in options.batch_sizes and row["threads"] in options.threads
 
 
 def main() -> None:
@@ -249,6 +262,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1040, help="steps of the quality rows")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", nargs="+", type=int, default=(1,))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=(128, 256))
+    parser.add_argument("--programs", nargs="+", choices=(*OURS, "scmidas"), default=(*OURS, "scmidas"), help="whose quality rows are made; others are kept")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -257,10 +272,10 @@ def main() -> None:
         bench = Bench(options.peer.absolute(), options.data, Path(folder))
         for part in parts:
             if part == "speed":
-                rows = speed(bench, options.sets, options.repeats, options.threads)
+                rows = speed(bench, options.sets, options.repeats, options.threads, options.batch_sizes)
             else:
-                rows = quality(bench, options.sets, options.seeds, options.steps)
-            kept = [row for row in found.get(part, []) if row["data"] not in options.sets]
+                rows = quality(bench, options.sets, options.seeds, options.steps, options.programs)
+            kept = [row for row in found.get(part, []) if not _made_anew(row, part, options)]
             for row in rows:
                 kept.append({**row, "load": os.getloadavg()[1]})
                 print(json.dumps(row), flush=True)

@@ -178,6 +178,8 @@ class Model(nn.Module, ABC):
     """
 
     family: ClassVar[Family]
+    #: Whether the optimiser's step shall be the compiled one where it can: for networks of many small tensors.
+    compiled_optimizer: ClassVar[bool] = False
 
     @abstractmethod
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
@@ -228,6 +230,30 @@ class Model(nn.Module, ABC):
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the optimiser's groups; one group of all parameters unless a family says otherwise."""
         return [ParameterGroup("model", [p for p in self.parameters() if p.requires_grad])]
+
+    def whole_step(
+        self, batch: Minibatch, context: StepContext, weights: Mapping[str, float], optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> dict[str, float] | None:
+        """Do all of a training step but the optimiser's: set the gradients of the objective and return the mean of each term over the cells.
+
+        A model whose step is written out for some devices overrides this; what it returns and sets must be what :meth:`before_step`,
+        :meth:`loss_terms` and tracing give.
+
+        Parameters
+        ----------
+        batch, context
+            As in :meth:`loss_terms`.
+        weights
+            Factor of each term in the objective: weight, sign and annealing.
+        optimizers
+            Those of the auxiliary groups, by name.
+
+        Returns
+        -------
+        dict or None
+            Means by term; None, with nothing drawn or changed, where the step must be traced.
+        """
+        return None
 
     def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
         """Do inner steps of auxiliary optimisers (discriminators); return values of declared metrics, averaged over the epoch."""

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from cellweave.core.errors import DataError
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
 from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
+from cellweave.core.models.midas_written import EXPERT_TERMS, WrittenStep
 from cellweave.core.models.vae_network import level_of
 from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.midas_discriminators import Discriminators
@@ -83,6 +84,7 @@ class MidasNetwork(Model):
     """
 
     family = FAMILY
+    compiled_optimizer = True
     own_code: Tensor
 
     def __init__(self, context: BuildContext) -> None:
@@ -108,7 +110,8 @@ class MidasNetwork(Model):
         self.batch_encoder = BatchEncoder(self.n_batches, sizes_of(options.batch_encoder), 2 * n_latent, how)
         self.batch_decoder = Mlp([options.n_technical, *sizes_of(options.batch_decoder), self.n_batches], **how)
         self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), context.extras, n_c, how)
-        self._kept: tuple[Minibatch, Seen] | None = None
+        self._kept: tuple[Minibatch, Seen, WrittenStep | None] | None = None
+        self._written: WrittenStep | None = None
         self._hits: dict[str, list[Tensor]] = {}
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
@@ -197,19 +200,24 @@ class MidasNetwork(Model):
 
     # ------------------------------------------------------------------ training
 
-    def _forward(self, batch: Minibatch, context: StepContext) -> Seen:
+    def _forward(self, batch: Minibatch, context: StepContext) -> tuple[Minibatch, Seen, WrittenStep | None]:
+        """Run the encoders of a step; return minibatch, what was seen, and where the step is written out, by what."""
         generator = context.generator
         told = self.options.batch_expert
         if context.training and told and self.options.batch_drop > 0:
             told = float(torch.rand((), generator=generator)) >= self.options.batch_drop
-        return self.see(batch, draw=True, told=told, generator=generator)
+        if context.training and WrittenStep.serves(self, batch):
+            if self._written is None or not self._written.current():
+                self._written = WrittenStep(self)
+            return batch, self._written.see(batch, Seen, told=told, generator=generator), self._written
+        return batch, self.see(batch, draw=True, told=told, generator=generator), None
 
     def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
         """Make the forward pass of the step and let the discriminators learn on its draws; see the class."""
         if context.weights.get("adversarial", 0.0) == 0:
             return {}
-        seen = self._forward(batch, context)
-        self._kept = batch, seen
+        self._kept = self._forward(batch, context)
+        seen = self._kept[1]
         optimizer = optimizers["discriminators"]
         keys, c, codes = self._discriminated(batch, seen)
         if not keys:
@@ -219,11 +227,40 @@ class MidasNetwork(Model):
         self._learn(keys, c, codes, context, optimizer)
         return {}
 
+    def whole_step(
+        self, batch: Minibatch, context: StepContext, weights: Mapping[str, float], optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> dict[str, float] | None:
+        """Do all of a step where it is written out; see :class:`Model`."""
+        if not WrittenStep.serves(self, batch):
+            return None
+        _, seen, written = self._forward(batch, context)
+        assert written is not None
+        self._move_absent_heads(seen.names)
+        discriminated = None
+        if context.weights.get("adversarial", 0.0) > 0:
+            discriminated = self._discriminated(batch, seen)
+            if discriminated[0]:
+                if self.stored and context.step % self.n_batches == 0:
+                    self._learn_reference(batch.n_cells, context, optimizers["discriminators"])
+                self._learn(*discriminated, context, optimizers["discriminators"])
+        names, with_batch = self._written_names(seen, context.weights, discriminated)
+        means = written.whole(batch, [weights.get(name, 0.0) for name in names], with_batch=with_batch, discriminated=discriminated)
+        found = dict(zip(names, means, strict=True))
+        if discriminated is not None:
+            found.setdefault("adversarial", 0.0)
+        return found
+
+    def _written_names(self, seen: Seen, weights: Mapping[str, float], discriminated: tuple[list[str], Tensor, Tensor] | None) -> tuple[list[str], bool]:
+        """Return the names of a written step's terms in their order, and whether the batch is among them."""
+        with_batch = "reconstruction_batch" in weights and seen.told
+        names = [*EXPERT_TERMS, *(reconstruction(name) for name in seen.names), *["reconstruction_batch"] * with_batch]
+        return [*names, *["adversarial"] * bool(discriminated and discriminated[0])], with_batch
+
     def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> None:
         """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes."""
-        for _ in range(self.options.discriminator_steps):
+        for number in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
-            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / c.shape[1], context.generator)
+            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / c.shape[1], context.generator, again=number > 0)
             if self.clip > 0:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False)
@@ -245,7 +282,7 @@ class MidasNetwork(Model):
         keys = [key for key in latents if self.n_classes[key] > 1]  # with one class it could only ever be right
         if not keys:
             return [], seen.z[:0], of_batch
-        codes = self.own_code[[self._row[key] for key in keys]][:, of_batch]
+        codes = self.own_code[:, of_batch][[self._row[key] for key in keys]] if len(keys) < len(self._row) else self.own_code[:, of_batch]
         for place, key in enumerate(keys):
             known = seen.known.get(key)
             if known is not None:
@@ -257,10 +294,12 @@ class MidasNetwork(Model):
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:
         """Return the terms of :func:`cellweave.core.models.midas.terms` of the modalities measured here, each ``(n_cells,)``."""
         kept, self._kept = self._kept, None
-        seen = kept[1] if kept is not None and kept[0] is batch else self._forward(batch, context)
+        _, seen, written = kept if kept is not None and kept[0] is batch else self._forward(batch, context)
         options, weights = self.options, context.weights
         if context.training:
             self._move_absent_heads(seen.names)
+        if written is not None:
+            return self._written_terms(written, batch, seen, weights)
         result = self._reconstructions(batch, seen, context.generator)
         if "reconstruction_batch" in weights and seen.told:
             logits = full_precision(self.batch_decoder(seen.z[:, options.n_latent :], context.generator))
@@ -270,6 +309,17 @@ class MidasNetwork(Model):
         result["alignment"] = self._alignment(seen)
         if weights.get("adversarial", 0.0) > 0:
             result["adversarial"] = self._adversarial(batch, seen, context)
+        return result
+
+    def _written_terms(self, written: WrittenStep, batch: Minibatch, seen: Seen, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Return the same terms from a step that is written out."""
+        adversarial = weights.get("adversarial", 0.0) > 0
+        discriminated = self._discriminated(batch, seen) if adversarial else None
+        names, with_batch = self._written_names(seen, weights, discriminated)
+        rows = written.loss_terms(batch, with_batch=with_batch, discriminated=discriminated)
+        result = dict(zip(names, rows, strict=True))
+        if adversarial:
+            result.setdefault("adversarial", seen.z.new_zeros(batch.n_cells))
         return result
 
     def _reconstructions(self, batch: Minibatch, seen: Seen, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -312,10 +362,13 @@ class MidasNetwork(Model):
         costs, logits = self.discriminators.costs(keys, c, codes, context.generator, fixed=True)
         if context.training:
             # Read at the end of the epoch only, so that no step waits for the device.
-            right, known = (logits.detach().argmax(2) == codes).sum(1), (codes >= 0).sum(1)
-            for place, key in enumerate(keys):
-                self._hits.setdefault(key, []).append(torch.stack([right[place], known[place]]))
+            self.note_hits(keys, torch.stack([(logits.detach().argmax(2) == codes).sum(1), (codes >= 0).sum(1)], 1))
         return costs.sum(0)
+
+    def note_hits(self, keys: Sequence[str], numbers: Tensor) -> None:
+        """Keep how many cells each discriminator guessed right and how many it was asked about, ``(n_keys, 2)``, for the epoch's metrics."""
+        for key, row in zip(keys, numbers, strict=True):
+            self._hits.setdefault(key, []).append(row)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the accuracy of each discriminator over the epoch, and begin anew."""

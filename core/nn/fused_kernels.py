@@ -232,33 +232,19 @@ def _count_nll(eta, is_poisson, starts, columns, values, has_mask, mask, mask_ro
     return True
 
 
-def _class_slopes(logits, codes, scale, out):
-    """Fill in the derivative by the logits of ``scale`` times the cross entropy of each row; 0 where its code is negative."""
-    scale = F(scale)
-    for n in range(logits.shape[0]):
-        if codes[n] < 0:
-            out[n] = F(0.0)
-            continue
-        top = logits[n, 0]
-        for j in range(1, logits.shape[1]):
-            top = max(top, logits[n, j])
-        total, check = F(0.0), F(0.0)
-        for j in range(logits.shape[1]):
-            x = logits[n, j]
-            if x != x:  # the exponential would hide what is not a number
-                check = x
-            e = _exp(x - top)
-            out[n, j] = e
-            total += e
-        share = scale / total + check
-        for j in range(logits.shape[1]):
-            out[n, j] *= share
-        out[n, codes[n]] -= scale
+def _gather_rows(starts, columns, values, rows, own_starts, own_columns, own_values):
+    """Copy some rows of a CSR matrix, whose new starts are known, one after the other."""
+    for n in range(rows.shape[0]):
+        first, to = starts[rows[n]], own_starts[n]
+        for i in range(own_starts[n + 1] - to):
+            own_columns[to + i] = columns[first + i]
+            own_values[to + i] = values[first + i]
     return True
 
 
 NUMBER = types.int64
-class_slopes = _compile(_class_slopes, types.boolean(MATRIX, WHOLE, types.float64, MATRIX))
+SHORT = types.int32[::1]
+gather_rows = _compile(_gather_rows, types.boolean(SHORT, SHORT, VECTOR, WHOLE, WHOLE, WHOLE, VECTOR))
 norm_mish = _compile(
     _norm_mish,
     types.boolean(

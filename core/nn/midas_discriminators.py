@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy
 from torch.nn.utils import parameters_to_vector
 
 from cellweave.core.nn.layers import full_precision
-from cellweave.core.nn.midas_layers import SEEDS, Mlp, kernels, norm_act, norm_mish, norm_mish_back
+from cellweave.core.nn.midas_layers import Mlp, kernels, norm_act
+from cellweave.core.nn.written_discriminators import WrittenDiscriminators
 
 
 class Discriminators(nn.Module):
@@ -37,6 +38,8 @@ class Discriminators(nn.Module):
     def __init__(self, n_in: int, sizes: Sequence[int], n_classes: Mapping[str, int], how: Mapping[str, Any]) -> None:
         super().__init__()
         self.n_classes, self.how, self.sizes = dict(n_classes), dict(how), (n_in, *sizes)
+        self.n_hidden_weights = sum((a + (1 if how["norm"] == "none" else 3)) * b for a, b in pairwise(self.sizes))
+        self._written: WrittenDiscriminators | None = None
         self.weights = nn.ParameterDict()
         for key, n in n_classes.items():
             plain = {"activation": how["activation"], "dropout": 0.0, "norm": "none" if how["norm"] == "none" else "ln"}
@@ -46,8 +49,8 @@ class Discriminators(nn.Module):
                     self.register_buffer(f"mean_{key}_{place}", torch.zeros(size))
                     self.register_buffer(f"var_{key}_{place}", torch.ones(size))
 
-    def _layers(self, stacked: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]], int]:
-        """Return weight, bias, gain and shift of each hidden layer as views of ``(n_keys, n_weights)``, and where the last map begins."""
+    def layers_of(self, stacked: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """Return weight, bias, gain and shift of each hidden layer as views of ``(n_keys, n_weights)``."""
         n_keys, at, found = len(stacked), 0, []
         for n_in, n_out in pairwise(self.sizes):
             weight = stacked[:, at : at + n_in * n_out].view(n_keys, n_out, n_in)
@@ -57,7 +60,7 @@ class Discriminators(nn.Module):
                 parts.append(stacked[:, at : at + n_out])
                 at += n_out
             found.append((weight, parts[0], parts[1] if len(parts) > 1 else None, parts[2] if len(parts) > 1 else None))
-        return found, at
+        return found
 
     def _stacked(self, keys: Sequence[str], *, fixed: bool) -> tuple[Tensor, Tensor, Tensor]:
         """Return the hidden layers' weights ``(n_keys, n_weights)``, and weight and bias of the last map; missing classes get a bias of -inf."""
@@ -65,7 +68,7 @@ class Discriminators(nn.Module):
         if fixed:
             vectors = [vector.detach() for vector in vectors]
         counts = [self.n_classes[key] for key in keys]
-        most, at = max(counts), len(vectors[0]) - counts[0] * (width + 1)
+        most, at = max(counts), self.n_hidden_weights
         if min(counts) == most:
             whole = torch.stack(vectors)
             return whole[:, :at], whole[:, at : at + most * width].view(len(keys), most, width), whole[:, at + most * width :]
@@ -92,7 +95,7 @@ class Discriminators(nn.Module):
         """
         hidden, end_weight, end_bias = self._stacked(keys, fixed=fixed)
         rate, x = self.how["dropout"] if self.training else 0.0, c
-        for place, (weight, bias, gain, shift) in enumerate(self._layers(hidden)[0]):
+        for place, (weight, bias, gain, shift) in enumerate(self.layers_of(hidden)):
             x = full_precision(torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)))
             if self.how["norm"] == "bn":
                 x = torch.stack([self._batch_norm(key, place, part) for key, part in zip(keys, x, strict=True)])
@@ -117,7 +120,9 @@ class Discriminators(nn.Module):
         flat = cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none", ignore_index=-1)
         return flat.view(codes.shape), logits
 
-    def learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None) -> None:
+    def learn(
+        self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, *, again: bool = False
+    ) -> None:
         """Set the gradients of the discriminators that are asked: of ``scale`` times the sum of their cross entropies.
 
         On a CPU the derivatives are written out instead of traced, since these networks are so small that tracing them costs more than they do.
@@ -128,43 +133,25 @@ class Discriminators(nn.Module):
             As in :meth:`costs`; nothing flows back into ``c``.
         scale
             Multiplies the costs.
+        again
+            Whether they are shown what they were shown last.
         """
         c = c.detach()
-        plain = self.how["norm"] == "ln" and self.how["activation"] == "mish"
-        module = kernels(c) if plain else None
         with torch.autocast(c.device.type, enabled=False):  # too small to gain from narrow products
-            if module is None:
+            written = self.written(c)
+            if written is None:
                 (self.costs(keys, c, codes, generator)[0].sum() * scale).backward()
                 return
             with torch.no_grad():
-                self._learn_written_out(keys, c, codes, scale, generator, module)
+                if not again:
+                    written.show(keys, c, codes)
+                written.forward(generator)
+                written.backward(np.full(codes.shape, scale, np.float32), for_weights=True, by_c=False)
 
-    def _learn_written_out(
-        self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, module: ModuleType
-    ) -> None:
-        rate = self.how["dropout"] if self.training else 0.0
-        hidden, end_weight, end_bias = self._stacked(keys, fixed=True)
-        x, passed = c, []
-        for weight, bias, gain, shift in self._layers(hidden)[0]:
-            assert gain is not None and shift is not None
-            gain, shift = gain.contiguous(), shift.contiguous()
-            before = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-            seed = int(torch.randint(SEEDS, (), generator=generator)) if rate > 0 else 0
-            out, slope, moments = norm_mish(before, gain, shift, c.shape[1], rate, seed, module)
-            passed.append((x, weight, before, slope, moments, gain))
-            x = out
-        logits = torch.baddbmm(end_bias[:, None], x, end_weight.transpose(1, 2))
-        by_out = torch.empty_like(logits)
-        flat = (part.numpy().reshape(-1, logits.shape[2]) for part in (logits, by_out))
-        module.class_slopes(next(flat), codes.contiguous().numpy().reshape(-1), scale, next(flat))
-        by_end_weight, by_end_bias = by_out.transpose(1, 2) @ x, by_out.sum(1)
-        by_x, found = by_out @ end_weight, []
-        for inputs, weight, before, slope, moments, gain in reversed(passed):
-            by_before, by_gain, by_shift = norm_mish_back(by_x, before, slope, moments, gain, c.shape[1], module)
-            found.append([(by_before.transpose(1, 2) @ inputs).flatten(1), by_before.sum(1), by_gain, by_shift])
-            if inputs is not c:
-                by_x = by_before @ weight
-        of_hidden = torch.cat([part for layer in reversed(found) for part in layer], 1)
-        for place, key in enumerate(keys):
-            n = self.n_classes[key]
-            self.weights[f"of_{key}"].grad = torch.cat([of_hidden[place], by_end_weight[place, :n].flatten(), by_end_bias[place, :n]])
+    def written(self, c: Tensor) -> WrittenDiscriminators | None:
+        """Return the same networks with derivatives that are written out, where they serve: on a CPU in float32, with layer norm and Mish."""
+        if self.how["norm"] != "ln" or self.how["activation"] != "mish" or kernels(c) is None:
+            return None
+        if self._written is None:
+            self._written = WrittenDiscriminators(self)
+        return self._written

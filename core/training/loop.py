@@ -230,21 +230,17 @@ class Trainer:
             self._set_kl_factor()
         self._set_learning_rate()
         auxiliary = {name: opt for name, (opt, is_auxiliary) in self.optimizers.items() if is_auxiliary}
-        if auxiliary:
-            with self._autocast():
-                self.inner.add(self.model.before_step(batch, context, auxiliary))
         for optimizer, _ in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            values = self.model.loss_terms(batch, context)
-        reduced = self.objective.reduced(values)
-        total = self.objective.total(reduced)
-        if self.device.type == "cpu" or self.at.step % DEVICE_NAN_CHECK == 0:
-            self._check_finite(total, reduced)
-        if not self.learns:
-            self.sums.add(reduced, total, batch.n_cells)
-            return
-        total.backward()
+            means = self.model.whole_step(batch, context, self.objective.effective, auxiliary) if self.learns else None
+        if means is None:
+            self._trace(batch, context, auxiliary)
+        else:
+            total = sum(self.objective.effective[name] * value for name, value in means.items())
+            if not np.isfinite(total):
+                self._check_finite(torch.tensor(total), {name: torch.tensor(value) for name, value in means.items()})
+            self.sums.add_numbers(means, total, batch.n_cells)
         for optimizer, is_auxiliary in self.optimizers.values():
             if is_auxiliary:
                 continue
@@ -252,6 +248,22 @@ class Trainer:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 torch.nn.utils.clip_grad_norm_(parameters, self.spec.training.gradient_clip, error_if_nonfinite=False)
             optimizer.step()
+
+    def _trace(self, batch: Minibatch, context: StepContext, auxiliary: dict[str, torch.optim.Optimizer]) -> None:
+        """Let the auxiliary groups learn, and set the gradients of the objective by torch's tracing."""
+        if auxiliary:
+            with self._autocast():
+                self.inner.add(self.model.before_step(batch, context, auxiliary))
+            for optimizer, _ in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            values = self.model.loss_terms(batch, context)
+        reduced = self.objective.reduced(values)
+        total = self.objective.total(reduced)
+        if self.device.type == "cpu" or self.at.step % DEVICE_NAN_CHECK == 0:
+            self._check_finite(total, reduced)
+        if self.learns:
+            total.backward()
         self.sums.add(reduced, total, batch.n_cells)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:

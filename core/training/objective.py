@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,8 +49,9 @@ class Objective:
             self._refresh()
 
     def _refresh(self) -> None:
-        effective = [self.weights[term.name] * term.sign * (self.kl_factor if term.annealed else 1.0) for term in self.terms]
-        self._buffer.copy_(torch.tensor(effective))
+        #: Factor of each term in the objective: its weight, sign and annealing.
+        self.effective = {term.name: self.weights[term.name] * term.sign * (self.kl_factor if term.annealed else 1.0) for term in self.terms}
+        self._buffer.copy_(torch.tensor(list(self.effective.values())))
 
     def reduced(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return each term as the scalar that enters the objective: mean per cell, as it is, or per training cell."""
@@ -106,6 +108,13 @@ class EpochSums:
         self.values += found * n_cells
         self.plain += found[:-1]
         self.cells += torch.tensor([float(n_cells if term.name in reduced else 0) for term in self.terms] + [float(n_cells)], dtype=self._dtype)
+
+    def add_numbers(self, means: Mapping[str, float], total: float, n_cells: int) -> None:
+        """Add a minibatch whose terms are numbers already, on the CPU."""
+        found = np.array([*(means.get(term.name, 0.0) for term in self.terms), total])
+        self.values.numpy()[:] += found * n_cells
+        self.plain.numpy()[:] += found[:-1]
+        self.cells.numpy()[:] += np.array([*(n_cells * (term.name in means) for term in self.terms), n_cells])
 
     def means(self) -> dict[str, float]:
         """Return the mean per cell of every term seen, of ``total``, and ``elbo`` (the negative ELBO, unweighted)."""

@@ -8,6 +8,7 @@ design notes on performance); the third keeps the arrays on the device and gathe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from cellweave.core.models.base import Minibatch
 from cellweave.core.nn.counts import CountBatch
+from cellweave.core.nn.midas_layers import kernels
 from cellweave.core.training.data import TrainingData
 from cellweave.core.training.schedule import N_MAX
 
@@ -47,11 +49,39 @@ class HostSource:
         self.n_features = int(counts.shape[1])
         # Known once for all minibatches, so that no step has to look again.
         self._integer, self._max_count = _kind_of_values(counts)
+        self._plain = self._in_memory()
+        self._kernels: ModuleType | None = None
+        self._stores_zeros = not (self._plain and bool(counts.data.all()))
+
+    def _in_memory(self) -> bool:
+        """Return whether the compiled gather can read the arrays: as scipy makes them, in memory, for a minibatch on the CPU."""
+        arrays = (self.counts.indptr, self.counts.indices, self.counts.data)
+        kinds = tuple(array.dtype for array in arrays) == (np.int32, np.int32, np.float32)
+        return kinds and self.device.type == "cpu" and all(type(a) is np.ndarray and a.flags.writeable and a.flags.c_contiguous for a in arrays)
 
     def rows(self, indices: np.ndarray) -> CountBatch:
         """Return the counts of the cells ``indices`` by one vectorised row gather."""
+        if self._plain:
+            self._kernels = self._kernels or kernels(torch.empty(0))
+            if self._kernels is not None and indices.dtype == np.int64:
+                return self._gathered(self._kernels, np.ascontiguousarray(indices))
         part = self.counts[indices]
         return CountBatch.from_csr(part.indptr, part.indices, part.data, self.n_features, self.device, integer=self._integer, max_count=self._max_count)
+
+    def _gathered(self, module: ModuleType, indices: np.ndarray) -> CountBatch:
+        """Return the counts of some cells by a compiled loop; what scipy does around its own costs more than the copy."""
+        counts = self.counts
+        if len(indices) and not (indices.min() >= 0 and indices.max() < counts.shape[0]):
+            message = "a cell that is asked for does not exist"
+            raise IndexError(message)
+        starts = np.zeros(len(indices) + 1, np.int64)
+        np.cumsum(counts.indptr[indices + 1] - counts.indptr[indices], out=starts[1:])
+        columns, values = torch.empty(int(starts[-1]), dtype=torch.int64), torch.empty(int(starts[-1]), dtype=torch.float32)
+        module.gather_rows(counts.indptr, counts.indices, counts.data, indices, starts, columns.numpy(), values.numpy())
+        return CountBatch(
+            None, columns, values, (len(indices), self.n_features), integer=self._integer, stores_zeros=self._stores_zeros, max_count=self._max_count,
+            row_starts=torch.from_numpy(starts),
+        )  # fmt: skip
 
 
 class DeviceSource:

@@ -12,6 +12,7 @@ import torch
 
 from cellweave.core.models.base import Model
 from cellweave.core.spec import RunSpec
+from cellweave.core.training.compiled_adam import CompiledAdam, serves
 
 
 def seed_everything(seed: int, epoch: int, purpose: str) -> None:
@@ -33,6 +34,11 @@ def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[s
     fused = device.type in {"cpu", "cuda"}
 
     def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if model.compiled_optimizer and serves([parameter for group in groups for parameter in group["params"]]):
+            return CompiledAdam(
+                groups, decoupled=training.optimizer != "adam", narrow=training.gradient_clip == 0, lr=training.learning_rate, eps=training.adam_eps,
+                weight_decay=training.weight_decay,
+            )  # fmt: skip
         return make(groups, lr=training.learning_rate, eps=training.adam_eps, weight_decay=training.weight_decay, fused=fused)
 
     ordinary, result = [], {}
