@@ -132,7 +132,8 @@ class ModalitiesView(RunView):
         self.total.setAccessibleName("Score of the mosaic")
         lower = QSplitter(Qt.Orientation.Horizontal)
         for heading, table, csv, words in (
-            ("Agreement of the modalities in the same cells", self.table, self.csv, None), ("Score of the mosaic (scMIB)", self.parts, self.parts_csv, self.total),
+            ("Agreement of the modalities in the same cells", self.table, self.csv, None),
+            ("Score of the mosaic (scMIB)", self.parts, self.parts_csv, self.total),
         ):  # fmt: skip
             side = QWidget()
             layout = QVBoxLayout(side)

@@ -36,7 +36,7 @@ SCIB_WEIGHTS = {"scmib_batch": 0.4, "scmib_bio": 0.6}
 MODALITY_PARTS: dict[str, MetricInfo] = {
     "asw_modality": MetricInfo("ASW over modality", "1 where the modalities of each label cannot be told apart in c.", "modality", ("labels",)),
     "foscttm": MetricInfo("1 \N{MINUS SIGN} FOSCTTM", "1 minus the share of cells that lie nearer than the true match; 0.5 is chance.", "modality", ()),
-    "label_transfer": MetricInfo("Label transfer", "Share of labels that are right when told from another modality's 5 nearest cells.", "modality", ("labels",)),
+    "label_transfer": MetricInfo("Label transfer", "Share of labels that are right when told by 5 cells of another modality.", "modality", ("labels",)),
     "told_atac": MetricInfo("AUROC, ATAC", "Area under the ROC curve of peaks told from other modalities; 0.5 is chance.", "modality", ()),
     "told_rna": MetricInfo("Pearson, RNA", "Correlation of all counts of RNA with those told from other modalities.", "modality", ()),
     "told_adt": MetricInfo("Pearson, ADT", "Correlation of all counts of proteins with those told from other modalities.", "modality", ()),

@@ -14,7 +14,15 @@ from cellweave.core.errors import RunFolderError, SpecError
 from cellweave.core.export.canvas import MARGIN, Canvas, line_height, shorten, text_width, wrap
 from cellweave.core.export.embedding_figure import DOT, DOT_GAP, NARROW_LABEL
 from cellweave.core.export.figure_options import FigureOptions
-from cellweave.core.export.palette import category_colours, colour_table, draw_order, hex_to_rgb, look, loss_colour, value_range
+from cellweave.core.export.palette import (
+    category_colours,
+    colour_table,
+    draw_order,
+    hex_to_rgb,
+    look,
+    loss_colour,
+    value_range,
+)
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
@@ -176,26 +184,27 @@ class _Figure:
         missing = np.array(hex_to_rgb(look(theme)["missing"]))
         if self.column is None:
             return np.tile(np.array(hex_to_rgb(loss_colour(0, theme))) / 255, (n_cells, 1))
-        if self.column.levels is None:
+        levels = self.column.levels
+        if levels is None:
             low, high = value_range(self.column.numbers)
             place = np.clip((np.nan_to_num(self.column.numbers, nan=low) - low) / max(high - low, 1e-12), 0, 1)
             found = colour_table(self.options.colour_map)[(place * 255).round().astype(int)].astype(float)
             found[self.column.missing] = missing
             return np.asarray(found / 255)
-        usual = category_colours(len(self.column.levels), theme)
-        named = [self.options.colours.get(level, colour) for level, colour in zip(self.column.levels, usual, strict=True)]
+        usual = category_colours(len(levels), theme)
+        named = [self.options.colours.get(level, colour) for level, colour in zip(levels, usual, strict=True)]
         return np.array([*(hex_to_rgb(colour) for colour in named), missing])[self.column.codes] / 255
 
     def _draw_legend(self, canvas: Canvas, left: float, top: float, down: float) -> None:
         assert self.column is not None and self.column.levels is not None
-        theme, column = self.options.theme, self.column
+        theme, column, levels = self.options.theme, self.column, self.column.levels
         axes = canvas.axes(left, top, self.legend, down)
         axes.set(xlim=(0, self.legend), ylim=(down, 0))
         axes.axis("off")
-        counts = np.bincount(column.codes[column.codes >= 0], minlength=len(column.levels))
+        counts = np.bincount(column.codes[column.codes >= 0], minlength=len(levels))
         entries = [
             (level, self.options.colours.get(level, colour))
-            for level, colour, count in zip(column.levels, category_colours(len(column.levels), theme), counts, strict=True) if count
+            for level, colour, count in zip(levels, category_colours(len(levels), theme), counts, strict=True) if count
         ]  # fmt: skip
         if (column.codes < 0).any():
             entries.append(("missing", look(theme)["missing"]))

@@ -284,7 +284,15 @@ def check_study(spec: RunSpec, study: Study) -> list[str]:
     """Return what cannot be honoured with these data: options of modalities that they do not have."""
     if spec.reference is not None:  # what is mapped need not have every modality of its reference, whose options it takes over
         return []
-    return strange_names(spec.model, TABLES, list(study.modalities))
+    model = spec.model
+    assert isinstance(model, MidasOptions)
+    unknown = [name for name in study.modalities if not model.knows(name)]
+    found = [
+        f"MIDAS does not know the modality '{name}' (it knows {', '.join(modality_kinds())}): say what its values are drawn from, "
+        f"model.distribution.{name} = 'poisson' for counts, or rename it"
+        for name in unknown
+    ]
+    return [*found, *strange_names(model, TABLES, list(study.modalities))]
 
 
 FAMILY = Family(

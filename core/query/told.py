@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,7 @@ def is_binary(spec: RunSpec, modality: str) -> bool:
     return of is not None and distribution(of(modality)).support == "binary"
 
 
-def write_translations(results: Path, rows: list[Mapping[str, Any]]) -> Path:
+def write_translations(results: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write what :func:`translation_scores` found into the folder of results and return the file."""
-    write_json_atomic(results / FILE, {"version": VERSION, "most_cells": MOST_CELLS, "translations": rows})
+    write_json_atomic(results / FILE, {"version": VERSION, "most_cells": MOST_CELLS, "translations": list(rows)})
     return results / FILE

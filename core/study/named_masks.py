@@ -14,6 +14,8 @@ from cellweave.core.study.readers.base import ModalitySource, Source
 from cellweave.core.study.study import Modality
 
 ANNOTATION = ("obsm/", "var/", "uns/")
+#: End of the notes on masks of nothing.
+UNUSED = "it was not used"
 BY_BATCH = "mask_"  # scmidas writes uns['mask_BATCH']
 
 
@@ -49,13 +51,13 @@ def named_mask(
         return found
     own = _own_features(modality)
     if place is None:
-        return masks.both(found, _found_by_name(modality, source, obs, features, own))
+        return masks.both(found, _found_by_name(modality, source, obs, features, own, rows))
     if not place.startswith(ANNOTATION):
         return found
     where, _, name = place.partition("/")
     value = modality.read_mask(place)
     if value is None and where != "obsm" and modality.mask_names is not None and modality.mask_names(where, f"{name}_"):
-        return masks.both(found, _by_batch(modality, source, obs, features, own, where, f"{name}_", wanted=True))
+        return masks.both(found, _by_batch(modality, source, obs, features, own, rows, where, f"{name}_", wanted=True))
     if value is None:
         raise DataError(f"{modality.name} of '{source.path.name}' has no mask at '{place}'.", f"Correct data.masks.{modality.name}.")
     if where == "obsm":
@@ -75,14 +77,17 @@ def _own_features(modality: ModalitySource) -> np.ndarray:
     return names if place.columns is None else names[place.columns]
 
 
-def _found_by_name(modality: ModalitySource, source: Source, obs: pd.DataFrame, features: np.ndarray, own: np.ndarray) -> masks.CellMask | None:
+def _found_by_name(
+    modality: ModalitySource, source: Source, obs: pd.DataFrame, features: np.ndarray, own: np.ndarray, rows: np.ndarray | None
+) -> masks.CellMask | None:
     if modality.mask_names is None or not modality.mask_names("uns", BY_BATCH):
         return None
-    return _by_batch(modality, source, obs, features, own, "uns", BY_BATCH, wanted=False)
+    return _by_batch(modality, source, obs, features, own, rows, "uns", BY_BATCH, wanted=False)
 
 
 def _by_batch(
-    modality: ModalitySource, source: Source, obs: pd.DataFrame, features: np.ndarray, own: np.ndarray, where: str, prefix: str, *, wanted: bool
+    modality: ModalitySource, source: Source, obs: pd.DataFrame, features: np.ndarray, own: np.ndarray, rows: np.ndarray | None, where: str, prefix: str,
+    *, wanted: bool,
 ) -> masks.CellMask | None:
     """Return the mask that has one entry a batch, ``uns['mask_BATCH']``."""
     assert modality.mask_names is not None and modality.read_mask is not None
@@ -94,12 +99,15 @@ def _by_batch(
                 f"The masks {where}['{prefix}{levels[0]}'] ... of {modality.name} are named after no level of a column of '{source.path.name}'.",
                 "Name them after the batches.",
             )
+        source.notes.append(f"The mask of {modality.name} for {', '.join(levels[:3])} is of no batch in which {modality.name} was measured; {UNUSED}.")
         return None
     present = {str(value) for value in obs[column].dropna().unique()}
+    measured = present if rows is None else {str(value) for value in obs[column].iloc[rows[rows >= 0]].dropna().unique()}
     named = {}
     for level in levels:
-        if level not in present:
-            source.notes.append(f"There is a mask of {modality.name} for '{level}', which no cell of '{source.path.name}' is of; it was not used.")
+        if level not in measured:
+            why = f"in whose cells {modality.name} was not measured" if level in present else f"which no cell of '{source.path.name}' is of"
+            source.notes.append(f"There is a mask of {modality.name} for '{level}', {why}; {UNUSED}.")
             continue
         place = f"{where}/{prefix}{level}"
         names, mask = masks.from_array(modality.read_mask(place), obs, own, place, modality.name)

@@ -11,6 +11,7 @@ from cellweave.core.spec.run import RunSpec
 from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.counts import scan_matrix
 from cellweave.core.study.header import FileHeader
+from cellweave.core.study.named_masks import UNUSED
 from cellweave.core.study.preflight_mosaic import check_mosaic
 from cellweave.core.study.same_cells import APART, JOINED
 from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, Modality, Study
@@ -154,15 +155,22 @@ def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]
             yield Check("feature-names", Level.WARN, f"Feature names of {modality.name} repeat", text, (fix,), where)
 
 
-def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
+def _noted(study: Study) -> Iterator[Check]:
+    """Say what was found while the files were read that a person should know before a run."""
     for note in study.notes:
         if JOINED in note:
             yield Check("same-cells", Level.OK, "Cells of several files are paired by name", note, where="data.same_cells")
+        elif note.endswith(f"{UNUSED}."):
+            yield Check("mask-unused", Level.WARN, "A mask of nothing", note, where="data.masks")
         elif APART in note:
             yield Check("same-cells", Level.WARN, "Cells of several files are not paired", note, where="data.same_cells")
         if note.startswith(ALL_MASKED):
             text = f"{note} If that is not so, look at data.masks, or at the masks in the file (uns['mask_BATCH'], mask/*.csv)."
             yield Check("mask-hides-all", Level.WARN, "A mask hides whole cells", text, where="data.masks")
+
+
+def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
+    yield from _noted(study)
     for name, found in study.left_out_modalities.items():
         text = f"{name} was left out, because {found}."
         fix: tuple[Fix, ...] = ()

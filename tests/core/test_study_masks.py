@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import anndata
 import h5py
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,10 +16,12 @@ from hypothesis.extra.numpy import arrays
 from scipy import sparse
 
 from cellweave.core.errors import DataError
+from cellweave.core.spec import RunSpec
 from cellweave.core.spec.data import DataSpec, SwitchedOff
-from cellweave.core.study import load_study, masks
+from cellweave.core.study import Level, load_study, masks
 from cellweave.core.study.blocks import UNPLACED, block_labels, contig_of, in_blocks, is_chromosome, natural_order
 from cellweave.core.study.held_out import HeldOut
+from cellweave.core.study.preflight import preflight
 from cellweave.core.study.study import Modality, Study
 
 GENES = ["CD3E", "CD4", "CD8A", "LYZ", "MS4A1"]
@@ -325,3 +328,32 @@ def test_a_mask_that_hides_a_whole_batch_is_named(tmp_path):
     spec = RunSpec().with_changes({"data.paths": (str(tmp_path / "a.h5ad"),), "data.masks": {"rna": "layers/known"}})
     check = next(one for one in preflight(spec, load_study(spec.data)) if one.id == "mask-hides-all")
     assert check.level is Level.WARN and "every feature of rna in 3 cells" in check.text and "data.masks" in check.text
+
+
+def test_a_mask_of_a_batch_in_which_the_modality_was_not_measured_is_said(tmp_path):
+    cells = [f"c{k}" for k in range(8)]
+    rna = anndata.AnnData(np.ones((4, 2), np.float32), obs=pd.DataFrame({"batch": ["x", "x", "y", "y"]}, index=cells[:4]), var=pd.DataFrame(index=["a", "b"]))
+    adt = anndata.AnnData(np.ones((4, 2), np.float32), obs=pd.DataFrame({"batch": ["y", "y", "z", "z"]}, index=cells[2:6]), var=pd.DataFrame(index=["p", "q"]))
+    rna.uns["mask_z"] = np.array([1, 0])
+    mudata.MuData({"rna": rna, "adt": adt}).write_h5mu(tmp_path / "one.h5mu")
+    study = load_study(DataSpec(paths=(str(tmp_path / "one.h5mu"),)))
+    found = [check for check in preflight(RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"}), study) if check.id == "mask-unused"]
+    assert [check.level for check in found] == [Level.WARN]
+    assert "mask of rna for z" in found[0].text
+    assert study.modalities["rna"].feature_mask is None
+
+
+def test_a_modality_that_midas_does_not_know_fails_the_check(tmp_path):
+    cells = [f"c{k}" for k in range(4)]
+    obs = pd.DataFrame({"batch": list("xxyy")}, index=cells)
+    parts = {
+        name: anndata.AnnData(np.ones((4, 2), np.float32), obs=obs.copy(), var=pd.DataFrame(index=[f"{name}1", f"{name}2"])) for name in ("rna", "strange")
+    }  # fmt: skip
+    mudata.MuData(parts).write_h5mu(tmp_path / "one.h5mu")
+    spec = RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch", "data.paths": (str(tmp_path / "one.h5mu"),)})
+    study = load_study(spec.data)
+    found = {check.id: check for check in preflight(spec, study)}
+    assert found["model-data"].level is Level.FAIL
+    assert "does not know the modality 'strange'" in found["model-data"].text
+    declared = spec.with_changes({"model.distribution": {"strange": "poisson"}})
+    assert "model-data" not in {check.id for check in preflight(declared, study)}
