@@ -87,9 +87,8 @@ class EffectsView(RunView):
         side.addWidget(self.bars, 1)
         side.addWidget(self.shares_title)
         side.addWidget(self.shares, 1)
-        self.plot.setMinimumHeight(17 * self.fontMetrics().height())  # with fewer lines its ticks cover each other
+        self.plot.setMinimumHeight(18 * self.fontMetrics().height())  # with fewer lines its ticks cover each other
         side.addWidget(self.plot, 3)
-        side.addWidget(self.words)
         whole = QSplitter()
         whole.addWidget(self.table)
         whole.addWidget(right)
@@ -100,6 +99,7 @@ class EffectsView(RunView):
         layout.setSpacing(8)
         layout.addWidget(head)
         layout.addWidget(whole, 1)
+        layout.addWidget(self.words)
 
     # ------------------------------------------------------------------ the run
 
@@ -287,7 +287,10 @@ class EffectsView(RunView):
         effects, name = self.effects, self.modality.currentData()
         assert effects is not None
         norms, library = effects.norms[name], effects.library[name]
-        parts = [f"Covariates have {norms['share']:.0%} of the norm of the {modality_kind(name).label} decoder's first layer"]
+        label = modality_kind(name).label
+        parts = [f"Covariates have {norms['share']:.0%} of the norm of the {label} decoder's first layer"]
+        if not norms["covariates"]:
+            parts = [f"The {label} decoder is told of no covariate"]
         single = [f"{key.removeprefix('column:')} {value:.2g}" for key, value in norms.items() if key.startswith("column:") and value]
         if single:
             parts[0] += f" ({', '.join(single)}; latent {norms['latent']:.2g})"
