@@ -18,15 +18,17 @@ LEVELS = {
     "failure_mode": "What went wrong", "leaf_within_library": "Within its library", "leaf_across_libraries": "Across libraries",
     "leaf_across_datasets": "Across data sets",
 }  # fmt: skip
-GOOD, PARTLY, APART, WRONG, MIXED, POOR, NEUTRAL = "#009E73", "#9BB83A", "#0072B2", "#D55E00", "#E69F00", "#CC79A7", "#56B4E9"
-#: Colour of a leaf by what it says: green fits, blue is kept apart, vermilion is paired wrongly, orange is mixed, pink is poor.
+GOOD = "#009E73"
+#: Colour of a leaf by what it says: green fits, olive partly fits, blue is kept apart, vermilion is paired wrongly, orange is mixed, pink is poor; in each
+#: hue a shade of its own, since one picture may show several.
 COLOURS = {
-    "ideal": GOOD, "WL-1_ideal": GOOD, "XL-1_ideal": GOOD, "XD-1_ideal": GOOD, "WL-2_merged_related": PARTLY, "XL-2_partial": PARTLY, "XD-3_partial": PARTLY,
-    "WL-0_orphan": "#00487A", "XL-0a_under_integration": APART, "XL-0b_compounded_failure": "#00487A", "XD-0a_dataset_enriched": NEUTRAL,
-    "XD-0b_under_integration": APART, "XD-0_isolated_unknown": "#6FA8D6", "XD-0c_cascaded": "#3D85C6", "XD-0d_compounded": "#00487A",
-    "WL-4_false_merge_confident": WRONG, "XL-3_wrong_pairing": WRONG, "XD-4a_wrong_pairing": WRONG, "XD-4b_systematic_failure": "#9C3D00",
-    "WL-5_false_merge_partial": MIXED, "XL-4_forced_distinct": MIXED, "XD-5a_forced_merge": MIXED, "XD-5b_semi_random": "#F0C05A",
-    "WL-3_noisy": POOR, "XL-5_poor_model": "#9E5488", "XD-6_poor_model": "#9E5488", "XD-2_spurious": POOR,
+    "ideal": GOOD, "WL-1_ideal": GOOD, "XL-1_ideal": GOOD, "XD-1_ideal": GOOD,
+    "WL-2_merged_related": "#9BB83A", "XL-2_partial": "#6B8E23", "XD-3_partial": "#CBDD80",
+    "WL-0_orphan": "#00487A", "XL-0a_under_integration": "#0072B2", "XL-0b_compounded_failure": "#5A6FB0", "XD-0a_dataset_enriched": "#56B4E9",
+    "XD-0b_under_integration": "#2B8FD6", "XD-0_isolated_unknown": "#93BFE3", "XD-0c_cascaded": "#3D6FA8", "XD-0d_compounded": "#7C6FC4",
+    "WL-4_false_merge_confident": "#D55E00", "XL-3_wrong_pairing": "#F4845F", "XD-4a_wrong_pairing": "#B5402A", "XD-4b_systematic_failure": "#8A3B12",
+    "WL-5_false_merge_partial": "#E69F00", "XL-4_forced_distinct": "#B8860B", "XD-5a_forced_merge": "#F7C948", "XD-5b_semi_random": "#8F7426",
+    "WL-3_noisy": "#CC79A7", "XL-5_poor_model": "#9E5488", "XD-6_poor_model": "#75407F", "XD-2_spurious": "#E5A9CB",
 }  # fmt: skip
 
 

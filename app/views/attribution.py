@@ -83,8 +83,9 @@ class AttributionView(RunView):
         self._of_scatter: list[QWidget] = [labelled(name, box) for name, box in (("Score", self.score), ("across", self.across), ("up", self.up))]
         for widget in self._of_scatter:
             flow.addWidget(widget)
-        self._of_scatter.append(self.log)
-        flow.addWidget(side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button))
+        self._flow, self._of_scatter = flow, [*self._of_scatter, self.log]
+        self._tools = side_by_side(self.score, self.log, self.lasso, self.figure_button, self.csv_button)
+        flow.addWidget(self._tools)
         self.scatter = ScorePanel()
         self.scatter.canvas.setAccessibleName("Scores of two modalities")
         self.scatter.box.sigRangeChangedManually.connect(self._moved_by_hand)
@@ -216,8 +217,7 @@ class AttributionView(RunView):
             self._selected = chosen if chosen.any() else None
         self.data = data
         self._fill_choosers(data)
-        for widget in (*self._of_scatter, self.scatter):
-            widget.setVisible(not self.alone)
+        self._arrange_head()
         ratios = score_columns(data.scores)
         own = {name: ColumnData.continuous(values, unit=unit, diverging=diverging) for name, (values, unit, diverging) in ratios.items()}
         others = {name: column_of(name, column) for name, column in data.columns.items()}
@@ -235,6 +235,15 @@ class AttributionView(RunView):
         self._fit_panels()
         self._mark_selection()
         self._say()
+
+    def _arrange_head(self) -> None:
+        """Leave out what is of the scatter where there is none; a field that is only hidden would keep its gap."""
+        for widget in (*self._of_scatter, self.scatter):
+            widget.setVisible(not self.alone)
+        while self._flow.count():
+            self._flow.takeAt(0)
+        for widget in (*(self._of_scatter[:-1] if not self.alone else ()), self._tools):
+            self._flow.addWidget(widget)
 
     def _defaults(self, scores: list[str], columns: list[str]) -> tuple[str, str, str]:
         """Return what the scatter and the two embeddings are coloured by at first."""

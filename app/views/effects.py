@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from cellweave.core.query.effects import Effects
 
 SMALLEST = 1e-12
+UNSEEN = 1.2e-8  # background of a gene without a count in a library: where it began, which would squeeze the plot of all others
 
 
 class EffectsView(RunView):
@@ -83,11 +84,11 @@ class EffectsView(RunView):
         side.setContentsMargins(4, 0, 0, 0)
         side.setSpacing(8)
         side.addWidget(self.bars_title)
-        side.addWidget(self.bars, 2)
+        side.addWidget(self.bars, 1)
         side.addWidget(self.shares_title)
-        side.addWidget(self.shares, 2)
+        side.addWidget(self.shares, 1)
+        self.plot.setMinimumHeight(18 * self.fontMetrics().height())  # with fewer lines its ticks cover each other
         side.addWidget(self.plot, 3)
-        side.addWidget(self.words)
         whole = QSplitter()
         whole.addWidget(self.table)
         whole.addWidget(right)
@@ -98,6 +99,7 @@ class EffectsView(RunView):
         layout.setSpacing(8)
         layout.addWidget(head)
         layout.addWidget(whole, 1)
+        layout.addWidget(self.words)
 
     # ------------------------------------------------------------------ the run
 
@@ -267,9 +269,10 @@ class EffectsView(RunView):
         columns = {"Share of background": ColumnData.continuous(values["share"])}
         if "specific" in values:
             columns["Background here over other levels, log2"] = ColumnData.continuous(values["specific"], diverging=True)
+        background = np.where(values["background"] > UNSEEN, values["background"], np.nan)
         kept = self.plot.column_name()
         self.plot.set_columns(columns, kept if kept in columns else "")
-        self.plot.set_scores(expression, values["background"], (("Expression", "counts"), ("Background", "counts")), log=True)
+        self.plot.set_scores(expression, background, (("Expression", "counts"), ("Background", "counts")), log=True)
         self.plot.fit()
 
     def _hover(self, index: int | None) -> None:
@@ -284,7 +287,10 @@ class EffectsView(RunView):
         effects, name = self.effects, self.modality.currentData()
         assert effects is not None
         norms, library = effects.norms[name], effects.library[name]
-        parts = [f"Covariates have {norms['share']:.0%} of the norm of the {modality_kind(name).label} decoder's first layer"]
+        label = modality_kind(name).label
+        parts = [f"Covariates have {norms['share']:.0%} of the norm of the {label} decoder's first layer"]
+        if not norms["covariates"]:
+            parts = [f"The {label} decoder is told of no covariate"]
         single = [f"{key.removeprefix('column:')} {value:.2g}" for key, value in norms.items() if key.startswith("column:") and value]
         if single:
             parts[0] += f" ({', '.join(single)}; latent {norms['latent']:.2g})"

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from qtpy.QtCore import QModelIndex, QPersistentModelIndex, QRectF, QSize, Qt
 from qtpy.QtGui import QColor, QIcon, QPainter, QPixmap
-from qtpy.QtWidgets import QGridLayout, QHeaderView, QStyledItemDelegate, QStyleOptionViewItem, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QGridLayout,
+    QHeaderView,
+    QLabel,
+    QStyledItemDelegate,
+    QStyleOptionViewItem,
+    QWidget,
+)
 
-from cellweave.app.panels.parts import heading, text
+from cellweave.app.panels.parts import heading, row, text
 from cellweave.app.state.diagnosed import LEVELS
 from cellweave.app.views.scatterpanel import ScatterPanel
 from cellweave.app.views.tables import DataTable
@@ -86,3 +94,22 @@ def fit_columns(table: DataTable) -> None:
     """Give the first column what the numbers leave of the width, so that none of them is out of sight."""
     header = table.view.horizontalHeader()
     header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+
+
+def chooser(name: str) -> QComboBox:
+    """Return a list to choose from, as wide as what is chosen."""
+    box = QComboBox()
+    box.setAccessibleName(name)
+    box.setToolTip(name)
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
+    return box
+
+
+def labelled(name: str, box: QComboBox) -> QWidget:
+    """Return a field with its name before it."""
+    holder = QWidget()
+    label: QLabel = text(name, wrap=False, secondary=True)
+    label.setBuddy(box)
+    holder.setLayout(row(label, box, spacing=4))
+    return holder
+

@@ -106,7 +106,7 @@ class LevelBars(QWidget):
         theme, metrics, line = current(), self.fontMetrics(), self._line()
         shown = self.shown()
         if shown:
-            names = min(max(metrics.horizontalAdvance(self._levels[each]) for each in shown), metrics.horizontalAdvance("m") * LETTERS)
+            names = min(max(metrics.horizontalAdvance(self._levels[each]) for each in shown) + 2, metrics.horizontalAdvance("m") * LETTERS)
             left, right = names + 2 * SPACE, metrics.horizontalAdvance("0.00000") + SPACE
             unit = max(1.0, self.width() - left - right) / self._reach()
             for place, each in enumerate(shown):

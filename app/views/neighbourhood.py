@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QSignalBlocker, Qt
-from qtpy.QtWidgets import QComboBox, QLabel, QSplitter, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QSplitter, QTabWidget, QVBoxLayout, QWidget
 from superqt import QFlowLayout
 
 from cellweave.app.panels.parts import button, row, text, tool
@@ -22,7 +22,7 @@ from cellweave.app.state.diagnosed import (
     read_diagnosed,
 )
 from cellweave.app.views.columns import ColumnData
-from cellweave.app.views.leaves import Dots, LeafPanel, ScoreCard, fit_columns
+from cellweave.app.views.leaves import Dots, LeafPanel, ScoreCard, chooser, fit_columns, labelled
 from cellweave.app.views.panelgrid import PanelGrid
 from cellweave.app.views.points import PointSet
 from cellweave.app.views.runview import RunView
@@ -62,7 +62,7 @@ class NeighbourhoodView(RunView):
 
         shown = ("total", "bio_conservation", "batch_correction")
         self.cards = {name: ScoreCard(COMPOSITE[name].title, COMPOSITE[name].help) for name in shown}
-        self.library, self.dataset, self.technical = (_chooser(name) for name in ("Column of libraries", "Column of data sets", "Technical column"))
+        self.library, self.dataset, self.technical = (chooser(name) for name in ("Column of libraries", "Column of data sets", "Technical column"))
         self.compute = button("Compute", "play", self.diagnose)
         self.compute.setToolTip("Compute the diagnostics with these columns; it takes seconds to minutes")
         self.csv_button = tool("table", "Export the metrics of all cells as CSV", self._export)
@@ -78,7 +78,7 @@ class NeighbourhoodView(RunView):
         line.setContentsMargins(0, 0, 0, 0)
         line.setSpacing(8)
         for name, box in (("Library", self.library), ("Data set", self.dataset), ("Technical", self.technical)):
-            line.addWidget(_labelled(name, box))
+            line.addWidget(labelled(name, box))
         last = QWidget()
         last.setLayout(row(self.compute, self.figure_button, self.csv_button))
         line.addWidget(last)
@@ -105,7 +105,7 @@ class NeighbourhoodView(RunView):
         whole.addWidget(self.tables)
         whole.setStretchFactor(0, 1)
         whole.setStretchFactor(1, 1)
-        whole.setSizes([450, 550])
+        whole.setSizes([390, 610])
         whole.setChildrenCollapsible(False)
         self.said = text("", secondary=True)
         layout = QVBoxLayout(self.body)
@@ -117,7 +117,7 @@ class NeighbourhoodView(RunView):
         layout.addWidget(self.said)
 
     def _failures(self) -> QWidget:
-        self.level = _chooser("Which question")
+        self.level = chooser("Which question")
         self.level.currentIndexChanged.connect(lambda _: self._show_leaves())
         self.leaves = DataTable("Failures")
         self.leaves.count.hide()
@@ -150,7 +150,7 @@ class NeighbourhoodView(RunView):
         return page
 
     def _groups(self) -> QWidget:
-        self.group, self.metric = _chooser("Groups"), _chooser("Metric")
+        self.group, self.metric = chooser("Groups"), chooser("Metric")
         for box in (self.group, self.metric):
             box.currentIndexChanged.connect(lambda _: self._show_groups())
         self.strata = DataTable("Metrics by group")
@@ -447,20 +447,3 @@ def _limited(value: float | None) -> float:
 
 def _column(column: Any) -> ColumnData:
     return ColumnData.continuous(column.numbers) if column.levels is None else ColumnData.categorical(column.codes, column.levels)
-
-
-def _chooser(name: str) -> QComboBox:
-    box = QComboBox()
-    box.setAccessibleName(name)
-    box.setToolTip(name)
-    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)
-    return box
-
-
-def _labelled(name: str, box: QComboBox) -> QWidget:
-    holder = QWidget()
-    label: QLabel = text(name, wrap=False, secondary=True)
-    label.setBuddy(box)
-    holder.setLayout(row(label, box, spacing=4))
-    return holder
-

@@ -111,6 +111,10 @@ class _Ground(QWidget):
         painter.end()
 
 
+LOW = 22
+"""Height, in lines of text, below which the distribution above the cloud is left out."""
+
+
 class ScorePanel(ScatterPanel):
     """A cloud in the plane of two scores.
 
@@ -250,8 +254,9 @@ class ScorePanel(ScatterPanel):
         self._label_axes()
 
     def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802
-        """Give the legend what it needs of the new height."""
+        """Give the legend what it needs of the new height; a low panel keeps its room for the cloud."""
         super().resizeEvent(event)
+        self.above.setVisible(self.height() >= LOW * self.fontMetrics().height())
         self._place()
 
     def _place(self) -> None:

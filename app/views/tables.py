@@ -57,7 +57,8 @@ class TableColumn:
             return f"{number:.3f}"
         if self.kind == "p" and number != 0:
             return f"{number:.3g}" if number >= 1e-3 else f"{number:.1e}"
-        return "0" if number == 0 else f"{number:,.4g}".replace("-", "\N{MINUS SIGN}")
+        whole = 1e4 <= abs(number) < 1e9  # four figures of these would be a power of ten
+        return "0" if number == 0 else (f"{number:,.0f}" if whole else f"{number:,.4g}").replace("-", "\N{MINUS SIGN}")
 
 
 class ArrayTable(QAbstractTableModel):

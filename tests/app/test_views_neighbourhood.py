@@ -123,3 +123,13 @@ def test_a_figure_of_the_findings(diagnosed, tmp_path):
         RunData(diagnosed).column("neighbourhood:failure_mod")
     with pytest.raises(SpecError, match="no attribution score"):
         RunData(diagnosed).column("attribution:rna")
+
+
+def test_every_finding_that_is_no_ideal_has_a_colour_of_its_own():
+    """One picture shows findings of several levels: two of one colour could not be told apart."""
+    from cellweave.app.state.diagnosed import COLOURS
+    from cellweave.core.analysis.neighbourhood_failures import LEAVES
+
+    assert set(LEAVES) <= set(COLOURS)
+    shades = [colour for name, colour in COLOURS.items() if not name.endswith("ideal")]
+    assert len(set(shades)) == len(shades) and "#009E73" not in shades
