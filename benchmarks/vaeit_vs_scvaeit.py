@@ -33,7 +33,7 @@ WORKERS = {"ours": HERE / "vaeit_jobs" / "cellweave_job.py", "scVAEIT": HERE / "
 SETTINGS = {"hidden": [256], "latent": 32, "beta_unobs": 2 / 3, "beta_kl": 2.0, "p_feat": 0.2, "batch_size": 256, "draws": 10}
 #: Of a block, by modality: peaks have a block a chromosome.
 UNITS, MASK_UNITS = {"rna": 256, "adt": 128, "atac": 16}, {"rna": 32, "adt": 16, "atac": 2}
-EPOCHS = {"quickstart": 100, "reapseq": 20, "bmmc": 100, "snareseq": 20}
+EPOCHS = {"quickstart": 100, "reapseq": 40, "bmmc": 100, "snareseq": 20}
 SPEED_EPOCHS = {"quickstart": 12, "reapseq": 6, "bmmc": 12, "snareseq": 6}
 
 
