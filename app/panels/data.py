@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QVBoxLayout, QWidget
 
 from cellweave.app.forms import SpecForm
 from cellweave.app.panels.checks import ChecksList
 from cellweave.app.panels.features import ModalityForm, label_width
-from cellweave.app.panels.mosaic import MosaicGrid
+from cellweave.app.panels.mosaic import MOST_ROWS, MosaicGrid
 from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, set_look, subheading, text
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
@@ -81,9 +81,13 @@ class DataPanel(QWidget):
         inner.addLayout(_group(self.checks_title, self.checks))
         inner.addLayout(self._choices())
         self.mosaic_title = subheading("Mosaic: cells by batch and modality")
+        self.mosaic_rows = QComboBox()
+        self.mosaic_rows.setAccessibleName("Rows of the mosaic")
+        self.mosaic_rows.setToolTip("Whose levels are the rows: batches, or cell types to hide a modality of one kind of cells")
+        self.mosaic_rows.currentIndexChanged.connect(self._show_mosaic)
         self.mosaic = MosaicGrid()
         self.mosaic.switched.connect(self._switch)
-        inner.addLayout(_group(self.mosaic_title, self.mosaic))
+        inner.addLayout(_group(self.mosaic_title, self.mosaic_rows, self.mosaic))
         self.form = SpecForm("data", leave_out=ELSEWHERE, scrolling=False)
         self.form.changed.connect(session.editor.edit)
         inner.addLayout(_group(subheading("Reading"), self.form))
@@ -256,21 +260,30 @@ class DataPanel(QWidget):
             self._summary.addWidget(text(note, secondary=True), len(rows) + number, 0, 1, 2)
         self._summary.setColumnStretch(1, 1)
 
-    def _show_mosaic(self) -> None:
+    def _show_mosaic(self, *_: object) -> None:
         study, spec = self._session.study, self._session.spec
-        column = ""
-        if study is not None and len(study.modalities) > 1:
-            wanted = (spec.covariates.batch, spec.covariates.dataset, "file", "batch")
-            column = next((name for name in wanted if name and name in study.obs.columns), "")
+        columns = _mosaic_columns(study, spec) if study is not None and len(study.modalities) > 1 else []
+        if [self.mosaic_rows.itemData(place) for place in range(self.mosaic_rows.count())] != columns:
+            shown = self.mosaic_rows.currentData()
+            with QSignalBlocker(self.mosaic_rows):
+                self.mosaic_rows.clear()
+                for name in columns:
+                    self.mosaic_rows.addItem(f"Rows by {name}", name)
+                self.mosaic_rows.setCurrentIndex(max(0, self.mosaic_rows.findData(shown)))
+        column = self.mosaic_rows.currentData() or ""
         self.mosaic_title.setVisible(bool(column))
+        self.mosaic_rows.setVisible(len(columns) > 1)
         self.mosaic.setVisible(bool(column))
         if study is None or not column:
             return
+        by_batch = column == columns[0]
+        self.mosaic_title.setText("Mosaic: cells by batch and modality" if by_batch else f"Mosaic: cells by {column} and modality")
         key = (id(study), column, spec.data.switched_off, spec.family.modalities)
         if key != self._mosaic_key:
             self._mosaic_key = key
             off = [(item.level, item.modality) for item in spec.data.switched_off if item.column == column]
-            self.mosaic.set_mosaic(Mosaic.of(study, column), off, together=spec.family.modalities == "many")
+            # Only batches must hang together; of other columns every level may.
+            self.mosaic.set_mosaic(Mosaic.of(study, column), off, together=by_batch and spec.family.modalities == "many")
 
     def _switch(self, column: str, level: str, modality: str, use: bool) -> None:
         kept = [item.model_dump() for item in self._session.spec.data.switched_off if (item.column, item.level, item.modality) != (column, level, modality)]
@@ -294,6 +307,19 @@ class DataPanel(QWidget):
         warned = any(check.level.value == "warn" and not check.where.startswith("covariates") for check in session.checks)
         words = f"{name} · {session.study.n_cells:,} cells"
         return "fail" if failing else "warn" if warned else "check" if session.checked_spec is not None else "", words
+
+
+def _mosaic_columns(study: Any, spec: RunSpec) -> list[str]:
+    """Return the columns that can be the rows of the mosaic: the batches first, then the labels, others with something switched off, and other groups."""
+    roles = spec.covariates
+    batches = next((name for name in (roles.batch, roles.dataset, "file", "batch") if name and name in study.obs.columns), None)
+    if batches is None:
+        return []
+    off = [item.column for item in spec.data.switched_off]
+    # Counting levels of columns of plain text would take too long for a slot; files have groups of cells as categories.
+    groups = [str(name) for name, column in study.obs.items() if hasattr(column, "cat") and 1 < len(column.cat.categories) <= MOST_ROWS]
+    groups = [name for name in groups if name.partition(":")[0] not in study.modalities]  # a MuData has a copy of each modality's own columns
+    return [name for name in dict.fromkeys((batches, *((roles.labels,) if roles.labels else ()), *off, *groups)) if name in study.obs.columns]
 
 
 def _memory(study: Any) -> str:

@@ -26,7 +26,7 @@ from cellweave.app.forms import SpecForm
 from cellweave.app.panels.parts import button, heading, row, set_look, text
 from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.core.errors import Cancelled, CellweaveError
-from cellweave.core.query.questions import QUESTIONS, Question
+from cellweave.core.query.questions import Question, questions_of
 from cellweave.core.spec import explain
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from cellweave.core.query.answering import Answer
 
 FREE = 2**24 - 1  # Qt's own bound of a height
-FORMATS = {".csv": "CSV table", ".h5ad": "AnnData (h5ad)"}
+FORMATS = {".csv": "CSV table", ".h5ad": "AnnData (h5ad)", ".h5mu": "MuData (h5mu)", ".h5": "HDF5, written in chunks"}
 
 
 class AskDialog(QDialog):
@@ -61,14 +61,15 @@ class AskDialog(QDialog):
         self._there = True
         self.answer: Answer | None = None
         self.forms: dict[str, SpecForm] = {}
-        self.options: dict[str, Any] = {question.name: question.options() for question in QUESTIONS}
+        self.questions = questions_of(results.spec)
+        self.options: dict[str, Any] = {question.name: question.options() for question in self.questions}
         self._build()
         self.list.setCurrentRow(0)
 
     def _build(self) -> None:
         self.list = QListWidget()
         self.list.setAccessibleName("Questions")
-        for question in QUESTIONS:
+        for question in self.questions:
             item = QListWidgetItem(question.title)
             item.setToolTip(question.help)
             self.list.addItem(item)
@@ -134,7 +135,7 @@ class AskDialog(QDialog):
     @property
     def question(self) -> Question:
         """The chosen question."""
-        return QUESTIONS[max(0, self.list.currentRow())]
+        return self.questions[max(0, self.list.currentRow())]
 
     def _choose(self, _row: int) -> None:
         question = self.question
@@ -154,10 +155,13 @@ class AskDialog(QDialog):
         self.say("")
 
     def _suggest(self, form: SpecForm) -> None:
-        """Propose the batches of the run."""
+        """Propose the batches and the modalities of the run."""
         cells, batch = self._results.cells, self._results.spec.covariates.batch
         if "as_batch" in form.paths() and cells is not None and batch in cells.columns:
             form.set_suggestions("as_batch", list(cells.columns[batch].levels or ()))
+        for name in ("given", "modalities"):
+            if name in form.paths():
+                form.set_suggestions(name, list(self._results.spec.data.layers))
 
     def _changed(self, changes: dict[str, Any]) -> None:
         question = self.question

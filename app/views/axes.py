@@ -181,6 +181,8 @@ class GridLines(pg.GraphicsObject):
         box = self._plot.getViewBox()
         (left, right), (low, high) = box.viewRange()
         axis = self._plot.getAxis("left")
+        if box.height() <= 0:
+            return  # squeezed away while the window is resized
         levels = axis.tickValues(low, high, box.height())
         pen = QPen(current().color("grid"))
         pen.setCosmetic(True)

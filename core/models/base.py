@@ -275,6 +275,10 @@ class Model(nn.Module, ABC):
         """Return the values of the declared metrics over the epoch that ends, and begin anew; called before the look at held-out cells."""
         return {}
 
+    def term_factors(self) -> dict[str, float]:
+        """Return what the weights of some terms are multiplied by, beyond what the person set; asked when an epoch begins."""
+        return {}
+
     def on_epoch_start(self, epoch: int, max_epochs: int) -> None:
         """Called before the first step of an epoch."""
 

@@ -67,6 +67,10 @@ class MappedModel(Model):
         """As the network's."""
         return self.network.impute(batch, given=given)
 
+    def term_factors(self) -> dict[str, float]:
+        """As the network's."""
+        return self.network.term_factors()
+
     def epoch_metrics(self) -> dict[str, float]:
         """As the network's."""
         return self.network.epoch_metrics()

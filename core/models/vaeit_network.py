@@ -236,7 +236,7 @@ class VaeitNetwork(Model):
             logits = part.leave(units[number].flatten(0, 1).index_select(0, row))
             dispersion, group = part.dispersion(view.codes, view.continuous)
             rows = Rows(view.values[name], cell, mask, dispersion, group[cell])
-            nll = masked_nll(part.distribution, logits, rows, part.ranges) * self.factor[number]
+            nll = masked_nll(part.distribution, logits, rows, part.ranges)
             each = nll.new_zeros(n_passes * n_cells).index_add(0, row, nll).view(n_passes, n_cells)
             for kind, values in zip(("observed", "hidden", "reverse"), each, strict=False):
                 terms[f"{kind}_{name}"] = values
@@ -277,6 +277,13 @@ class VaeitNetwork(Model):
             inverse = 1.0 / (self.seen_nll / self.seen_cells).abs().clamp_min(1e-6)
             self.factor.copy_(inverse / inverse.sum())
             self.struck.fill_(1.0)
+
+    def term_factors(self) -> dict[str, float]:
+        """Return the balance of the modalities, by which the weights of their likelihoods are multiplied; empty where it is not asked for."""
+        if not self.options.balance:
+            return {}
+        factors = zip(self.names, self.factor.tolist(), strict=True)
+        return {f"{kind}_{name}": value for name, value in factors for kind in ("observed", "hidden", "reverse")}
 
     def uses_batch_norm(self) -> bool:
         """Return True: one cell alone cannot be normalised."""

@@ -23,6 +23,8 @@ from cellweave.core.query.questions import (
     EvaluationOptions,
     ExpressionOptions,
     FeatureOptions,
+    ImputedOptions,
+    LatentGivenOptions,
     LatentOptions,
     LibraryOptions,
     ParameterOptions,
@@ -91,13 +93,13 @@ def ask(run: TrainedRun, question: Question, options: Any, rows: Rows | None = N
     run
         An open run.
     question
-        One of :data:`cellweave.core.query.questions.QUESTIONS`.
+        One of :func:`cellweave.core.query.questions.questions_of`.
     options
         An instance of its options.
     rows
         Rows of the study; None for all usable cells.
     suffix
-        ``.csv`` or ``.h5ad``; empty takes the usual one.
+        One of the question's formats; empty takes the usual one.
 
     Returns
     -------
@@ -153,6 +155,38 @@ def answer_latent(run: TrainedRun, options: LatentOptions, rows: Rows, path: Pat
         keys = {"": "X_latent", "mean": "X_latent_qzm", "var": "X_latent_qzv"}
         _h5ad(path, run, rows, obsm={keys[part]: values for part, values in parts.items()})
     return [f"{len(rows):,} cells in {next(iter(parts.values())).shape[1]} dimensions."]
+
+
+def answer_imputed(run: TrainedRun, options: ImputedOptions, rows: Rows, path: Path) -> list[str]:
+    """Write imputed values of the modalities."""
+    from cellweave.core.query.imputed import ImputedQuestion, write_imputed
+
+    question = ImputedQuestion(
+        options.given or None, options.modalities or None, options.draws, options.blended, options.scale == "training", options.seed
+    )  # fmt: skip
+    write_imputed(run, path, rows, question)
+    names = options.modalities or tuple(modality.name for modality in run.data.modalities)
+    spread = " Their standard deviation over the draws is written as sd." if options.draws is not None else ""
+    return [f"{len(rows):,} cells, {' and '.join(names)}, {'as counts' if options.scale == 'counts' else 'on the scale of training'}.{spread}"]
+
+
+def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows, path: Path) -> list[str]:
+    """Write the latent space given some modalities; cells that have none of them are left out."""
+    from cellweave.core.query.imputed import latent_given
+
+    given = options.given or tuple(modality.name for modality in run.data.modalities)
+    values = latent_given(run, given, rows)
+    told = np.isfinite(values).all(1)
+    if not told.any():
+        raise QueryError(f"None of these cells has {' or '.join(given)}.", "Choose other cells, or let the model look at other modalities.")
+    rows, values = rows[told], values[told]
+    if path.suffix == ".csv":
+        names = [f"Z_{number}" for number in range(values.shape[1])]
+        _csv(path, pd.DataFrame(values, index=run.cell_names[rows], columns=names).rename_axis("cell"))
+    else:
+        _h5ad(path, run, rows, obsm={"X_latent": values})
+    left = f" {int((~told).sum()):,} cells have none of it and are left out." if not told.all() else ""
+    return [f"{len(rows):,} cells in {values.shape[1]} dimensions, given {' and '.join(given)}.{left}"]
 
 
 def answer_library(run: TrainedRun, options: LibraryOptions, rows: Rows, path: Path) -> list[str]:

@@ -183,9 +183,9 @@ def write_imputed(run: TrainedRun, path: Path, cells: Cells, question: ImputedQu
     modalities = [modality for modality in run.data.modalities if question.modalities is None or modality.name in question.modalities]
     if path.suffix in {".csv", ".h5ad"} and len(modalities) > 1:
         names = ", ".join(modality.name for modality in modalities)
-        raise QueryError(f"'{path.name}' holds one modality, and the model imputes {names}.", "Choose one with --modality, or write a .h5mu or .h5 file.")
+        raise QueryError(f"'{path.name}' holds one modality, and the model imputes {names}.", "Choose one modality, or write a .h5mu or .h5 file.")
     if path.suffix == ".csv" and question.draws is not None:
-        raise QueryError("A CSV file holds no spread beside the values.", "Write a .h5ad, .h5mu or .h5 file, or leave --draws out.")
+        raise QueryError("A CSV file holds no spread beside the values.", "Write a .h5ad, .h5mu or .h5 file, or ask without draws.")
     rows = run.rows(cells)
     write_atomic(path.absolute(), lambda temporary: _WRITERS[path.suffix](run, temporary, rows, question, modalities))
 

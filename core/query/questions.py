@@ -9,16 +9,17 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
+from cellweave.core.spec import RunSpec
 from cellweave.core.spec.fields import Frozen, option
 
-GENES, BATCHES, DRAWS = "Genes", "Batches", "Draws"
+GENES, BATCHES, DRAWS, MODALITIES = "Genes", "Batches", "Draws", "Modalities"
 SEED = 2**31 - 1
 
 
 class _Listing(Frozen):
     """Base of options with lists of names."""
 
-    @field_validator("genes", "as_batch", mode="before", check_fields=False)
+    @field_validator("genes", "as_batch", "given", "modalities", mode="before", check_fields=False)
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -109,6 +110,27 @@ class DiscrepancyOptions(Frozen):
     seed: int = option(0, "Seed", "Determines the order of the cells and the draws.", group=DRAWS, ge=0, le=SEED)
 
 
+class ImputedOptions(_Listing):
+    """Of imputed values."""
+
+    given: tuple[str, ...] = option(tuple, "Look at", "Modalities that the model may look at; empty lets it look at all that were measured.", group=MODALITIES)
+    modalities: tuple[str, ...] = option(tuple, "Write", "Modalities that are written; empty writes all. h5ad and CSV hold one.", group=MODALITIES)
+    blended: bool = option(False, "Keep measured values", "Write what was measured as it is, and fill in only what was not.")
+    scale: Literal["counts", "training"] = option(
+        "counts", "Scale", "Counts, at the depth of each cell where it is known and that of a typical cell elsewhere; or the scale of training."
+    )
+    draws: int | None = option(
+        None, "Draws", "Draws of the latent; their mean is written, and their standard deviation beside it.", group=DRAWS, ge=2, le=1000, auto="posterior mean"
+    )
+    seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
+
+
+class LatentGivenOptions(_Listing):
+    """Of the latent space given some modalities."""
+
+    given: tuple[str, ...] = option(tuple, "Look at", "Modalities that the model may look at; empty lets it look at all that were measured.", group=MODALITIES)
+
+
 @dataclass(frozen=True)
 class Question:
     """One thing to ask.
@@ -155,3 +177,19 @@ QUESTIONS: tuple[Question, ...] = (
     Q("discrepancy", "Discrepancy between batches", "Maximum mean discrepancy of every pair of batches, as the model's own term measures it.",
       DiscrepancyOptions, (".csv",)),
 )  # fmt: skip
+#: What only a model that imputes can be asked.
+IMPUTED = Q(
+    "imputed", "Imputed values", "What every feature of every modality would be in each cell, measured or not, given the modalities of your choice.",
+    ImputedOptions, (".h5mu", ".h5ad", ".h5", ".csv"),
+)  # fmt: skip
+LATENT_GIVEN = Q(
+    "latent_given", "Latent space given some modalities", "Where each cell lies when the model looks at some of its modalities only, RNA alone for instance; "
+    "cells that have none of them are left out.", LatentGivenOptions,
+)  # fmt: skip
+
+
+def questions_of(spec: RunSpec) -> tuple[Question, ...]:
+    """Return what may be asked of the model of a run; scVAEIT has imputed values, and no likelihoods or libraries of a single modality."""
+    if spec.model.kind != "vaeit":
+        return QUESTIONS
+    return (IMPUTED, LATENT_GIVEN, *(question for question in QUESTIONS if question.name == "expression"))

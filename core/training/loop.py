@@ -158,6 +158,7 @@ class Trainer:
         """Train one epoch; return False where the person asked to stop within it."""
         training, epoch = self.spec.training, self.at.epoch
         self.model.on_epoch_start(epoch, self.max_epochs)
+        self.objective.set_factors(self.model.term_factors())
         self._begin_epoch_draws(epoch)
         self._set_kl_factor()
         batches = self.loader.epoch(self.train_rows, training.batch_size, training.seed, epoch, at_least=self.at_least, n_max=self.n_max)

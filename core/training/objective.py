@@ -31,6 +31,7 @@ class Objective:
         self.n_train = n_train
         self.weights = {term.name: float(weights[term.name]) for term in terms}
         self.kl_factor = 1.0
+        self.factors: dict[str, float] = {}
         self._slot = {term.name: slot for slot, term in enumerate(self.terms)}
         self._buffer = torch.zeros(len(self.terms), device=device)
         self._refresh()
@@ -48,9 +49,18 @@ class Objective:
             self.kl_factor = factor
             self._refresh()
 
+    def set_factors(self, factors: Mapping[str, float]) -> None:
+        """Set what the model multiplies the weights of some terms by; the values of the terms stay what they are."""
+        if factors != self.factors:
+            self.factors = dict(factors)
+            self._refresh()
+
     def _refresh(self) -> None:
-        #: Factor of each term in the objective: its weight, sign and annealing.
-        self.effective = {term.name: self.weights[term.name] * term.sign * (self.kl_factor if term.annealed else 1.0) for term in self.terms}
+        #: Factor of each term in the objective: its weight, what the model says of it, sign and annealing.
+        self.effective = {
+            term.name: self.weights[term.name] * self.factors.get(term.name, 1.0) * term.sign * (self.kl_factor if term.annealed else 1.0)
+            for term in self.terms
+        }
         self._buffer.copy_(torch.tensor(list(self.effective.values())))
 
     def reduced(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

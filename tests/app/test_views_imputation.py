@@ -154,3 +154,69 @@ def test_what_was_switched_off_without_anything_else_cannot_be_chosen(window, qt
     assert view.hide_choice.currentData() == "modality"
     assert view.words.isVisibleTo(view)
     assert view.words.text().startswith("RNA of 'p1_0' was all")
+
+
+# ---------------------------------------------------------------------- asking and mapping
+
+
+def test_the_model_is_asked_what_it_imputes_given_one_modality(window, qtbot, folder):
+    import mudata
+
+    window.actions_by_id["analyse.ask"].trigger()
+    dialog = window.asking.dialog
+    assert [question.name for question in dialog.questions] == ["imputed", "latent_given", "expression"]
+    dialog._changed({"given": ("rna",), "draws": 2, "scale": "training"})
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: dialog._task is None, timeout=60_000)
+    assert dialog.answer is not None, dialog.said.text()
+    found = mudata.read_h5mu(dialog.answer.path)
+    assert found.mod["adt"].uns["imputed"]["given"] == ["rna"] and (found.mod["adt"].layers["sd"][:10] > 0).any()
+    dialog.list.setCurrentRow(1)
+    dialog._changed({"given": ("adt",)})
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: dialog._task is None, timeout=60_000)
+    assert "given adt. 800 cells have none of it and are left out." in dialog.said.text()
+    dialog.close()
+
+
+def test_new_data_are_mapped_through_the_dialog(window, qtbot, folder, tmp_path):
+    import mudata
+
+    from cellweave.core.example import example_path
+
+    new = mudata.read_h5mu(example_path())
+    new = new[(new.obs["batch"] == "p4_0").to_numpy()].copy()
+    for part in (new, new["rna"], new["adt"]):
+        part.obs["batch"] = "p9_0"
+    new.write_h5mu(tmp_path / "new.h5mu")
+    window.actions_by_id["analyse.map"].trigger()
+    dialog = window.asking.mapping
+    dialog.set_paths([str(tmp_path / "new.h5mu")])
+    qtbot.waitUntil(lambda: bool(dialog.checks), timeout=60_000)
+    assert dialog.start.isEnabled(), dialog.said.text()
+    assert any("New in 'batch', and learned: p9_0." in check.text for check in dialog.checks)
+    dialog.epochs.setValue(2)
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: window.training.active, timeout=60_000)
+    qtbot.waitUntil(lambda: not window.training.active and window.watching.results is not None and window.watching.results.folder != folder, timeout=120_000)
+    spec = window.watching.results.spec
+    assert spec.reference == str(folder) and spec.model.kind == "vaeit"
+    latent = np.load(window.watching.results.folder / "results" / "latent.npy")
+    assert latent.shape == (400, 4) and np.isfinite(latent).all()
+
+
+def test_the_rows_of_the_mosaic_may_be_cell_types(make_window, qtbot):
+    from cellweave.core.example import example_path
+
+    window = make_window()
+    panel = window.data_panel
+    window.opening.open_path(str(example_path()))
+    qtbot.waitUntil(lambda: window.session.checked_spec is not None, timeout=60_000)
+    place = panel.mosaic_rows.findData("celltype")
+    assert panel.mosaic_rows.count() == 2
+    assert panel.mosaic_rows.currentData() == "batch" and place > 0
+    panel.mosaic_rows.setCurrentIndex(place)
+    panel.mosaic.boxes["B", "adt"].click()
+    off = window.session.spec.data.switched_off
+    assert [(item.column, item.level, item.modality) for item in off] == [("celltype", "B", "adt")]
+    qtbot.waitUntil(lambda: panel.mosaic_rows.currentData() == "celltype" and not panel.mosaic.boxes["B", "adt"].isChecked(), timeout=60_000)
