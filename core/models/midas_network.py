@@ -217,15 +217,17 @@ class MidasNetwork(Model):
         if context.weights.get("adversarial", 0.0) == 0:
             return {}
         self._kept = self._forward(batch, context)
-        seen = self._kept[1]
-        optimizer = optimizers["discriminators"]
-        keys, c, codes = self._discriminated(batch, seen)
-        if not keys:
-            return {}
-        if self.stored and context.step and context.step % self.round == 0:  # the step before was that of the last new batch of a round
-            self._learn_reference(batch.n_cells, context, optimizer)
-        self._learn(keys, c, codes, context, optimizer)
+        self._teach(batch, self._kept[1], context, optimizers["discriminators"])
         return {}
+
+    def _teach(self, batch: Minibatch, seen: Seen, context: StepContext, optimizer: torch.optim.Optimizer) -> tuple[list[str], Tensor, Tensor]:
+        """Let the discriminators learn on the draws of a step; return what :meth:`_discriminated` gives."""
+        keys, c, codes = self._discriminated(batch, seen)
+        if keys:
+            if self.stored and context.step and context.step % self.round == 0:  # the step before was that of the last new batch of a round
+                self._learn_reference(batch.n_cells, context, optimizer)
+            self._learn(keys, c, codes, context, optimizer)
+        return keys, c, codes
 
     def whole_step(
         self, batch: Minibatch, context: StepContext, weights: Mapping[str, float], optimizers: Mapping[str, torch.optim.Optimizer]
@@ -238,11 +240,7 @@ class MidasNetwork(Model):
         self._move_absent_heads(seen.names)
         discriminated = None
         if context.weights.get("adversarial", 0.0) > 0:
-            discriminated = self._discriminated(batch, seen)
-            if discriminated[0]:
-                if self.stored and context.step % self.n_batches == 0:
-                    self._learn_reference(batch.n_cells, context, optimizers["discriminators"])
-                self._learn(*discriminated, context, optimizers["discriminators"])
+            discriminated = self._teach(batch, seen, context, optimizers["discriminators"])
         names, with_batch = self._written_names(seen, context.weights, discriminated)
         means = written.whole(batch, [weights.get(name, 0.0) for name in names], with_batch=with_batch, discriminated=discriminated)
         found = dict(zip(names, means, strict=True))

@@ -243,8 +243,8 @@ def test_stored_latents_are_shown_once_a_round_also_where_a_batch_is_mixed(train
     mixed = mudata.MuData({"rna": query["rna"][names[:300]].copy(), "adt": query["adt"][names[100:]].copy()})
     mixed.write(tmp_path / "mixed.h5mu")
     steps, shown = [], []
-    before, learn = MidasNetwork.before_step, MidasNetwork._learn_reference
-    monkeypatch.setattr(MidasNetwork, "before_step", lambda self, batch, context, opts: steps.append(context.step) or before(self, batch, context, opts))
+    teach, learn = MidasNetwork._teach, MidasNetwork._learn_reference
+    monkeypatch.setattr(MidasNetwork, "_teach", lambda self, batch, seen, context, opt: steps.append(context.step) or teach(self, batch, seen, context, opt))
     monkeypatch.setattr(MidasNetwork, "_learn_reference", lambda self, n, context, opt: shown.append(context.step) or learn(self, n, context, opt))
     changes = {"training.max_epochs": 2, "training.batch_size": 64, "training.validation_share": 0.0, **ONLY}
     execute(mapping_spec(trained / "run", [tmp_path / "mixed.h5mu"], changes), tmp_path / "mapped")
