@@ -31,6 +31,7 @@ from cellweave.core.training.devices import (
     KEEP_FREE,
     candidate_threads,
     choose_device,
+    choose_precision,
     choose_source,
     describe_device,
     probe_threads,
@@ -181,6 +182,8 @@ class Stages:
         if training.kl_warmup_epochs is None:
             warmup = min(own.get("kl_warmup_epochs", default_kl_warmup(max_epochs)), max_epochs)
             changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else warmup
+        if training.precision == "auto":
+            changes["training.precision"] = choose_precision(training.precision, choose_device(training.device))
         for modality in data.modalities:
             if self.spec.data.layers.get(modality.name) is None:
                 changes[f"data.layers.{modality.name}"] = modality.location
