@@ -195,26 +195,29 @@ def tables(found: dict) -> Iterator[str]:
     if found.get("speed"):
         yield "## Milliseconds a step, equal settings\n"
         yield (
-            "The documented network of scmidas 0.3.0, everything in float32; the last columns are ours with products in bf16. Best epoch of all "
-            "runs, the first left out; CPU ms in brackets."
+            "The documented network of scmidas 0.3.0. `Cellweave` computes everything in float32, as scmidas does. `Cellweave bf16` "
+            "(`training.precision = bf16`, and what `auto`, MIDAS' default, chooses on this machine) has in bf16 what enters or leaves a matrix product "
+            "of encoders and decoders: activations, a copy of the weights, the weights' gradients. Weights, Adam and its moments, layer norms, "
+            "activation functions, sparse first layers, product of experts, losses, discriminators and batch networks stay in float32. Best epoch of "
+            "all runs, the first left out; CPU ms in brackets."
         )
         yield (
             "scmidas runs without worker processes, the fastest way on these data. Where more other work ran than there are cores, wall times are "
             "not compared (busy).\n"
         )
         yield (
-            "| data | minibatch | threads | scmidas | Cellweave | faster | in CPU time | Cellweave bf16 | faster | in CPU time | peak memory MB, "
-            "theirs / ours |"
+            "| data | minibatch | threads | load | scmidas | Cellweave | faster | in CPU time | Cellweave bf16 | faster | in CPU time | "
+            "peak memory MB, theirs / ours / ours bf16 |"
         )
-        yield "|---|---|---|---|---|---|---|---|---|---|---|"
+        yield "|---|---|---|---|---|---|---|---|---|---|---|---|"
         for row in sorted(found["speed"], key=lambda row: (list(SETS).index(row["data"]), row["threads"], row["batch_size"])):
             cells = [f"{row[f'{who} wall']:.1f} ({row[f'{who} cpu']:.1f})" for who in ("scmidas", "ours", "ours bf16")]
             ratios = [[f"{row[f'scmidas {clock}'] / row[f'{who} {clock}']:.1f}x" for clock in ("wall", "cpu")] for who in ("ours", "ours bf16")]
             if row.get("load", 0.0) > found["about"]["cores"]:  # other work slowed one program more than the other
                 ratios = [["busy", cpu] for _, cpu in ratios]
-            memory = f"{row['scmidas memory'] / 1e6:.0f} / {row['ours memory'] / 1e6:.0f}"
+            memory = " / ".join(f"{row[f'{who} memory'] / 1e6:.0f}" for who in ("scmidas", "ours", "ours bf16") if f"{who} memory" in row)
             yield (
-                f"| {row['data']} | {row['batch_size']} | {row['threads']} | {cells[0]} | {cells[1]} | {' | '.join(ratios[0])} | {cells[2]} | "
+                f"| {row['data']} | {row['batch_size']} | {row['threads']} | {row.get('load', 0):.0f} | {cells[0]} | {cells[1]} | {' | '.join(ratios[0])} | {cells[2]} | "
                 f"{' | '.join(ratios[1])} | {memory} |"
             )
         yield ""

@@ -313,7 +313,7 @@ FAMILY = Family(
     hidden_units=lambda spec: max(sizes_of(spec.model.shared_encoder)),
     training={
         "max_epochs": 1500, "batch_size": 256, "learning_rate": 1e-4, "optimizer": "adamw", "adam_eps": 1e-8, "weight_decay": 0.01,
-        "kl_warmup_epochs": 0, "patience": 100,
+        "kl_warmup_epochs": 0, "patience": 100, "precision": "auto",
     },
     roles=(
         RoleUse("batch", "Told to the encoder as an expert of its own and kept out of c by the discriminators."),

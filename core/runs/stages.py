@@ -31,6 +31,7 @@ from cellweave.core.training.devices import (
     KEEP_FREE,
     candidate_threads,
     choose_device,
+    choose_precision,
     choose_source,
     describe_device,
     probe_threads,
@@ -183,6 +184,8 @@ class Stages:
         if training.kl_warmup_epochs is None:
             warmup = min(own.get("kl_warmup_epochs", default_kl_warmup(max_epochs)), max_epochs)
             changes["training.kl_warmup_epochs"] = 0 if training.kl_warmup_steps else warmup
+        if training.precision == "auto":
+            changes["training.precision"] = choose_precision(training.precision, choose_device(training.device))
         for modality in data.modalities:
             if modality.name not in self.in_data:
                 continue  # of the reference only: the files have no such place

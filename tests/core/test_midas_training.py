@@ -19,6 +19,7 @@ from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec, presets
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.data import prepare
+from cellweave.core.training.devices import choose_precision
 from cellweave.core.training.loop import Trainer
 from cellweave.core.training.position import pack, unpack
 from cellweave.core.training.sources import Loader
@@ -50,7 +51,7 @@ def test_defaults_are_those_of_the_original_for_whoever_chooses_midas():
     for spec in (chosen, RunSpec.model_validate({"model": {"kind": "midas"}}), RunSpec().with_changes({"model.kind": "midas"})):
         training = spec.training
         assert (training.optimizer, training.learning_rate, training.adam_eps, training.weight_decay) == ("adamw", 1e-4, 1e-8, 0.01)
-        assert (training.batch_size, training.gradient_clip) == (256, 0.0)
+        assert (training.batch_size, training.gradient_clip, training.precision) == (256, 0.0, "auto")
     kept, _ = chosen.with_changes({"training.learning_rate": 5e-4}).with_model("vae")
     assert kept.training.learning_rate == 5e-4
     assert kept.training.adam_eps == RunSpec().training.adam_eps
@@ -59,6 +60,16 @@ def test_defaults_are_those_of_the_original_for_whoever_chooses_midas():
         "reconstruction_rna": 1, "reconstruction_adt": 1, "reconstruction_atac": 1, "reconstruction_batch": 1000, "kl_c": 1, "kl_u": 5, "alignment": 50,
         "adversarial": 30,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((1.0, 2.1), "bf16"), ((1.0, 1.1), "32"), ((30.0, 1.0), "32")])
+def test_auto_takes_narrow_products_only_where_they_are_well_faster(seconds, expected):
+    timed = dict(zip((torch.bfloat16, torch.float32), seconds, strict=True))
+    assert choose_precision("auto", CPU, timed.__getitem__) == expected
+    assert choose_precision("32", CPU, timed.__getitem__) == "32"
+    assert choose_precision("bf16", CPU, timed.__getitem__) == "bf16"
+    assert choose_precision("auto", CPU) in {"32", "bf16"}
+    assert choose_precision("auto", torch.device("mps")) == "32"
 
 
 @pytest.mark.parametrize("name", ["midas-current", "midas-documentation", "midas-fast"])
@@ -214,7 +225,10 @@ def test_a_real_mosaic_to_the_end_and_resumed(data_folder: Path, tmp_path: Path)
         "model.block_decoder.atac": "8, 16", "analysis.umap": False, "analysis.clusters": False, "analysis.baseline": False, "analysis.scores": False,
     })  # fmt: skip
     execute(spec, tmp_path / "run")
+    precision = RunFolder.open(tmp_path / "run").spec.training.precision
+    assert precision in {"32", "bf16"}  # what auto became, so that a resumed run goes on in it on any machine
     resume(tmp_path / "run", changes={"training.max_epochs": 3})
+    assert RunFolder.open(tmp_path / "run").spec.training.precision == precision
     results = tmp_path / "run" / "results"
     latent, protein = np.load(results / "latent.npy"), np.load(results / "c_adt.npy")
     assert latent.shape == (1100, 6)
