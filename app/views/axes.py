@@ -179,6 +179,8 @@ class GridLines(pg.GraphicsObject):
     def paint(self, painter: QPainter, option: QStyleOptionGraphicsItem, widget: QWidget | None = None) -> None:
         """Draw a line at every value that the axis writes."""
         box = self._plot.getViewBox()
+        if box.height() <= 0:  # a plot that has no room yet
+            return
         (left, right), (low, high) = box.viewRange()
         axis = self._plot.getAxis("left")
         if box.height() <= 0:

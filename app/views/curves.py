@@ -247,6 +247,8 @@ class LossCurves(pg.GraphicsLayoutWidget):
         super().resizeEvent(event)
         if getattr(self, "_plots", None):
             self._place()
+            if self.size() != event.size():  # placing asked for another height, and Qt tells nobody of a size that is set while another is taken in
+                super().resizeEvent(event)
 
     def _retheme(self, *_: object) -> None:
         self.setBackground(current().color("panel"))

@@ -272,5 +272,6 @@ def read_modalities(results: RunResults) -> Found:
         tree = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
         pairs = tuple({**pair, **{side: labels.get(pair[side], pair[side]) for side in ("first", "second")}} for pair in tree["pairs"])
     score = scmib.load(folder)
-    totals = " ".join([*scmib.totals(score["scores"]), *map(str, score["notes"])]) if score is not None else ""
+    # What is left out of the means is said in the table, part by part.
+    totals = " ".join([*scmib.totals(score["scores"]), *(str(note) for note in score["notes"] if not note.startswith(scmib.LEFT_OUT))]) if score else ""
     return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "", score, totals)

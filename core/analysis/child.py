@@ -20,6 +20,10 @@ from cellweave.core.errors import Cancelled, CellweaveError
 
 #: Seconds between two progress messages.
 PACE = 0.1
+#: Tasks that go on beside training, which goes first.
+BESIDE = ("refresh",)
+#: How far they stand back (0 is the usual, 19 the farthest).
+STANDS_BACK = 5
 
 
 class Channel:
@@ -41,7 +45,11 @@ class Channel:
 
 
 class Worker:
-    """Does one job after the other in the main thread, while another thread listens for cancellation and the end."""
+    """Does one job after the other in the main thread, while another thread listens for cancellation and the end.
+
+    What goes on beside training gets a thread of its own that stands back for others. The whole process once did: then, where other programs kept
+    all cores busy, what a person waits for after training got a few hundredths of one and stood still at its first stage.
+    """
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -61,7 +69,18 @@ class Worker:
     def work(self) -> None:
         """Do jobs for ever."""
         while True:
-            self._do(self._jobs.get())
+            message = self._jobs.get()
+            if message["task"] not in BESIDE:
+                self._do(message)
+                continue
+            thread = threading.Thread(target=self._stand_back, args=(message,), name="beside")
+            thread.start()
+            thread.join()
+
+    def _stand_back(self, message: dict[str, Any]) -> None:
+        if sys.platform == "linux":  # where a thread has a priority of its own, which ends with it: it cannot be raised again
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STANDS_BACK)
+        self._do(message)
 
     def _do(self, message: dict[str, Any]) -> None:
         from cellweave.core.analysis.tasks import TASKS
@@ -115,8 +134,6 @@ def describe(task: str, error: BaseException) -> dict[str, str]:
 def main() -> None:
     """Run the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to handle; this process ends with it
-    if hasattr(os, "nice"):
-        os.nice(5)  # the window and the training go first
     channel = Channel()
     worker = Worker(channel)
     threading.Thread(target=worker.listen, daemon=True, name="listen").start()

@@ -27,6 +27,8 @@ from cellweave.core.files import write_json_atomic
 from cellweave.core.spec.modalities import modality_kind
 
 FILE = "scmib.json"
+#: Beginning of the note on parts that could not be measured.
+LEFT_OUT = "Left out of the means"
 VERSION = 1
 BATCH_PARTS = ("ilisi", "graph_connectivity", "kbet")
 BIO_PARTS = ("nmi", "ari", "isolated_f1", "clisi")
@@ -212,7 +214,7 @@ def _said(parts: Sequence[Part], scores: Mapping[str, float]) -> list[str]:
     notes = []
     if missing:
         words = "; ".join(f"{part.title} ({part.why})" for part in missing)
-        notes.append(f"Left out of the means: {words}. Compare scores only with runs that have the same parts.")
+        notes.append(f"{LEFT_OUT}: {words}. Compare scores only with runs that have the same parts.")
     if "scmib_total" not in scores:
         wanting = [SCORES[name].title for name in SCMIB_WEIGHTS if name not in scores]
         notes.append(f"There is no total, because nothing is known of: {', '.join(wanting)}.")

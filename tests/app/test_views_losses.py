@@ -403,3 +403,21 @@ def test_metrics_of_one_unit_share_a_plot_below_the_terms(view):
     head, *rows = list(csv.reader(io.StringIO(view.to_csv())))
     assert head[-4:] == ["hits_b", "hits_a", "active", "undeclared"]
     assert rows[0][-4:] == ["0.5", "0.25", "7.0", "1.0"]
+
+
+def test_plots_of_a_run_that_is_made_narrow_take_the_room_they_asked_for(qtbot):
+    """Fewer columns ask for more height while a new size is taken in; the plots once stayed as high as before, with no room for a curve."""
+    made = LossView()
+    qtbot.addWidget(made)
+    spec = RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"})
+    made.set_terms(spec.terms())
+    made.set_run("midas-01", [EpochDone(epoch=n, max_epochs=9, train={term.name: 1.0 + n for term in spec.terms()}, weights={}) for n in range(1, 6)])
+    made.resize(900, 640)
+    made.show()
+    qtbot.waitExposed(made)
+    assert made._curves._columns == 2
+    made.resize(720, 640)
+    QApplication.processEvents()
+    assert made._curves._columns == 1
+    assert made._curves.ci.geometry().height() == pytest.approx(made._curves.height())
+    assert all(plot.item.getViewBox().height() > 40 for plot in made._curves._plots)

@@ -298,3 +298,36 @@ def test_in_process_has_the_same_ways(points, tmp_path, long_job):
     stopping = InProcess(cancel_it)
     with pytest.raises(Cancelled):
         stopping.run("neighbours", **long_job)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux only")
+def test_what_goes_on_beside_training_stands_back_and_nothing_else(monkeypatch):
+    """A process that stood back as a whole got hardly any time on a busy machine, and the analysis after training stood still."""
+    from cellweave.core.analysis import child, tasks
+
+    found, sent = {}, []
+
+    def priority(name):
+        def task(_arguments, _progress):
+            found.setdefault(name, []).append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+            return {}
+
+        return task
+
+    for name in ("refresh", "neighbours"):
+        monkeypatch.setitem(tasks.TASKS, name, priority(name))
+
+    class Channel:
+        def send(self, **message):
+            sent.append(message)
+
+    worker = child.Worker(Channel())
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    for number, name in enumerate(("neighbours", "refresh", "neighbours")):
+        worker._jobs.put({"job": number, "task": name, "arguments": {}})
+    threading.Thread(target=worker.work, daemon=True).start()
+    end = time.monotonic() + WAIT
+    while len(sent) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert found == {"neighbours": [before, before], "refresh": [child.STANDS_BACK]}
+    assert [message["job"] for message in sent] == [0, 1, 2]
