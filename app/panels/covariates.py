@@ -128,12 +128,7 @@ class CovariatesPanel(QWidget):
     def _spec(self, spec: RunSpec) -> None:
         assigned = spec.covariates.assigned()
         effective = effective_roles(spec.covariates, spec.family)
-        conflicts: dict[str, str] = {}
-        for conflict in role_conflicts(spec.covariates, spec.family):
-            for column in conflict.columns:
-                conflicts[column] = " ".join(filter(None, (conflicts.get(column), conflict.text)))
-        self.view.columns.set_roles(assigned, _fills(assigned, effective), conflicts)
-        self.view.updateGeometry()
+        self._show_rows(spec)
         clear(self._follows)
         if not assigned:
             self._follows.addWidget(text("No column has a role yet: the model will be told of no batch, and nothing is corrected.", secondary=True))
@@ -147,7 +142,24 @@ class CovariatesPanel(QWidget):
         self._choose_cross(spec.covariates)
         self._show_cross()
 
+    def _show_rows(self, spec: RunSpec) -> None:
+        """Show roles, what follows from them, and, at the row that causes it, what contradicts them: by itself, or as the data are."""
+        assigned = spec.covariates.assigned()
+        problems: dict[str, list[str]] = {}
+        for conflict in role_conflicts(spec.covariates, spec.family):
+            for column in conflict.columns:
+                problems.setdefault(column, []).append(conflict.text)
+        for check in self._session.checks:
+            section, _, role = check.where.partition(".")
+            if section == "covariates" and check.level.value == "fail" and check.id != "roles-conflict":
+                for column in assigned.get(role, ()):
+                    problems.setdefault(column, []).append(check.text)
+        sentences = {column: " ".join(texts) for column, texts in problems.items()}
+        self.view.columns.set_roles(assigned, _fills(assigned, effective_roles(spec.covariates, spec.family)), sentences)
+        self.view.updateGeometry()
+
     def _show_checks(self, checks: tuple[Any, ...]) -> None:
+        self._show_rows(self._session.spec)
         own = [check for check in checks if check.where.startswith("covariates") and check.level.value != "ok"]
         self.checks.set_checks(own)
         self.checks.setVisible(bool(own))

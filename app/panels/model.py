@@ -106,7 +106,15 @@ class ModelPanel(QWidget):
         self.form.clear_errors()
         self.form.set_spec(spec)
 
+    def _in_words(self, sentence: str) -> str:
+        """Return a sentence on a spec with the names that the form has for its fields."""
+        words = sentence.removeprefix("The spec is not valid: ")
+        for path in sorted(self.form.paths(), key=len, reverse=True):
+            words = words.replace(path, f"'{self.form.row(path).field.label}'")
+        return words[:1].upper() + words[1:]
+
     def _refused(self, paths: tuple[str, ...], sentence: str) -> None:
+        sentence = self._in_words(sentence)
         own = [path for path in paths if path in self.form.paths()]
         if own:
             self.form.set_spec(self._session.spec)

@@ -141,7 +141,7 @@ def _too_few(modality: str, names: pd.Index, own: pd.Index) -> DataError:
     lacking = names[~found]
     some = ", ".join(f"'{name}'" for name in lacking[:5])
     return DataError(
-        f"{cause}{len(lacking):,} are missing, among them {some}{' ...' if len(lacking) > 5 else ''}.", "Use data with all features, not a selection."
+        f"{cause}{len(lacking):,} are missing, among them {some}{' and others' if len(lacking) > 5 else ''}.", "Use data with all features, not a selection."
     )
 
 

@@ -60,6 +60,21 @@ def test_a_conflict_stands_at_the_row_that_causes_it_and_is_read_out(panel) -> N
     assert words in model.data(model.index(model.row_of("donor")), Qt.ItemDataRole.AccessibleTextRole)
 
 
+def test_what_the_data_contradict_stands_at_its_row_too(panel) -> None:
+    """A library in two data sets is known of the data, not of the roles alone."""
+    from cellweave.core.study.checks import Check, Level
+
+    panel.assign("lane", "library", on=True)
+    panel.assign("donor", "dataset", on=True)
+    model = panel.view.columns
+    sentence = "Each library belongs to one data set, but 1 library of 'lane' lies in several levels of 'donor': 'a' lies in x, y."
+    found = (Check("library-datasets", Level.FAIL, "Libraries in two data sets", sentence, where="covariates.library"),)
+    panel._session.set_checks(found, panel._session.spec)
+    assert (sentence, "bad") in model.lines_below("lane") and all(tone != "bad" for _, tone in model.lines_below("donor"))
+    panel._session.set_checks((Check("library-datasets", Level.OK, "Libraries", "Fine.", where="covariates.library"),), panel._session.spec)
+    assert all(tone != "bad" for _, tone in model.lines_below("lane"))
+
+
 def test_the_popup_says_beforehand_what_would_conflict(qtbot) -> None:
     popup = RolePopup(column("donor"), family("ambient"), CovariateSpec(batch="lane"))
     qtbot.addWidget(popup)
