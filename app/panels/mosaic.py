@@ -71,9 +71,9 @@ class MosaicGrid(QWidget):
             for place, modality in enumerate(mosaic.modalities):
                 known = level in mosaic.levels
                 count, held = (int(part[mosaic.levels.index(level), place]) if known else 0 for part in (mosaic.counts, mosaic.held_out))
-                self._grid.addWidget(
-                    self._cell(mosaic.column, level, modality, count, held, is_off=(level, modality) in off), line, place + 1, Qt.AlignmentFlag.AlignRight
-                )
+                # Absolute, since a box that is written from right to left would otherwise take right for left.
+                right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignAbsolute
+                self._grid.addWidget(self._cell(mosaic.column, level, modality, count, held, is_off=(level, modality) in off), line, place + 1, right)
         if len(levels) > MOST_ROWS:
             rest = text(f"and {len(levels) - MOST_ROWS} more levels of '{mosaic.column}'", secondary=True)
             self._grid.addWidget(rest, MOST_ROWS + 1, 0, 1, len(mosaic.modalities) + 1)

@@ -103,6 +103,9 @@ def load_study(
     if data.drop_empty_cells:
         select.drop_empty_cells(study)
     if study.n_cells == 0:
+        if data.masks and not data.switched_off:
+            words = f"The mask of {' and '.join(data.masks)} hides every feature of every cell, so there is nothing to learn."
+            raise DataError(words, "Give a mask that is 1 where a value was measured.")
         raise DataError("No cell is left after these choices.", "Switch fewer modalities off.")
     watch.at(1.0, "done")
     return study

@@ -74,6 +74,10 @@ def test_a_layer_of_zeros_and_ones_masks_by_cell(tmp_path):
     data.write_h5ad(tmp_path / "b.h5ad")
     with pytest.raises(DataError, match=r"The mask of rna holds the value"):
         load(tmp_path / "b.h5ad", masks={"rna": "layers/known"})
+    data.layers["known"] = np.zeros((6, 5), dtype=np.int8)
+    data.write_h5ad(tmp_path / "c.h5ad")
+    with pytest.raises(DataError, match=r"The mask of rna hides every feature of every cell, so there is nothing to learn\. Give a mask"):
+        load(tmp_path / "c.h5ad", masks={"rna": "layers/known"})
 
 
 def test_masks_by_batch_in_uns_are_found_and_others_named(tmp_path):
