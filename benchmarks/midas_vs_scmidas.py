@@ -217,7 +217,8 @@ def tables(found: dict) -> Iterator[str]:
                 ratios = [["busy", cpu] for _, cpu in ratios]
             memory = " / ".join(f"{row[f'{who} memory'] / 1e6:.0f}" for who in ("scmidas", "ours", "ours bf16") if f"{who} memory" in row)
             yield (
-                f"| {row['data']} | {row['batch_size']} | {row['threads']} | {row.get('load', 0):.0f} | {cells[0]} | {cells[1]} | {' | '.join(ratios[0])} | {cells[2]} | "
+                f"| {row['data']} | {row['batch_size']} | {row['threads']} | {row.get('load', 0):.0f} | {cells[0]} | {cells[1]} | "
+                f"{' | '.join(ratios[0])} | {cells[2]} | "
                 f"{' | '.join(ratios[1])} | {memory} |"
             )
         yield ""

@@ -401,7 +401,10 @@ class Trainer:
     # ------------------------------------------------------------------ checkpoints
 
     def _snapshot(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
+        # In the memory of the one before, where that is not kept as the best: new memory costs more than the copy.
+        old = {} if self.good is self.best else self.good
+        state = self.model.state_dict()
+        return {name: old[name].copy_(tensor.detach()) if name in old else tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
     def _write_checkpoint(self) -> None:
         self._since_checkpoint = time.monotonic()
