@@ -86,11 +86,14 @@ class Task(QObject):
         The result.
     failed
         The error and its traceback as text; ``Cancelled`` where the person asked to stop.
+    gone
+        The thread has ended, which is a little after the work has.
     """
 
     progressed = Signal(str, object)
     done = Signal(object)
     failed = Signal(object, str)
+    gone = Signal()
 
     def __init__(self, work: Callable[[Any], Any], parent: QObject | None = None) -> None:
         super().__init__(parent)
@@ -102,6 +105,7 @@ class Task(QObject):
         self._job.done.connect(self.done)
         self._job.failed.connect(self.failed)
         self._job.ended.connect(self._thread.quit)
+        self._thread.finished.connect(self.gone)
         self._thread.finished.connect(self.deleteLater)
 
     def start(self) -> None:
@@ -133,6 +137,7 @@ class TaskRunner(QObject):
     def __init__(self, parent: QObject | None = None) -> None:
         super().__init__(parent)
         self._tasks: list[Task] = []
+        self._ending: list[Task] = []
 
     def run(
         self,
@@ -151,12 +156,14 @@ class TaskRunner(QObject):
         self._tasks.append(task)
         task.done.connect(lambda _result: self._forget(task))
         task.failed.connect(lambda _error, _details: self._forget(task))
+        task.gone.connect(lambda: self._ending.remove(task) if task in self._ending else None)
         task.start()
         return task
 
     def _forget(self, task: Task) -> None:
         if task in self._tasks:
             self._tasks.remove(task)
+            self._ending.append(task)  # its thread still winds up, and must not be deleted before it has
 
     def busy(self) -> bool:
         """Return whether any task is at work."""
@@ -166,8 +173,9 @@ class TaskRunner(QObject):
         """Ask every task to stop and wait for it."""
         for task in list(self._tasks):
             task.cancel()
-        for task in list(self._tasks):
+        for task in [*self._tasks, *self._ending]:
             if not task.wait():
                 task.setParent(None)
                 LEFT_BEHIND.append(task)
         self._tasks.clear()
+        self._ending.clear()

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+from qtpy.compat import isalive
 from qtpy.QtWidgets import QApplication, QLabel, QVBoxLayout, QWidget
 
 from cellweave.app.panels.checks import ChecksList
@@ -89,6 +90,15 @@ def test_a_task_gives_its_result_in_the_windows_thread(qtbot):
     assert kind == "done"
     assert worked_in != here == told_in
     runner.shutdown()
+
+
+def test_a_task_whose_work_is_done_is_waited_for_before_its_runner_goes(qtbot):
+    """The result is told before the thread has wound up: a runner that is deleted then would take the process with it."""
+    runner, seen = TaskRunner(), []
+    task = runner.run(lambda _report: 1, seen.append, lambda *_: None)
+    qtbot.waitUntil(lambda: bool(seen))
+    runner.shutdown()
+    assert not runner.busy() and (not isalive(task) or not task.running())
 
 
 def test_a_task_that_fails_or_is_cancelled_says_so(qtbot):
