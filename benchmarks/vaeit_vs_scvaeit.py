@@ -131,12 +131,18 @@ def scores(arrays: dict[str, np.ndarray], values: np.ndarray | None) -> Iterator
         of_peaks = {}
         if modality in datasets.BINARY:
             each_auroc = [auroc(truth[:, column], found[:, column]) for column in range(truth.shape[1])]
-            of_peaks = {"auroc": auroc(truth.ravel(), found.ravel()), "auroc_by_feature": None if values is None else float(np.nanmedian(each_auroc))}
+            of_peaks = {"auroc": auroc(truth.ravel(), found.ravel()), "auroc_by_feature": None if values is None else _median(each_auroc)}
         yield {
             "modality": str(modality), "hidden": int(truth.size), "mse": float(((found - truth) ** 2).mean()),
             "pearson": correlation(truth.ravel(), found.ravel()),
-            "pearson_by_feature": None if values is None else float(np.nanmedian(each)), **of_peaks,
+            "pearson_by_feature": None if values is None else _median(each), **of_peaks,
         }  # fmt: skip
+
+
+def _median(each: list[float]) -> float | None:
+    """Return the median of the features that vary; None where none does."""
+    known = [value for value in each if np.isfinite(value)]
+    return float(np.median(known)) if known else None
 
 
 def tables(found: dict) -> Iterator[str]:
@@ -147,6 +153,8 @@ def tables(found: dict) -> Iterator[str]:
     yield f"Versions: {', '.join(f'{name} {number}' for name, number in about['versions'].items())}."
     yield "Same data, architecture, loss weights, minibatches of 256 and threads; float32; AdamW 3e-4. scVAEIT drops the last short minibatch of an epoch."
     yield f"Other work ran on the machine (load {about['load']:.1f} on {about['cores']} cores): go by ratios, and by the processor time.\n"
+    if about.get("note"):
+        yield f"{about['note']}\n"
     yield "".join(f"- {name}: {mosaic.words}.\n" for name, mosaic in datasets.MOSAICS.items())
     if found.get("speed"):
         yield "## Seconds a step\n"
@@ -183,7 +191,8 @@ def _quality(rows: list[dict]) -> Iterator[str]:
     for row in rows:
         groups.setdefault((row["data"], row["modality"], row["who"]), []).append(row)
     for (data, modality, who), own in groups.items():
-        cells = [_spread([row.get(key) for row in own], digits) for key, digits in (("mse", 4), ("pearson", 4), ("auroc", 4))]
+        mse_digits = 5 if modality in datasets.BINARY else 4
+        cells = [_spread([row.get(key) for row in own], digits) for key, digits in (("mse", mse_digits), ("pearson", 4), ("auroc", 4))]
         cells += [_spread([row.get(key) for row in own], 3) for key in ("pearson_by_feature", "auroc_by_feature")]
         trained = who in WORKERS
         yield (

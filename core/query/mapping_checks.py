@@ -15,7 +15,7 @@ from cellweave.core.study.study import Study
 #: Columns that are offered as batch where the data have none of the reference's name; a column with more levels is none.
 MOST_COLUMNS, MOST_BATCHES = 5, 50
 #: What is no reason to hesitate begins so.
-PLAIN_NEWS = ("New in", "New batches", "The reference knows every batch")
+PLAIN_NEWS = ("New in", "New batches", "The reference knows every batch", "The reference was trained without batches")
 
 
 def mapping_checks(
@@ -57,7 +57,10 @@ def mapping_checks(
     def model() -> str:
         state["spec"] = mapping_spec(reference, paths, changes)
         state["reference"] = Reference.open(state["spec"])
-        return f"{state['spec'].family.title} of the reference takes new batches in '{state['spec'].covariates.batch}'."
+        title, batch = state["spec"].family.title, state["spec"].covariates.batch
+        if batch is None:
+            return f"{title} of the reference takes new cells; it knows no batches."
+        return f"{title} of the reference takes new batches in '{batch}'."
 
     def read() -> str:
         state["study"] = load_new(state["spec"], paths)

@@ -21,8 +21,8 @@ from cellweave.core.training.data import TrainingData
 
 #: Learning rate, since only a few rows of the covariates are learned, from the mean of the known ones.
 LEARNING_RATE = 3e-3
-#: Begin of the note that there are only known batches.
-NOTHING_NEW = "The reference knows every batch of these data"
+#: Beginnings of the note that nothing is new.
+NOTHING_NEW, NO_BATCHES = "The reference knows every batch of these data", "The reference was trained without batches"
 
 
 @dataclass
@@ -70,8 +70,8 @@ class VaeitReference(Reference):
         if new:
             self.notes += [f"New in '{column}', and learned: {', '.join(levels)}." for column, levels in new.items()]
         else:
-            known = f" ({', '.join(self._present(study))})" if self.spec.covariates.batch is not None else ""
-            self.notes.append(f"{NOTHING_NEW}{known}, so nothing is learned: its cells are placed and imputed by the reference as it is.")
+            known = f"{NOTHING_NEW} ({', '.join(self._present(study))})" if self.spec.covariates.batch is not None else NO_BATCHES
+            self.notes.append(f"{known}, so nothing is learned: the cells are placed and imputed by the reference as it is.")
         data = encode(spec, encoding, study, self.trained.features, trained_on=True, blocks=blocks_of(self.trained.context))
         check_values(spec, data)
         return data

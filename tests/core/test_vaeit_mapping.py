@@ -244,3 +244,13 @@ def test_a_further_column_starts_at_the_mean_of_its_own_levels():
         torch.testing.assert_close(after[2], start)
         torch.testing.assert_close(after[6], before[2:].mean(0))
         assert rows[f"{name}.level_weight"].tolist() == [False, False, True, False, False, False, True]
+
+
+def test_a_reference_without_batches_places_cells_too(files, tmp_path):
+    spec = RunSpec().with_changes({"model.kind": "vaeit"}).with_changes({**SMALL, "covariates.batch": None, "data.paths": (str(files["known"]),)})
+    execute(spec.with_changes({"training.max_epochs": 1}), tmp_path / "plain")
+    found = mapping_checks(tmp_path / "plain", [files["new_rna"]])
+    assert any("it knows no batches" in check.text for check in found)
+    assert [check.level for check in found if "trained without batches, so nothing is learned" in check.text] == [Level.OK]
+    run, _ = mapped_onto(open_run(tmp_path / "plain"), files["new_rna"], tmp_path / "mapped")
+    assert np.isfinite(latent_mean(run)).all() and np.isfinite(values(run)["adt"]).all()
