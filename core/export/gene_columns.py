@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,8 +35,9 @@ def gene_column(run: RunData, name: str) -> ColumnValues:
     CellweaveError
         Where the gene or the batch is not known, or the model decodes no expression.
     """
-    source, _, gene = name.partition(":")
-    title, unit, _ = SOURCES[source]  # type: ignore[index]
+    named, _, gene = name.partition(":")
+    source = cast(Source, named)
+    title, unit, _ = SOURCES[source]
     if source in ("denoised", "corrected"):
         words = f"{gene.replace('@', ' as ')}, {title.lower()}, {unit}"
         return ColumnValues.of_numbers(words, _decode(run, source, gene, name))
