@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cellweave.core.errors import DataError
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
 from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
+from cellweave.core.models.midas_summaries import MEASURED_IN, ROUND
 from cellweave.core.models.midas_written import EXPERT_TERMS, WrittenStep
 from cellweave.core.models.vae_network import level_of
 from cellweave.core.nn.layers import full_precision
@@ -21,16 +21,8 @@ from cellweave.core.nn.midas_discriminators import Discriminators
 from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, Gaussian, ModalityDecoder, ModalityEncoder, product
 from cellweave.core.nn.midas_values import ModalityValues
-from cellweave.core.spec.modalities import modality_kinds
-
-if TYPE_CHECKING:
-    from cellweave.core.spec import RunSpec
-    from cellweave.core.training.data import TrainingData
 
 JOINT = "joint"
-MEASURED_IN = "midas_measured_in"
-#: Steps in which the sampler visits every batch and pattern of modalities once.
-ROUND = "midas_round"
 #: Beginning of the names of stored latents c of a reference, by discriminator.
 REFERENCE = "midas_reference_"
 
@@ -422,34 +414,9 @@ class MidasNetwork(Model):
         return torch.cat([z[:, : self.options.n_latent], u.to(z).expand(len(z), -1)], 1)
 
 
-def summaries(spec: RunSpec, data: TrainingData) -> dict[str, np.ndarray]:
-    """Return which batches have which modality, bool ``(n_modalities, n_batches)``, and the steps of a round; refuse values that cannot be drawn.
-
-    Raises
-    ------
-    DataError
-        Where no distribution of a modality is declared, or it has values that the distribution does not know.
-    """
-    options = spec.model
-    assert isinstance(options, MidasOptions)
-    n_batches = int(data.n_levels().get("batch", 1))  # type: ignore[arg-type]
-    codes = data.categorical.get("batch", np.zeros(data.n_cells, dtype=np.int64))
-    found = np.zeros((len(data.modalities), n_batches), dtype=bool)
-    for row, modality in zip(found, data.modalities, strict=True):
-        if not options.knows(modality.name):
-            raise DataError(
-                f"MIDAS does not know the modality '{modality.name}': it knows {', '.join(modality_kinds())}.",
-                f"Say what its values are drawn from, --set model.distribution.{modality.name}=poisson for counts, or rename it.",
-            )
-        ModalityValues(options, modality.name, modality.n_features).check(modality.counts)
-        row[np.unique(codes[data.usable & modality.measured])] = True
-    # A batch whose cells differ in modalities is several streams of the sampler, which one round visits all.
-    return {MEASURED_IN: found, ROUND: np.array([max(1, len(np.unique(data.streams[data.train])))])}
-
-
 def build(context: BuildContext) -> MidasNetwork:
     """Return the network of a run, on the CPU, initialised from torch's global generator."""
     return MidasNetwork(context)
 
 
-__all__ = ["JOINT", "MidasNetwork", "ModalityInfo", "Seen", "build", "summaries"]
+__all__ = ["JOINT", "MidasNetwork", "ModalityInfo", "Seen", "build"]

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, StepContext
-from cellweave.core.models.midas_network import MEASURED_IN, MidasNetwork
+from cellweave.core.models.midas_network import MidasNetwork
+from cellweave.core.models.midas_summaries import MEASURED_IN
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.spec import RunSpec
 from cellweave.core.training.objective import Objective
