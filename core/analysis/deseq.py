@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cellweave.core.analysis.arrays import load_array, save_array
+
 #: What the test gives for each feature, in our names, and PyDESeq2's.
 RESULTS = {"mean": "baseMean", "lfc": "log2FoldChange", "lfc_se": "lfcSE", "statistic": "stat", "p_value": "pvalue", "p_adjusted": "padj"}
 
@@ -75,16 +77,16 @@ def fit_apart(counts: np.ndarray, table: pd.DataFrame, design: str, alpha: float
 
     with tempfile.TemporaryDirectory(prefix="cellweave-pseudobulk-", ignore_cleanup_errors=True) as folder:
         given, out = Path(folder) / "counts.npy", Path(folder) / "results.npy"
-        np.save(given, counts)
+        save_array(given, counts)
         columns = {str(name): table[name].tolist() for name in table}
         with AnalysisProcess() as process:
             process.run("deseq2", cancelled=cancelled, counts=str(given), table=columns, design=design, alpha=alpha, out=str(out))
-        return pd.DataFrame(np.load(out), columns=list(RESULTS))
+        return pd.DataFrame(load_array(out), columns=list(RESULTS))
 
 
 def deseq2_task(arguments: Mapping[str, Any], progress: Callable[..., None]) -> dict[str, Any]:
     """Do :func:`fit` in the analysis process: ``counts`` (path), ``table`` (values by column), ``design``, ``alpha`` -> ``out``."""
     progress(None, "fitting")
-    found = fit(np.load(arguments["counts"]), pd.DataFrame(arguments["table"]), str(arguments["design"]), float(arguments["alpha"]))
-    np.save(arguments["out"], found.to_numpy())
+    found = fit(load_array(Path(arguments["counts"])), pd.DataFrame(arguments["table"]), str(arguments["design"]), float(arguments["alpha"]))
+    save_array(Path(arguments["out"]), found.to_numpy())
     return {"n_features": len(found)}
