@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellweave.core.errors import SpecError
-from cellweave.core.export.gene_values import SOURCES, Source, decoded_values, measured_values
+from cellweave.core.export.gene_values import SOURCES, decoded_values, measured_values
 from cellweave.core.export.run_data import ColumnValues
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def is_gene(name: str) -> bool:
     return source in SOURCES and bool(gene)
 
 
-def _decode(run: RunData, source: Source, gene: str, name: str) -> NDArray[np.float32]:
+def _decode(run: RunData, source: str, gene: str, name: str) -> NDArray[np.float32]:
     """Return what the model decodes, ``(n_cells,)``, NaN for cells without a latent."""
     folder = run.folder.path
     key = (folder, (folder / "model" / "model.json").stat().st_mtime_ns if (folder / "model" / "model.json").is_file() else 0, name)

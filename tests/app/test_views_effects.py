@@ -53,7 +53,7 @@ def test_a_gene_is_shown_over_all_libraries(qtbot, view):
     with qtbot.waitSignal(view.bars.chosen):
         qtbot.mouseClick(view.bars, LEFT, pos=QPoint(60, view.bars._line() + 4))
     assert view.level.currentIndex() == 1
-    assert "the RNA decoder's first layer" in view.words.text() and "feature scaling lies between" in view.words.text()
+    assert "The RNA decoder is told of no covariate" in view.words.text() and "feature scaling lies between" in view.words.text()
     assert view.figure() == {"what": "ambient"}
 
 

@@ -421,3 +421,28 @@ def test_plots_of_a_run_that_is_made_narrow_take_the_room_they_asked_for(qtbot):
     assert made._curves._columns == 1
     assert made._curves.ci.geometry().height() == pytest.approx(made._curves.height())
     assert all(plot.item.getViewBox().height() > 40 for plot in made._curves._plots)
+
+
+def test_a_long_legend_names_metrics_on_demand_and_their_curves_are_drawn_all_the_same(view, qtbot):
+    """Where there are many curves, what is told beside the losses does not take the room of the curves."""
+    told = {f"number{number}": number / 10 for number in range(12)}
+    view.set_terms(RunSpec().terms(), tuple(Metric(name, f"Number {name[6:]}", "One of many.") for name in told))
+    view.set_run("vae-03", [replace(epoch_done(number), metrics=told) for number in (1, 2, 3)])
+    shown = lambda: [button.text() for button in view._legend.findChildren(QToolButton) if not button.isHidden()]  # noqa: E731
+    qtbot.waitUntil(lambda: "12 other numbers" in shown(), timeout=5000)
+    names = shown()
+    assert not any(name.startswith("Number") for name in names)
+    assert view._curves.line("metric:number7", "train")[1].tolist() == [0.7] * 3
+    qtbot.mouseClick(chip(view, "12 other numbers"), Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: "Number 7" in shown(), timeout=5000)
+
+
+def test_plots_out_of_sight_are_made_one_after_the_other(view, qtbot):
+    from cellweave.app.views.curves import AT_ONCE
+
+    told = {f"number{number}": 0.5 for number in range(9)}
+    view.set_terms(RunSpec().terms(), tuple(Metric(name, name, "One of many.", name) for name in told))
+    view.set_run("vae-04", [replace(epoch_done(number), metrics=told) for number in (1, 2)])
+    qtbot.waitUntil(lambda: len(view._curves._plots) >= AT_ONCE, timeout=5000)
+    qtbot.waitUntil(lambda: not view._curves._waiting, timeout=10_000)
+    assert len(view._curves._plots) == len(view._curves.titles()) > AT_ONCE
