@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cellweave.core.errors import SpecError
-from cellweave.core.export.gene_values import SOURCES, decoded_values, measured_values
+from cellweave.core.export.gene_values import SOURCES, Source, decoded_values, measured_values
 from cellweave.core.export.run_data import ColumnValues
 
 if TYPE_CHECKING:
