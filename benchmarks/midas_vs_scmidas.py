@@ -188,6 +188,7 @@ def tables(found: dict) -> Iterator[str]:
             f"Load of the machine at the end of the {part} rows: {load:.1f} on {about['cores']} "
             f"cores{' (other work ran: go by the processor times)' if load > about['cores'] else ''}."
         )
+    yield from found.get("notes", ())
     yield ""
     if found.get("speed"):
         yield "## Milliseconds a step, equal settings\n"
