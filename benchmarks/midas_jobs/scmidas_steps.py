@@ -52,7 +52,10 @@ def main(job: dict) -> None:
             model.training_step(batch, len(order))
             if len(order) == job["steps"]:
                 break
-    names = {level: list(map(str, data["rna"].obs_names[(data["rna"].obs["batch"] == level).to_numpy()])) for level in model.batch_names}
+    names = {}
+    for level in model.batch_names:
+        part = next(part for part in data.mod.values() if (part.obs["batch"] == level).any())
+        names[level] = list(map(str, part.obs_names[(part.obs["batch"] == level).to_numpy()]))
     Path(job["result"]).write_text(json.dumps({"rows": rows, "order": order, "names": names}))
 
 
