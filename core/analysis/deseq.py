@@ -79,12 +79,12 @@ def fit_apart(counts: np.ndarray, table: pd.DataFrame, design: str, alpha: float
         columns = {str(name): table[name].tolist() for name in table}
         with AnalysisProcess() as process:
             process.run("deseq2", cancelled=cancelled, counts=str(given), table=columns, design=design, alpha=alpha, out=str(out))
-        return pd.DataFrame(np.load(out), columns=list(RESULTS))
+        return pd.DataFrame(np.load(out, allow_pickle=False), columns=list(RESULTS))
 
 
 def deseq2_task(arguments: Mapping[str, Any], progress: Callable[..., None]) -> dict[str, Any]:
     """Do :func:`fit` in the analysis process: ``counts`` (path), ``table`` (values by column), ``design``, ``alpha`` -> ``out``."""
     progress(None, "fitting")
-    found = fit(np.load(arguments["counts"]), pd.DataFrame(arguments["table"]), str(arguments["design"]), float(arguments["alpha"]))
+    found = fit(np.load(arguments["counts"], allow_pickle=False), pd.DataFrame(arguments["table"]), str(arguments["design"]), float(arguments["alpha"]))
     np.save(arguments["out"], found.to_numpy())
     return {"n_features": len(found)}
