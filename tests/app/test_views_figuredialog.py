@@ -125,8 +125,8 @@ def test_only_options_that_the_figure_heeds_are_shown(dialog, painter, qtbot, wh
     shown = {path for path in dialog.form.paths() if dialog.form.row(path).is_shown()}
     assert "dpi" in shown and "title" in shown
     assert ("smoothing" in shown) == (what == "losses")
-    assert ("columns" in shown) == (what in {"embedding", "attribution"})
-    assert ("point_size" in shown) == (what in {"embedding", "attribution", "volcano"})
+    assert ("columns" in shown) == (what in {"embedding", "attribution", "modalities"})
+    assert ("point_size" in shown) == (what in {"embedding", "attribution", "modalities", "volcano"})
     assert ("genes_each" in shown) == (what in {"loadings", "ambient"})
     assert ("attribution_score" in shown) == (what == "attribution")
     assert ("comparison" in shown) == (what == "volcano")
