@@ -75,8 +75,8 @@ class TrainingSpec(Frozen):
     precision: Literal["auto", "32", "bf16"] = option(
         "32",
         "Precision",
-        "bf16 computes the matrix products in half the bits; losses stay in 32. Auto, which MIDAS begins with, is bf16 where this machine's products of it "
-        "are well faster, as with AVX-512 BF16, AMX or a recent GPU, and else 32. On real mosaics its embeddings were as good, seed by seed.",
+        "bf16 computes the matrix products in half the bits; losses stay in 32. Auto, which MIDAS begins with, is bf16 on processors that multiply it "
+        "themselves (AVX-512 BF16, AMX), and else 32. On real mosaics its embeddings were as good, seed by seed.",
         group=MACHINE,
     )
     threads: int | None = option(None, "Threads", "CPU threads of the network.", group=MACHINE, ge=1, auto="found by a short probe", advanced=True)
