@@ -250,6 +250,7 @@ class DataTable(QWidget):
         self.search.textChanged.connect(self._filter)
         self.search.returnPressed.connect(self._first)
         self.count = text("", secondary=True, wrap=False)
+        self.count.setVisible(bool(search))
         self.bar = row(self.search, self.count)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
