@@ -107,7 +107,6 @@ class MetricsView(RunView):
         self.plot.chosen.connect(self.choose)
         self.plot.opened.connect(self._open)
         self.table = DataTable("Metrics of every run")
-        self.table.count.hide()
         self.shading = Shading(self.table)
         self.table.view.setItemDelegate(self.shading)
         self.table.chosen.connect(self.choose)

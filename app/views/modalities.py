@@ -126,7 +126,6 @@ class ModalitiesView(RunView):
     def _lower(self) -> QSplitter:
         """Return the tables: pairs of modalities, and the parts of the score."""
         self.parts = DataTable("Parts of the score of the mosaic")
-        self.parts.count.hide()
         self.parts_csv = tool("table", "Export the parts of the score as CSV", lambda: self.context.save_csv("scmib", self.parts.as_csv))
         self.total = text("", secondary=True)
         self.total.setAccessibleName("Score of the mosaic")

@@ -120,7 +120,6 @@ class NeighbourhoodView(RunView):
         self.level = chooser("Which question")
         self.level.currentIndexChanged.connect(lambda _: self._show_leaves())
         self.leaves = DataTable("Failures")
-        self.leaves.count.hide()
         self.leaves.chosen.connect(self._leaf_chosen)
         self.dots = Dots(self.leaves)
         self.leaves.view.setItemDelegate(self.dots)
@@ -137,7 +136,6 @@ class NeighbourhoodView(RunView):
 
     def _numbers(self) -> QWidget:
         self.numbers = DataTable("Headline numbers")
-        self.numbers.count.hide()
         self.numbers.chosen.connect(self._number_chosen)
         self.number_words = text("", secondary=True)
         self.number_words.setMinimumHeight(2 * self.fontMetrics().height() + 4)
@@ -154,7 +152,6 @@ class NeighbourhoodView(RunView):
         for box in (self.group, self.metric):
             box.currentIndexChanged.connect(lambda _: self._show_groups())
         self.strata = DataTable("Metrics by group")
-        self.strata.count.hide()
         page = QWidget()
         layout = QVBoxLayout(page)
         layout.setContentsMargins(0, 8, 0, 0)
