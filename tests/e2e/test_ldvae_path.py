@@ -7,23 +7,34 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from qtpy.QtCore import QPointF, Qt
+from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtWidgets import QCheckBox, QComboBox, QFileDialog, QLineEdit, QPushButton
 
 from cellweave.app.views.figuredialog import Preview
 
 LEFT = Qt.MouseButton.LeftButton
 LONG = 120_000
+STILL = 20  # looks, ten milliseconds apart, in which nothing moved
 
 
-def drag_around(qtbot, panel, points: np.ndarray) -> None:
-    """Draw a lasso around the middle of some points of a panel."""
-    box = panel.box
+def corners(panel, points: np.ndarray) -> list[QPoint]:
+    """Return where the corners around the middle of some points lie on a panel."""
     low, high = np.quantile(points, [0.05, 0.95], axis=0)
-    corners = [(low[0], low[1]), (high[0], low[1]), (high[0], high[1]), (low[0], high[1]), (low[0], low[1])]
-    view = panel.canvas
-    at = [view.mapFromScene(box.mapViewToScene(QPointF(float(x), float(y)))) for x, y in corners]
-    port = view.viewport()
+    around = [(low[0], low[1]), (high[0], low[1]), (high[0], high[1]), (low[0], high[1]), (low[0], low[1])]
+    return [panel.canvas.mapFromScene(panel.box.mapViewToScene(QPointF(float(x), float(y)))) for x, y in around]
+
+
+def drag_around(qtbot, window, panel, level: str) -> None:
+    """Draw a lasso around the middle of the cells of a type, once the view has come to rest: showing it may still move or fit its points."""
+    column = window.watching.cells.columns["celltype"]
+    seen: list[list[QPoint]] = []
+
+    def rests() -> bool:
+        seen.append(corners(panel, window.embedding.points().xy[column.codes == column.levels.index(level)]))
+        return len(seen) > STILL and all(places == seen[-1] for places in seen[-STILL:]) and all(panel.canvas.viewport().rect().contains(at) for at in seen[-1])
+
+    qtbot.waitUntil(rests, timeout=LONG)
+    at, port = seen[-1], panel.canvas.viewport()
     qtbot.mousePress(port, LEFT, pos=at[0])
     for start, end in pairwise(at):
         for share in (0.25, 0.5, 0.75, 1.0):
@@ -70,7 +81,6 @@ def test_from_the_example_to_loadings_volcano_and_table(qtbot, window, tmp_path,
     # Two groups with the lasso.
     window.actions_by_id["view.embedding"].trigger()
     panel = window.embedding.panels()[1]
-    codes, levels = window.watching.cells.columns["celltype"].codes, window.watching.cells.columns["celltype"].levels
     chosen = {}
     differential = window.centre.view("differential")
     for group, level in (("group1", "Mono"), ("group2", "B")):
@@ -78,8 +88,8 @@ def test_from_the_example_to_loadings_volcano_and_table(qtbot, window, tmp_path,
         if not window.embedding.bar.lasso.isChecked():
             qtbot.mouseClick(window.embedding.bar.lasso, LEFT)
         qtbot.waitUntil(panel.canvas.isVisible)
-        drag_around(qtbot, panel, window.embedding.points().xy[codes == levels.index(level)])
-        qtbot.waitUntil(lambda: len(window.centre.selection) >= 3, timeout=5000)
+        drag_around(qtbot, window, panel, level)
+        qtbot.waitUntil(lambda: len(window.centre.selection) >= 3, timeout=20_000)
         chosen[group] = window.centre.selection.copy()
         window.actions_by_id["view.differential"].trigger()
         qtbot.waitUntil(lambda: differential.message() == "", timeout=LONG)

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from scipy import sparse
 from synthetic_runs import make_run
 
+from cellweave.core.analysis import scmib
 from cellweave.core.errors import CellweaveError, RunFolderError, SpecError
 from cellweave.core.export import palette
 from cellweave.core.export.canvas import MM_PER_INCH, styled
@@ -45,7 +46,19 @@ def run(tmp_path_factory):
         folder / "run", [folder / "input.h5ad"], [N], no_latent=(3, 5), columns=columns,
         **{"covariates.batch": "batch", "covariates.labels": "cell_type"},
     )  # fmt: skip
+    keep_modalities(made.results)
     return RunData(made.path)
+
+
+def keep_modalities(results):
+    """Write what a mosaic leaves: latents and a picture of two modalities, the second without the first ten cells, and scMIB's parts."""
+    layout = np.random.default_rng(1).normal(size=(3, N, 2)).astype(np.float32)
+    layout[2, :10] = np.nan
+    np.save(results / "modality_umap.npy", layout)
+    for number, name in enumerate(("rna", "adt"), start=1):
+        np.save(results / f"c_{name}.npy", layout[number])
+    measured = {"ilisi": 0.5, "graph_connectivity": 0.9, "kbet": 0.2, "nmi": 0.8, "ari": 0.7, "isolated_f1": 0.6, "clisi": 1.0}
+    scmib.store(results, scmib.assemble(measured, {"foscttm": 0.9}, [], ("rna", "adt")), {"batch": "batch", "labels": "cell_type"})
 
 
 def drawn_texts(canvas):

@@ -27,7 +27,8 @@ def measured(golden):
     return measure(embeddings, batch=golden["batch"].astype(np.int64), labels=golden["labels"].astype(np.int64))
 
 
-@pytest.mark.parametrize("name", METRICS)
+# scib-metrics has no F1 of isolated labels; it is held against its definition in test_scmib.
+@pytest.mark.parametrize("name", [name for name in METRICS if name != "isolated_f1"])
 def test_every_metric_is_that_of_scib_metrics(golden, measured, name):
     # The random numbers of the clusters differ between versions of igraph; everything else is exact but for float32.
     tolerance = 0.02 if name in {"nmi", "ari"} else 2e-6
