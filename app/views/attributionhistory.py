@@ -49,6 +49,7 @@ class AttributionHistory(QObject):
         self.bar = EpochBar(view)
         self.bar.slider.setToolTip("Go back through the attributions of this run")
         self.bar.loaded.connect(self._wanted)
+        self.bar.chosen.connect(self.chosen)
         self._result: Attributed | None = None
         self._next: Path | None = None
         self._reading = False
@@ -94,14 +95,13 @@ class AttributionHistory(QObject):
     def _loader(path: Path) -> Callable[[], Path]:
         return lambda: path
 
-    def _wanted(self, epoch: int, path: Path | None) -> None:
+    def _wanted(self, _epoch: int, path: Path | None) -> None:
         if path is None:
             self._next = None
             if self._result is not None:
                 self.shown.emit(self._result)
         else:
             self._read(path)
-        self.chosen.emit(epoch)
 
     def _read(self, path: Path) -> None:
         """Read an attribution; while one is being read only the last that was wanted waits."""
@@ -126,6 +126,9 @@ class AttributionHistory(QObject):
 
         def failed(error: Exception, details: str) -> None:
             self._reading = False
-            self.bar.say_unreadable(str(error))
+            if self._next is not None:
+                self._read_next()
+            else:
+                self.bar.say_unreadable(str(error))
 
         self._view.work(lambda _: of_preview(path, cells, xy), done, failed=failed)

@@ -83,7 +83,8 @@ class EmbeddingView(QWidget):
         self.bar.exportWanted.connect(self.exportRequested)
         self.bar.genesWanted.connect(self.genesWanted)
         self.epochs = EpochBar(self)
-        self.epochs.loaded.connect(self._epoch_loaded)
+        self.epochs.loaded.connect(lambda epoch, positions: self.move_points(positions, epoch))
+        self.epochs.chosen.connect(self.epochChosen)
         self._status = QLabel("", self)
         self._status.setProperty("secondary", "true")
         self._clear = QPushButton("Clear selection", self)
@@ -295,10 +296,6 @@ class EmbeddingView(QWidget):
             Epoch numbers with a function each that returns the positions, ``(n_cells, 2)``; none hides the slider.
         """
         self.epochs.set_epochs(epochs)
-
-    def _epoch_loaded(self, epoch: int, positions: ArrayLike) -> None:
-        self.move_points(positions, epoch)
-        self.epochChosen.emit(epoch)
 
     # -- selection -------------------------------------------------------------------------------------------
 

@@ -21,13 +21,22 @@ class EpochBar(QWidget):
     ----------
     parent
         Owner.
+
+    Attributes
+    ----------
+    loaded
+        What is of the epoch shown was read.
+    chosen
+        The person went to an epoch; not where :meth:`go_to` did, so that two bars that follow each other do not pull each other back.
     """
 
     loaded = Signal(int, object)
+    chosen = Signal(int)
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._epochs: list[tuple[int, Loader]] = []
+        self._by_person = True
         self.slider = QSlider(Qt.Orientation.Horizontal)
         self.slider.setRange(0, 0)
         self.slider.setAccessibleName("Epoch shown")
@@ -68,8 +77,9 @@ class EpochBar(QWidget):
     def go_to(self, epoch: int) -> None:
         """Choose an epoch, where it is offered."""
         place = next((place for place, (number, _) in enumerate(self._epochs) if number == epoch), None)
-        if place is not None:
+        if place is not None and place != self.slider.value():
             self.slider.setValue(place)
+            self._by_person = False
 
     def say_unreadable(self, why: str = "") -> None:
         """Write that the chosen epoch cannot be read."""
@@ -84,6 +94,7 @@ class EpochBar(QWidget):
         self.words.setText(f"{epoch} of {last}")
 
     def _moved(self, index: int) -> None:
+        self._by_person = True
         self.say(self._epochs[index][0])
         self._timer.start()
 
@@ -99,3 +110,5 @@ class EpochBar(QWidget):
             return
         self.words.setToolTip("")
         self.loaded.emit(epoch, found)
+        if self._by_person:
+            self.chosen.emit(epoch)

@@ -6,6 +6,7 @@ because the parent closed it or died, the process ends at once, whatever it is d
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -24,6 +25,7 @@ PACE = 0.1
 BESIDE = ("refresh",)
 #: How far they stand back (0 is the usual, 19 the farthest).
 STANDS_BACK = 5
+LAST_PRIORITY = 19
 
 
 class Channel:
@@ -79,7 +81,9 @@ class Worker:
 
     def _stand_back(self, message: dict[str, Any]) -> None:
         if sys.platform == "linux":  # where a thread has a priority of its own, which ends with it: it cannot be raised again
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), STANDS_BACK)
+            thread = threading.get_native_id()
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread, min(LAST_PRIORITY, os.getpriority(os.PRIO_PROCESS, thread) + STANDS_BACK))
         self._do(message)
 
     def _do(self, message: dict[str, Any]) -> None:

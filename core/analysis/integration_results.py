@@ -186,7 +186,7 @@ def score_mosaic(run: Any, tree: Mapping[str, Any], codes: Mapping[str, NDArray[
     if len(latents) < 2:
         return None
     told, notes = scmib.read_translations(results), []
-    if not told:
+    if not (results / scmib.TRANSLATIONS).is_file():
         progress(0.97, "judging translations")
         try:
             told = _translations_of(run)

@@ -26,7 +26,7 @@ from cellweave.core.analysis.silhouettes import silhouette_batch
 from cellweave.core.files import write_json_atomic
 from cellweave.core.spec.modalities import modality_kind
 
-FILE = "scmib.json"
+FILE, TRANSLATIONS = "scmib.json", "translation.json"
 #: Beginning of the note on parts that could not be measured.
 LEFT_OUT = "Left out of the means"
 VERSION = 1
@@ -251,7 +251,7 @@ def load(results: Path) -> dict[str, Any] | None:
 def read_translations(results: Path) -> list[dict[str, Any]]:
     """Return the rows of ``translation.json`` (:mod:`cellweave.core.query.told`); none where there is no such file."""
     try:
-        tree = json.loads((results / "translation.json").read_text(encoding="utf-8"))
+        tree = json.loads((results / TRANSLATIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     return list(tree.get("translations", ())) if isinstance(tree, dict) else []

@@ -255,6 +255,9 @@ class Model(nn.Module, ABC):
         """
         return None
 
+    def release(self) -> None:
+        """Let go of what only training needs, such as buffers that are kept from step to step; called when training is over."""
+
     def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
         """Do inner steps of auxiliary optimisers (discriminators); return values of declared metrics, averaged over the epoch."""
         return {}

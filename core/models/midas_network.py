@@ -240,6 +240,12 @@ class MidasNetwork(Model):
             found.setdefault("adversarial", 0.0)
         return found
 
+    def release(self) -> None:
+        """Let go of the buffers of the written step; see :class:`Model`."""
+        if self._written is not None:
+            self._written.release()
+        self._written = self._kept = None
+
     def _written_names(self, seen: Seen, weights: Mapping[str, float], discriminated: tuple[list[str], Tensor, Tensor] | None) -> tuple[list[str], bool]:
         """Return the names of a written step's terms in their order, and whether the batch is among them."""
         with_batch = "reconstruction_batch" in weights and seen.told

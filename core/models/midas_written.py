@@ -57,6 +57,11 @@ class WrittenStep:
         """Return whether the parameters still lie where they lay; what is kept here looks into their memory."""
         return all(parameter.data_ptr() == address for parameter, address in self.addresses)
 
+    def release(self) -> None:
+        """Let go of the buffers, which the parameters hold too."""
+        for parameter in self.network.parameters():
+            parameter.__dict__.pop("narrow_twin", None)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the network makes its own."""
 

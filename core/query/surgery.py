@@ -85,7 +85,8 @@ def _of_kind(spec: RunSpec) -> dict[str, Any]:
     if spec.model.kind == "midas":
         from cellweave.core.query.midas_surgery import EPOCHS as MIDAS_EPOCHS
 
-        return {"covariates.labels": None, "training.max_epochs": MIDAS_EPOCHS}
+        # What was right for the machine of the reference need not be for this one.
+        return {"covariates.labels": None, "training.max_epochs": MIDAS_EPOCHS, "training.precision": "auto"}
     from cellweave.core.query.vaeit_surgery import LEARNING_RATE
 
     # Minibatches hold new cells only, so that there is no discrepancy to the reference's to be lowered.

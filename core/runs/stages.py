@@ -277,6 +277,8 @@ class Stages:
                 reason = "cancelled" if isinstance(error, Cancelled | KeyboardInterrupt) else "failed"
                 self._keep(trainer, context, data, {"reason": reason, "epochs": trainer.at.epoch, "best_epoch": None})
             raise
+        finally:
+            trainer.model.release()
         self._keep(
             trainer, context, data, {"reason": outcome.reason.value, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch, "seconds": outcome.seconds}
         )

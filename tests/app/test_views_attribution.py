@@ -15,6 +15,7 @@ from window_support import show_run
 from cellweave.app.state.attributed import centred, of_run, score_columns
 from cellweave.app.views.attributionparts import scores_csv
 from cellweave.app.views.dimensionbars import DecoderBars, DimensionBars
+from cellweave.app.views.epochbar import EpochBar
 from cellweave.core.example import EXAMPLE_BATCH, EXAMPLE_LABELS, example_path
 from cellweave.core.runs.execute import execute
 from cellweave.core.spec import RunSpec
@@ -255,3 +256,23 @@ def test_an_attribution_that_cannot_be_read_is_said(qtbot, window, run, tmp_path
     view.history.bar.slider.setValue(0)
     qtbot.waitUntil(lambda: "cannot be read" in view.history.bar.words.text(), timeout=30_000)
     assert view.data.epoch is None
+
+
+def test_two_bars_that_follow_each_other_do_not_pull_each_other_back(qtbot):
+    """As the embedding's and the attribution's, which ``Centre.go_to_epoch`` ties together."""
+    first, second = EpochBar(), EpochBar()
+    said: list[tuple[str, int]] = []
+    for name, bar, other in (("first", first, second), ("second", second, first)):
+        qtbot.addWidget(bar)
+        bar.set_epochs([(epoch, lambda: None) for epoch in range(1, 11)])
+        bar.chosen.connect(lambda epoch, name=name, other=other: (said.append((name, epoch)), other.go_to(epoch)))
+    read: list[int] = []
+    second.loaded.connect(lambda epoch, _: read.append(epoch))
+    first.slider.setValue(4)
+    qtbot.waitUntil(lambda: read == [5])
+    first.slider.setValue(8)
+    qtbot.waitUntil(lambda: read == [5, 9])
+    assert said == [("first", 5), ("first", 9)]
+    assert (first.slider.value(), second.slider.value()) == (8, 8)
+    second.slider.setValue(2)
+    qtbot.waitUntil(lambda: first.slider.value() == 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -264,3 +266,20 @@ def test_the_step_serves_only_where_it_computes_the_same(tmp_path):
     with compiled_call.without_compiled():
         assert not WrittenStep.serves(model, whole)
     assert not WrittenStep.serves(model.double(), whole)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_trained_network_goes_with_its_last_name(tmp_path, precision):
+    """Buffers and parameters hold each other; where training is over they must let go, or runs pile up until Python looks for cycles."""
+    one = made(tmp_path / "run", **{"training.precision": precision})
+    one._step(one.loader.minibatch(streams(one)[0]))
+    assert one.model._written is not None
+    gone = weakref.ref(one.model)
+    gc.collect()
+    gc.disable()
+    try:
+        one.model.release()
+        del one
+        assert gone() is None
+    finally:
+        gc.enable()
