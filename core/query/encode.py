@@ -99,6 +99,15 @@ def align_to(study: Study, features: Mapping[str, Sequence[str]], *, partial: bo
     return replace(study, modalities=modalities), notes
 
 
+def align_partly(study: Study, features: Mapping[str, Sequence[str]]) -> tuple[Study, list[str]]:
+    """Do :func:`align_to` for a model of many modalities; the notes name also those that the model does not know and leaves out."""
+    aligned, notes = align_to(study, features, partial=True)
+    further = [name for name in study.modalities if name not in features]
+    if further:
+        notes.append(f"The reference does not know {', '.join(further)}, which {'are' if len(further) > 1 else 'is'} left out.")
+    return aligned, notes
+
+
 def _aligned(modality: Modality, names: pd.Index, n_groups: int, *, masked: bool) -> tuple[Modality, list[str]]:
     own = modality.var.index
     if own.equals(names):

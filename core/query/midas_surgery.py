@@ -16,7 +16,7 @@ from cellweave.core.errors import DataError, RunFolderError, SpecError
 from cellweave.core.models.base import BuildContext
 from cellweave.core.models.midas import MidasOptions
 from cellweave.core.models.midas_network import JOINT, REFERENCE, MidasNetwork
-from cellweave.core.query.encode import align_to, blocks_of, encode
+from cellweave.core.query.encode import align_partly, blocks_of, encode
 from cellweave.core.query.opened import open_model
 from cellweave.core.spec import RunSpec
 from cellweave.core.study.study import Study
@@ -91,11 +91,8 @@ class MidasReference:
 
     def study(self, study: Study) -> Study:
         """Return the new data with the features of the reference, matched by name; modalities may be missing."""
-        aligned, notes = align_to(study, self.trained.features, partial=True)
+        aligned, notes = align_partly(study, self.trained.features)
         self.notes += notes
-        further = [name for name in study.modalities if name not in self.trained.features]
-        if further:
-            self.notes.append(f"The reference does not know {', '.join(further)}, which {'are' if len(further) > 1 else 'is'} left out.")
         return aligned
 
     def data(self, spec: RunSpec, study: Study) -> TrainingData:

@@ -12,7 +12,7 @@ from cellweave.core.models.mapped import MappedModel
 from cellweave.core.models.vaeit_mapped import extend
 from cellweave.core.models.vaeit_network import VaeitNetwork
 from cellweave.core.models.vaeit_ranges import check_values, pattern_share
-from cellweave.core.query.encode import align_to, blocks_of, encode
+from cellweave.core.query.encode import align_partly, blocks_of, encode
 from cellweave.core.query.opened import open_model
 from cellweave.core.query.surgery import Reference, extended_encoding, require_batch, require_same
 from cellweave.core.spec import RunSpec
@@ -50,11 +50,8 @@ class VaeitReference(Reference):
 
     def study(self, study: Study) -> Study:
         """Return the new data with the features of the reference, matched by name; modalities may be missing."""
-        aligned, notes = align_to(study, self.trained.features, partial=True)
+        aligned, notes = align_partly(study, self.trained.features)
         self.notes += notes
-        further = [name for name in study.modalities if name not in self.trained.features]
-        if further:
-            self.notes.append(f"The reference does not know {', '.join(further)}, which {'are' if len(further) > 1 else 'is'} left out.")
         return aligned
 
     def data(self, spec: RunSpec, study: Study) -> TrainingData:
