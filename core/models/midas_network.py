@@ -105,6 +105,7 @@ class MidasNetwork(Model):
         self._kept: tuple[Minibatch, Seen, WrittenStep | None] | None = None
         self._written: WrittenStep | None = None
         self._hits: dict[str, list[Tensor]] = {}
+        self._zeros: dict[Tensor, Tensor] = {}
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
             self.register_buffer(f"mask_{info.name}", mask, persistent=False)
@@ -200,6 +201,7 @@ class MidasNetwork(Model):
             told = float(torch.rand((), generator=generator)) >= self.options.batch_drop
         if context.training and WrittenStep.serves(self, batch):
             if self._written is None or not self._written.current():
+                self.release()
                 self._written = WrittenStep(self)
             return batch, self._written.see(batch, Seen, told=told, generator=generator), self._written
         return batch, self.see(batch, draw=True, told=told, generator=generator), None
@@ -234,7 +236,7 @@ class MidasNetwork(Model):
         if context.weights.get("adversarial", 0.0) > 0:
             discriminated = self._teach(batch, seen, context, optimizers["discriminators"])
         names, with_batch = self._written_names(seen, context.weights, discriminated)
-        means = written.whole(batch, [weights.get(name, 0.0) for name in names], with_batch=with_batch, discriminated=discriminated)
+        means = written.whole([weights.get(name, 0.0) for name in names], with_batch=with_batch, discriminated=discriminated)
         found = dict(zip(names, means, strict=True))
         if discriminated is not None:
             found.setdefault("adversarial", 0.0)
@@ -245,6 +247,7 @@ class MidasNetwork(Model):
         if self._written is not None:
             self._written.release()
         self._written = self._kept = None
+        self._zeros = {}
 
     def _written_names(self, seen: Seen, weights: Mapping[str, float], discriminated: tuple[list[str], Tensor, Tensor] | None) -> tuple[list[str], bool]:
         """Return the names of a written step's terms in their order, and whether the batch is among them."""
@@ -312,7 +315,7 @@ class MidasNetwork(Model):
         adversarial = weights.get("adversarial", 0.0) > 0
         discriminated = self._discriminated(batch, seen) if adversarial else None
         names, with_batch = self._written_names(seen, weights, discriminated)
-        rows = written.loss_terms(batch, with_batch=with_batch, discriminated=discriminated)
+        rows = written.loss_terms(with_batch=with_batch, discriminated=discriminated)
         result = dict(zip(names, rows, strict=True))
         if adversarial:
             result.setdefault("adversarial", seen.z.new_zeros(batch.n_cells))
@@ -336,7 +339,10 @@ class MidasNetwork(Model):
         for name, decoder in self.decoders.items():
             if name not in present:
                 for parameter in decoder.head.parameters():  # type: ignore[union-attr]
-                    parameter.grad = torch.zeros_like(parameter)
+                    zeros = self._zeros.get(parameter)
+                    if zeros is None or zeros.device != parameter.device:
+                        zeros = self._zeros[parameter] = torch.zeros_like(parameter)
+                    parameter.grad = zeros
 
     @staticmethod
     def _alignment(seen: Seen) -> Tensor:

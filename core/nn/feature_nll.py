@@ -92,7 +92,7 @@ class _CountNll(torch.autograd.Function):
             ):
                 wrong.append(a)
 
-        in_parts(len(eta), part)
+        in_parts(len(eta), part, eta.shape[1])
         if wrong:
             message = "a count lies in a column that the matrix does not have"
             raise IndexError(message)

@@ -27,6 +27,9 @@ LAYER_NORM_EPS = 1e-5
 #: Share of stored entries below which a first layer reads the entries instead of a dense matrix (measured on one core).
 SPARSE_BELOW = 0.3
 SEEDS = 2**31 - 1
+#: Elements that keep a compiled loop busy for half a millisecond; with less, handing the work over costs more than it saves, the more so as torch's own
+#: threads wait for the next product by spinning.
+WORTH_A_THREAD = 1 << 19
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mish": functional.mish, "relu": torch.relu, "silu": functional.silu, "tanh": torch.tanh, "sigmoid": torch.sigmoid,
 }  # fmt: skip
@@ -149,7 +152,7 @@ def norm_mish(x: Tensor, weight: Tensor, bias: Tensor, repeat: int, rate: float,
     def part(a: int, z: int) -> None:
         module.norm_mish(rows[a:z], w, b, repeat, LAYER_NORM_EPS, rate > 0, a, seed, threshold, keep, outs[a:z], slopes[a:z], mean[a:z], scale[a:z])
 
-    in_parts(n_rows, part)
+    in_parts(n_rows, part, width)
     return out, slope, moments
 
 
@@ -161,21 +164,19 @@ def norm_mish_back(
     shape = (moments.shape[1], x.shape[-1])
     given, rows, slopes, out = (part.numpy().reshape(shape) for part in (g.contiguous(), x.detach(), slope, by_x))
     mean, scale = moments.numpy()
-    if not shared(shape[0]):
+    if not shared(shape[0] * shape[1]):
         own = np.zeros((2, *w.shape), w.dtype)
         module.norm_mish_back(given, rows, slopes, w, repeat, 0, mean, scale, out, own[0], own[1])
         by_weight, by_bias = torch.from_numpy(own)
         return by_x, by_weight, by_bias
-    sums: list[tuple[int, np.ndarray]] = []
 
-    def part(a: int, z: int) -> None:
+    def part(a: int, z: int) -> np.ndarray:
         own = np.zeros((2, *w.shape), w.dtype)
         module.norm_mish_back(given[a:z], rows[a:z], slopes[a:z], w, repeat, a, mean[a:z], scale[a:z], out[a:z], own[0], own[1])
-        sums.append((a, own))
+        return own
 
-    in_parts(shape[0], part)
     # In the order of the rows, so that the sum does not depend on which thread was first.
-    total = sum(own for _, own in sorted(sums, key=lambda item: item[0]))
+    total = sum(in_parts(shape[0], part, shape[1]))
     by_weight, by_bias = torch.from_numpy(total)
     return by_x, by_weight, by_bias
 
@@ -201,19 +202,23 @@ class _NormMish(torch.autograd.Function):
         return by_x, *weights, None, None, None, None
 
 
-def shared(n_rows: int) -> bool:
-    """Return whether so many rows are worth more than one thread, and torch has more."""
-    return n_rows >= 128 and torch.get_num_threads() > 1
+def worth(n_elements: int) -> int:
+    """Return how many of torch's threads so many elements are worth."""
+    return max(1, min(torch.get_num_threads(), n_elements // WORTH_A_THREAD))
 
 
-def in_parts(n_rows: int, part: Callable[[int, int], None]) -> None:
-    """Call ``part(start, stop)`` for all rows, shared by as many threads as torch has."""
-    threads = min(torch.get_num_threads(), max(1, n_rows // 64))
-    if threads == 1:
-        part(0, n_rows)
-        return
+def shared(n_elements: int) -> bool:
+    """Return whether so many elements are worth more than one thread, and torch has more."""
+    return worth(n_elements) > 1
+
+
+def in_parts(n_rows: int, part: Callable[[int, int], Any], width: int) -> list[Any]:
+    """Call ``part(start, stop)`` for all rows, shared by threads where rows of so many elements are worth it; return what each call gave, in order."""
+    threads = min(worth(n_rows * width), n_rows)
+    if threads <= 1:
+        return [part(0, n_rows)]
     bounds = [n_rows * place // threads for place in range(threads + 1)]
-    list(compiled_call._pool(threads).map(lambda pair: part(*pair), pairwise(bounds)))
+    return list(compiled_call._pool(threads).map(lambda pair: part(*pair), pairwise(bounds)))
 
 
 class CountLinear(nn.Module):

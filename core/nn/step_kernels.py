@@ -129,13 +129,14 @@ def _mish_dropped(x, weight, bias, first, seed, threshold, keep_scale, out, slop
         _put(out, j, kept * (h * gate))
 
 
-def _norm_mish(x, linear_bias, weight, bias, repeat, eps, drops, first_row, seed, threshold, keep_scale, normed, out, slope, scale):
+def _norm_mish(x, linear_bias, weight, bias, repeat, eps, drops, first_row, seeds, threshold, keep_scale, normed, out, slope, scale):
     """Fill in ``dropout(mish(layer_norm(x + linear_bias)))``, the normed values, the slope by what follows them, and reciprocal deviations.
 
-    The rows of the biases and of weight hold in turn, each for ``repeat`` rows of ``x``.
+    The rows of the biases and of weight hold in turn, each for ``repeat`` rows of ``x``. ``seeds`` holds one, which with an element's place decides
+    whether it is left out.
     """
     width, groups, eps, keep_scale = x.shape[1], weight.shape[0], F(eps), F(keep_scale)
-    seed, threshold = U(seed), U(threshold)
+    seed, threshold = U(seeds[0]), U(threshold)
     for n in range(x.shape[0]):
         group = (first_row + n) // repeat % groups
         mean = _biased(x[n], linear_bias[group], normed[n])
@@ -240,39 +241,56 @@ def _eta_row(x, bias, out):
         out[j] = _wide(x[j]) + bias[j]
 
 
-def _count_nll(x, bias, is_poisson, starts, columns, values, has_mask, mask, mask_row, nll, by_eta):
-    """Cost of each cell and its derivative by ``eta = x + bias``; see the loop of the same name that has no bias."""
-    if _outside(columns[starts[0] : starts[-1]], x.shape[1]):
-        return False
-    eta = np.empty(x.shape[1], F)
-    for n in range(x.shape[0]):
-        out = by_eta[n]
-        _eta_row(x[n], bias, eta)
-        if has_mask:
-            measured = mask[mask_row[n]]
-            total = _poisson_masked(eta, measured, out) if is_poisson else _bernoulli_masked(eta, measured, out)
-        else:
-            measured = mask[0]
-            total = _poisson_row(eta, out) if is_poisson else _bernoulli_row(eta, out)
-        wide = np.float64(total)
-        for i in range(starts[n], starts[n + 1]):
-            j, v = columns[i], values[i]
-            if has_mask and measured[j] == F(0.0):
-                continue
-            wide -= np.float64(v * eta[j])
-            out[j] -= v
-            if is_poisson and v > F(1.0):
-                wide += np.float64(v * (_log(v) - F(1.0)) + F(0.5) * _log(v) + HALF_LOG_2_PI)
-        nll[n] = wide
-    return True
-
-
 @numba.njit(**FAST)
 def _scaled_row(x, factor, out, total):
     for j in range(x.shape[0]):
         v = x[j] * factor
         total[j] += v
         _put(out, j, v)
+
+
+@numba.njit(**FAST)
+def _nll_row(eta, is_poisson, start, stop, columns, values, has_mask, measured, out):
+    """Cost of a cell; ``out`` becomes its derivative by ``eta``."""
+    if has_mask:
+        total = _poisson_masked(eta, measured, out) if is_poisson else _bernoulli_masked(eta, measured, out)
+    else:
+        total = _poisson_row(eta, out) if is_poisson else _bernoulli_row(eta, out)
+    wide = np.float64(total)
+    for i in range(start, stop):
+        j, v = columns[i], values[i]
+        if has_mask and measured[j] == F(0.0):
+            continue
+        wide -= np.float64(v * eta[j])
+        out[j] -= v
+        if is_poisson and v > F(1.0):
+            wide += np.float64(v * (_log(v) - F(1.0)) + F(0.5) * _log(v) + HALF_LOG_2_PI)
+    return wide
+
+
+def _count_nll(x, bias, is_poisson, starts, columns, values, has_mask, mask, mask_row, nll, by_eta):
+    """Cost of each cell and its derivative by ``eta = x + bias``; see the loop of the same name that has no bias."""
+    if _outside(columns[starts[0] : starts[-1]], x.shape[1]):
+        return False
+    eta = np.empty(x.shape[1], F)
+    for n in range(x.shape[0]):
+        _eta_row(x[n], bias, eta)
+        measured = mask[mask_row[n] if has_mask else 0]
+        nll[n] = _nll_row(eta, is_poisson, starts[n], starts[n + 1], columns, values, has_mask, measured, by_eta[n])
+    return True
+
+
+def _count_step(x, bias, is_poisson, starts, columns, values, has_mask, mask, mask_row, factor, nll, out, total):
+    """Cost of each cell; ``out`` becomes its derivative by ``eta = x + bias`` times the cell's factor, and the sum of that is added to ``total``."""
+    if _outside(columns[starts[0] : starts[-1]], x.shape[1]):
+        return False
+    eta, slope = np.empty(x.shape[1], F), np.empty(x.shape[1], F)
+    for n in range(x.shape[0]):
+        _eta_row(x[n], bias, eta)
+        measured = mask[mask_row[n] if has_mask else 0]
+        nll[n] = _nll_row(eta, is_poisson, starts[n], starts[n + 1], columns, values, has_mask, measured, slope)
+        _scaled_row(slope, factor[n], out[n], total)
+    return True
 
 
 def _scaled(x, factor, out, total):
@@ -393,7 +411,7 @@ def _two(make):
 norm_mish = _compile(
     _norm_mish,
     [
-        types.boolean(x, MATRIX, MATRIX, MATRIX, NUMBER, types.float64, FLAG, NUMBER, NUMBER, NUMBER, types.float64, MATRIX, out, MATRIX, VECTOR)
+        types.boolean(x, MATRIX, MATRIX, MATRIX, NUMBER, types.float64, FLAG, NUMBER, WHOLE, NUMBER, types.float64, MATRIX, out, MATRIX, VECTOR)
         for x, out in PAIRS
     ],
 )
@@ -405,6 +423,10 @@ sparse_forward = _compile(_sparse_forward, types.boolean(WHOLE, WHOLE, VECTOR, W
 sparse_back = _compile(_sparse_back, types.boolean(WHOLE, WHOLE, VECTOR, WHOLE, MATRIX, WHOLE, WHOLE, VECTOR, MATRIX))
 count_nll = _compile(
     _count_nll, _two(lambda kind: types.boolean(kind, VECTOR, FLAG, WHOLE, WHOLE, VECTOR, FLAG, MATRIX, WHOLE, VECTOR, MATRIX))
+)
+count_step = _compile(
+    _count_step,
+    _two(lambda kind: types.boolean(kind, VECTOR, FLAG, WHOLE, WHOLE, VECTOR, FLAG, MATRIX, WHOLE, VECTOR, VECTOR, kind, VECTOR)),
 )
 scaled = _compile(_scaled, _two(lambda kind: types.boolean(MATRIX, VECTOR, kind, VECTOR)))
 class_costs = _compile(_class_costs, types.boolean(MATRIX, MATRIX, VECTOR, WHOLE, VECTOR, WHOLE, MATRIX))

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 from cellweave.core.nn import compiled_call
-from cellweave.core.nn.midas_layers import shared
+from cellweave.core.nn.midas_layers import worth
+
+#: Patterns of gradients whose addresses are kept; a mosaic has one for each pattern of modalities.
+MOST_CALLS = 64
 
 
 class CompiledAdam(torch.optim.Adam):
@@ -42,15 +45,12 @@ class CompiledAdam(torch.optim.Adam):
             for parameter in group["params"]:
                 parameter.reads_narrow = narrow
                 self._slots.append(_Slot(parameter, group))
-        self._settings = np.zeros((len(self._slots), 6))
+        self._calls: dict[tuple[int, ...], _Call] = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
         for slot in self._slots:
-            slot.parameter.grad = None
-            twin = slot.parameter.__dict__.get("narrow_twin")
-            if twin is not None:
-                twin.handed = None
+            slot.forget()
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state."""
@@ -63,6 +63,7 @@ class CompiledAdam(torch.optim.Adam):
         """Take up torch's state."""
         super().load_state_dict(state_dict)
         self._slots = [_Slot(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        self._calls = {}
         for slot in self._slots:
             entry = self.state.get(slot.parameter)
             if entry:
@@ -72,21 +73,24 @@ class CompiledAdam(torch.optim.Adam):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Change every parameter that has a gradient."""
         loss = None if closure is None else closure()
-        addresses: list[tuple[int, ...]] = []
-        sizes: list[int] = []
+        moved: list[_Slot] = []
+        places: list[int] = []
         for slot in self._slots:
-            gradient, copy = _gradient(slot.parameter)
-            if gradient is None:
-                continue
-            if not slot.count:
-                self._begin(slot)
-            slot.count += 1.0
-            row, group = self._settings[len(sizes)], slot.group
-            row[:] = (float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"], slot.count)
-            addresses.append((slot.parameter.data_ptr(), gradient.data_ptr(), *slot.addresses, copy))
-            sizes.append(slot.size)
-        if addresses:
-            self._run(np.array(addresses, np.int64), np.array(sizes, np.int64), self._settings[: len(sizes)])
+            gradient, copy = slot.gradient()
+            if gradient:
+                if not slot.count:
+                    self._begin(slot)
+                slot.count += 1.0
+                moved.append(slot)
+                places += (gradient, copy)
+        if moved:
+            key = tuple(places)
+            call = self._calls.get(key)
+            if call is None or not call.current(moved):
+                call = self._calls[key] = _Call(moved, places)
+                while len(self._calls) > MOST_CALLS:
+                    del self._calls[next(iter(self._calls))]
+            self._run(call.addresses, call.sizes, call.settings(), call.total)
         return loss
 
     # torch would otherwise wrap the step for its profiler, which costs as much as a small network's step.
@@ -98,43 +102,88 @@ class CompiledAdam(torch.optim.Adam):
         self.state[slot.parameter].update(step=torch.zeros((), dtype=torch.float32), exp_avg=first, exp_avg_sq=second)
         slot.take(first, second, 0.0)
 
-    def _run(self, addresses: np.ndarray, sizes: np.ndarray, settings: np.ndarray) -> None:
-        total = int(sizes.sum())
-
+    def _run(self, addresses: np.ndarray, sizes: np.ndarray, settings: np.ndarray, total: int) -> None:
         def part(elements: slice) -> bool:
             return bool(self._kernel(addresses, sizes, settings, self.decoupled, elements.start, elements.stop))
 
-        compiled_call.by_threads(part, total, torch.get_num_threads() if shared(total >> 8) else 1)
+        compiled_call.by_threads(part, total, worth(total))
 
 
 class _Slot:
     """A parameter with what its step needs, so that nothing is looked up by a tensor."""
 
-    __slots__ = ("addresses", "count", "group", "parameter", "size")
+    __slots__ = ("addresses", "count", "group", "known", "parameter", "size", "where")
 
     def __init__(self, parameter: Any, group: dict[str, Any]) -> None:
         self.parameter, self.group, self.size, self.count = parameter, group, parameter.numel(), 0.0
         self.addresses = (0, 0)
+        self.known: Tensor | None = None
+        self.where = 0
 
     def take(self, first: Tensor, second: Tensor, count: float) -> None:
         """Take up both moments and the number of steps."""
         self.addresses, self.count = (first.data_ptr(), second.data_ptr()), count
 
+    def forget(self) -> None:
+        """Forget the gradient."""
+        parameter = self.parameter
+        parameter.grad = None
+        twin = parameter.__dict__.get("narrow_twin")
+        if twin is not None:
+            twin.handed = None
 
-def _gradient(parameter: Any) -> tuple[Tensor | None, int]:
-    """Return a parameter's gradient and, where that is bf16, the address of the copy that goes with it, else 0."""
-    twin = parameter.__dict__.get("narrow_twin")
-    if twin is None:
+    def gradient(self) -> tuple[int, int]:
+        """Return the address of the gradient, 0 where there is none, and where it is bf16 that of the copy that goes with it, else 0."""
+        parameter = self.parameter
+        twin = parameter.__dict__.get("narrow_twin")
+        if twin is not None and twin.handed is not None:
+            return self._address(twin.handed), twin.copy.data_ptr()
         plain = parameter.grad
-    elif twin.handed is not None:
-        return twin.handed, twin.copy.data_ptr()
-    else:
-        plain = parameter.grad
-        if plain is not None:
+        if plain is None:
+            return 0, 0
+        if twin is not None:
             twin.version = -1  # only the weight itself will be changed, unseen by torch
-    if plain is not None and not plain.is_contiguous():
-        plain = parameter.grad = plain.contiguous()
-    return plain, 0
+        if plain is not self.known and not plain.is_contiguous():
+            plain = parameter.grad = plain.contiguous()
+        return self._address(plain), 0
+
+    def _address(self, gradient: Tensor) -> int:
+        if gradient is not self.known:
+            self.known, self.where = gradient, gradient.data_ptr()
+        return self.where
+
+
+class _Call:
+    """What the compiled loop is given where the same parameters have gradients in the same memory again."""
+
+    def __init__(self, slots: Sequence[_Slot], places: Sequence[int]) -> None:
+        self.slots = list(slots)
+        gradients, copies = places[::2], places[1::2]
+        self.lies = [(slot.parameter.data_ptr(), *slot.addresses) for slot in slots]
+        rows = [(lie[0], gradient, *lie[1:], copy) for lie, gradient, copy in zip(self.lies, gradients, copies, strict=True)]
+        self.addresses, self.sizes = np.array(rows, np.int64), np.array([slot.size for slot in slots], np.int64)
+        self.total = int(self.sizes.sum())
+        self._settings = np.zeros((len(self.slots), 6))
+
+    def current(self, slots: Sequence[_Slot]) -> bool:
+        """Return whether these are the parameters and still lie, with their moments, where they lay."""
+        return self.slots == slots and all((slot.parameter.data_ptr(), *slot.addresses) == lie for slot, lie in zip(slots, self.lies, strict=True))
+
+    def settings(self) -> np.ndarray:
+        """Return the settings of each parameter, as they are now."""
+        group: dict[str, Any] | None = None
+        start = 0
+        for place, slot in enumerate(self.slots):
+            if slot.group is not group:
+                self._set(start, place, group)
+                group, start = slot.group, place
+        self._set(start, len(self.slots), group)
+        self._settings[:, 5] = [slot.count for slot in self.slots]
+        return self._settings
+
+    def _set(self, start: int, stop: int, group: dict[str, Any] | None) -> None:
+        if group is not None:
+            self._settings[start:stop, :5] = (float(group["lr"]), *group["betas"], group["eps"], group["weight_decay"])
 
 
 def serves(parameters: Sequence[Tensor]) -> bool:

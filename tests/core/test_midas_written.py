@@ -16,7 +16,7 @@ from torch import Tensor
 from cellweave.core.models.base import StepContext
 from cellweave.core.models.midas_network import MidasNetwork
 from cellweave.core.models.midas_written import WrittenStep
-from cellweave.core.nn import compiled_call
+from cellweave.core.nn import compiled_call, midas_layers
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec
@@ -189,6 +189,7 @@ def test_two_threads_give_what_one_gives(tmp_path, monkeypatch):
     found = []
     for threads in (1, 2):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(midas_layers, "WORTH_A_THREAD", 64)
         study = mosaic_study({("a", ("rna", "adt")): 300, ("b", ("rna",)): 40}, n_features={"rna": 30, "adt": 8})
         one = made(tmp_path / str(threads), study)
         rows = one.train_rows[one.loader.data.streams[one.train_rows] == 0][:200]
