@@ -21,7 +21,15 @@ from cellweave.core.nn.midas_layers import kernels
 from cellweave.core.nn.midas_parts import Gaussian
 from cellweave.core.nn.step_program import Array, Space
 from cellweave.core.nn.written_likelihood import WrittenLikelihood
-from cellweave.core.nn.written_parts import WrittenBatchEncoder, WrittenDecoder, WrittenEncoder, WrittenMlp, narrowed, row, wide
+from cellweave.core.nn.written_parts import (
+    WrittenBatchEncoder,
+    WrittenDecoder,
+    WrittenEncoder,
+    WrittenMlp,
+    narrowed,
+    row,
+    wide,
+)
 
 if TYPE_CHECKING:
     from cellweave.core.models.base import Minibatch

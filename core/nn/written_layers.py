@@ -11,7 +11,6 @@ out those of the way back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ class Weight:
             found = self.grads[narrow] = torch.empty(self.shape, dtype=torch.bfloat16 if narrow else torch.float32)
         return found
 
-    def give(self, narrow: bool) -> None:
+    def give(self, *, narrow: bool) -> None:
         """Hand the derivative over, to the optimiser as it is or to the parameter in float32."""
         if narrow and getattr(self.parameter, "reads_narrow", False):
             self.handed = self.grads[True]
@@ -172,7 +171,7 @@ class WrittenLinear:
         def back(g: Array, *, by_input: bool = True, add_to: Array | None = None) -> Array | None:
             """Return the derivative by the input, or add it to ``add_to``."""
             space.do(torch.mm, g.tensor.t(), x.tensor, out=self.weight.grad(narrow=narrow))
-            space.do(self.weight.give, narrow)
+            space.do(self.weight.give, narrow=narrow)
             if not by_input:
                 return None
             if add_to is not None:
@@ -217,7 +216,7 @@ class WrittenCounts:
 
         def back(g: Array) -> None:
             space.do(torch.mm, x.tensor.t(), g.tensor, out=self.weight.grad(narrow=narrow))
-            space.do(self.weight.give, narrow)
+            space.do(self.weight.give, narrow=narrow)
 
         return out, back
 
@@ -241,7 +240,7 @@ class WrittenCounts:
                 kernels.sparse_back(*self.stored, self.block, g.array, pointers, places, entries, found)
 
             space.do(rows)
-            space.do(self.weight.give, False)
+            space.do(self.weight.give, narrow=False)
 
         space.do(forth)
         return out, back
@@ -264,7 +263,7 @@ class WrittenBlocks:
         def back(g: Array) -> Array:
             own = g.view(n_blocks, -1, n_out).tensor
             space.do(torch.bmm, rows.transpose(1, 2), own, out=self.weight.grad(narrow=narrow))
-            space.do(self.weight.give, narrow)
+            space.do(self.weight.give, narrow=narrow)
             space.do(torch.bmm, own, used.transpose(1, 2), out=by_x.tensor)
             return by_x.view(n_blocks * n_cells, n_in)
 
@@ -291,7 +290,7 @@ class WrittenBlockOutput:
             for own, weight, x, to, by_weight in parts:
                 space.do(torch.mm, own, weight, out=to)
                 space.do(torch.mm, own.t(), x, out=by_weight)
-            space.do(self.weight.give, narrow)
+            space.do(self.weight.give, narrow=narrow)
             return by_x.view(-1, self.weight.shape[1])
 
         return out, back

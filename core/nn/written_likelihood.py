@@ -12,7 +12,7 @@ from torch import Tensor
 from cellweave.core.nn.counts import CountBatch
 from cellweave.core.nn.midas_layers import in_parts
 from cellweave.core.nn.midas_values import COMPILED, ModalityValues
-from cellweave.core.nn.step_program import Array, Space, as_array
+from cellweave.core.nn.step_program import Array, Space
 from cellweave.core.nn.written_layers import check
 from cellweave.core.nn.written_parts import narrowed
 

@@ -17,6 +17,7 @@ from cellweave.core.models.base import StepContext
 from cellweave.core.models.midas_network import MidasNetwork
 from cellweave.core.models.midas_written import WrittenStep
 from cellweave.core.nn import compiled_call, midas_layers
+from cellweave.core.nn.step_program import Space
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec
@@ -284,3 +285,25 @@ def test_a_trained_network_goes_with_its_last_name(tmp_path, precision):
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_calls_that_are_repeated_are_those_made_out_anew(tmp_path, monkeypatch, precision):
+    """To the bit, with dropout, through all patterns of modalities, minibatches of two sizes, and with and without the batch or discriminators."""
+    found = []
+    for how in ("repeated", "anew"):
+        one = made(tmp_path / how, **{"training.precision": precision, "model.batch_drop": 0.4})
+        if how == "anew":
+            kept = Space.run
+            monkeypatch.setattr(Space, "run", lambda self, key, make, kept=kept: (self._programs.clear(), kept(self, key, make))[1])
+        rows = streams(one)
+        for number in range(18):
+            one.objective.set_weight("adversarial", 0.0 if number in (6, 7) else 1.0)
+            torch.manual_seed(number)
+            one._step(one.loader.minibatch(rows[number % 3][: 24 if number % 4 else 10]))
+        found.append((one.sums.means(), {name: value.clone() for name, value in one.model.state_dict().items()}, len(one.model._written.space._programs)))
+    (means, state, n_kept), (plain_means, plain_state, n_plain) = found
+    assert n_kept > 6 >= n_plain
+    assert means == plain_means
+    for name, value in plain_state.items():
+        assert torch.equal(state[name], value), name
