@@ -236,6 +236,16 @@ def _sparse_back(starts, columns, values, block, g, pointers, places, entries, b
 
 
 @numba.njit(**FAST)
+def _apart(size):
+    """Memory with room behind it.
+
+    Where a result began fewer bytes behind what it is made of than are treated at once, the compiled loop would go element by element, and a sum
+    would be rounded otherwise: the same step would depend on where the memory lay.
+    """
+    return np.empty(size + 64, F)[:size]
+
+
+@numba.njit(**FAST)
 def _eta_row(x, bias, out):
     for j in range(out.shape[0]):
         out[j] = _wide(x[j]) + bias[j]
@@ -272,7 +282,7 @@ def _count_nll(x, bias, is_poisson, starts, columns, values, has_mask, mask, mas
     """Cost of each cell and its derivative by ``eta = x + bias``; see the loop of the same name that has no bias."""
     if _outside(columns[starts[0] : starts[-1]], x.shape[1]):
         return False
-    eta = np.empty(x.shape[1], F)
+    eta = _apart(x.shape[1])
     for n in range(x.shape[0]):
         _eta_row(x[n], bias, eta)
         measured = mask[mask_row[n] if has_mask else 0]
@@ -284,7 +294,7 @@ def _count_step(x, bias, is_poisson, starts, columns, values, has_mask, mask, ma
     """Cost of each cell; ``out`` becomes its derivative by ``eta = x + bias`` times the cell's factor, and the sum of that is added to ``total``."""
     if _outside(columns[starts[0] : starts[-1]], x.shape[1]):
         return False
-    eta, slope = np.empty(x.shape[1], F), np.empty(x.shape[1], F)
+    eta, slope = _apart(x.shape[1]), np.empty(x.shape[1], F)
     for n in range(x.shape[0]):
         _eta_row(x[n], bias, eta)
         measured = mask[mask_row[n] if has_mask else 0]
