@@ -162,6 +162,8 @@ class ParameterGroup:
         Replaces the weight decay of the spec where not None.
     auxiliary
         Whether the group has an optimiser of its own that the model steps itself, in ``before_step``.
+    optimizer
+        Of an auxiliary group, its optimiser where it is not that of the spec.
     """
 
     name: str
@@ -169,6 +171,7 @@ class ParameterGroup:
     lr_factor: float = 1.0
     weight_decay: float | None = None
     auxiliary: bool = False
+    optimizer: str | None = None
 
 
 class Model(nn.Module, ABC):

@@ -16,6 +16,7 @@ from cellweave.core.nn.distributions import distribution, distributions, transfo
 from cellweave.core.plugins import RESERVED, check_name
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.modalities import ModalityKind, modality_kind, modality_kinds, modality_places
+from cellweave.core.spec.optimisers import OptimiserName, optimiser_name
 from cellweave.core.spec.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ class MidasOptions(ModelOptions):
         1.0, "Their learning rate", "Learning rate of the discriminators as a multiple of the network's.", group=DISCRIMINATORS, gt=0, log=True, advanced=True
     )
 
+    discriminator_optimizer: OptimiserName | None = option(
+        None, "Their optimiser", "Optimiser of the discriminators, with epsilon, weight decay and momentum of the network's where it has them.",
+        group=DISCRIMINATORS, auto="as the network's", advanced=True,
+    )
+
     reciprocal: bool = option(
         True, "Pull to the reference", "In a run that maps data onto a reference: the discriminators also tell stored latents of the reference, so "
         "that new cells come "
@@ -135,6 +141,11 @@ class MidasOptions(ModelOptions):
     @classmethod
     def _sizes(cls, value: object) -> str:
         return _sizes_text(value)
+
+    @field_validator("discriminator_optimizer", mode="before")
+    @classmethod
+    def _as_torch_spells_it(cls, value: object) -> object:
+        return optimiser_name(value)
 
     @field_validator("block_encoder", "block_decoder", mode="before")
     @classmethod

@@ -378,7 +378,13 @@ class MidasNetwork(Model):
         own = {id(p) for p in self.discriminators.parameters()}
         groups = [ParameterGroup("model", [p for p in self.parameters() if id(p) not in own and p.requires_grad])]
         if "adversarial" in {term.name for term in self.family.terms(self.spec)}:
-            groups.append(ParameterGroup("discriminators", list(self.discriminators.parameters()), self.options.discriminator_rate, auxiliary=True))
+            options = self.options
+            groups.append(
+                ParameterGroup(
+                    "discriminators", list(self.discriminators.parameters()), options.discriminator_rate, auxiliary=True,
+                    optimizer=options.discriminator_optimizer,
+                )
+            )  # fmt: skip
         return groups
 
     # ------------------------------------------------------------------ what it gives
