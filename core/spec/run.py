@@ -22,7 +22,7 @@ from cellweave.core.spec.optimisers import problems as optimiser_problems
 from cellweave.core.spec.options import ModelOptions
 from cellweave.core.spec.training import TrainingSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _default_model() -> ModelOptions:
@@ -183,6 +183,8 @@ class RunSpec(Frozen):
             tree["training"] = fitting({**training, "weight_decay": own}, tree["model"], stated)
 
 
+#: Fields of earlier versions, and where what they said is said now.
+MOVED = {"model.discriminator_scale": "losses.weights.discriminators"}
 #: Settings of the analysis that write values of every cell, which not every family gives.
 VALUES = ("imputed", "corrected", "translated")
 # Tables whose keys are names of the user's data (columns, modalities, loss terms), which may hold dots themselves.
@@ -268,6 +270,8 @@ def _carry_over(old: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _no_such_field(path: str, key: str, table: Mapping[str, Any]) -> None:
+    if path in MOVED:
+        raise SpecError(f"The spec has no field '{path}' any more.", f"Write '{MOVED[path]}' instead.")
     near = difflib.get_close_matches(key, table, n=1, cutoff=0.5)
     parent = path.rpartition(".")[0]
     where = f"{parent}." if parent else ""
@@ -307,7 +311,9 @@ def explain(error: ValidationError, tree: Mapping[str, Any] | None = None, sourc
     for item in error.errors(include_url=False):
         location = [str(part) for part in item["loc"]]
         path = ".".join(location) or "spec"
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and path in MOVED:
+            lines.append(f"there is no field '{path}' any more, write '{MOVED[path]}' instead")
+        elif item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(location[-1], _known_fields(location[:-1], tree), n=1, cutoff=0.5)
             lines.append(f"unknown field '{path}'" + (f", did you mean '{near[0]}'?" if near else ""))
         elif item["type"] == "value_error":
