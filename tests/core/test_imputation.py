@@ -9,8 +9,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from mosaic_toy import mosaic_study
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
+from test_midas_training import trainer
 from typer.testing import CliRunner
 
 from cellweave.core.analysis.imputation import (
@@ -218,10 +220,27 @@ def test_the_pattern_says_what_was_measured_and_what_a_step_hides(run):
     assert found.as_csv().count("\n") == 9
 
 
-@pytest.mark.parametrize("name", ["vaeit-adt", "vaeit-rna", "vaeit-rna-adt", "vaeit-rna-adt-atac"])
+@pytest.mark.parametrize("name", ["vaeit-adt", "vaeit-rna", "vaeit-rna-adt", "vaeit-rna-atac", "vaeit-rna-adt-atac"])
 def test_presets_of_the_tutorials_are_valid(name):
     found = presets()[name].apply(RunSpec())
     assert found.model.kind == "vaeit" and found.training.optimizer == "adamw" and found.training.adam_eps == 1e-7
+
+
+def test_the_preset_of_rna_and_atac_is_the_third_tutorial_without_its_proteins(tmp_path):
+    """The two modalities keep their weights to each other and all of them their sum; a run with it trains and judges peaks by chromosome."""
+    whole, own = (presets()[name].apply(RunSpec()) for name in ("vaeit-rna-adt-atac", "vaeit-rna-atac"))
+    weights, of_three = own.losses.weights, whole.losses.weights
+    assert set(weights) == {f"{kind}_{name}" for kind in ("observed", "hidden") for name in ("rna", "atac")}
+    assert sum(weights.values()) == pytest.approx(sum(of_three.values()), abs=1e-5)
+    assert all(weights[key] / weights["hidden_rna"] == pytest.approx(of_three[key] / of_three["hidden_rna"], rel=1e-4) for key in weights)
+    differing = {key for key in type(own.model).model_fields if getattr(own.model, key) != getattr(whole.model, key)}
+    assert differing == {"block_units", "mask_units"} and own.training == whole.training
+    study = mosaic_study({("a", ("rna", "atac")): 50, ("b", ("rna",)): 40}, n_features={"rna": 20, "atac": 24})
+    study.modalities["atac"].var.index = [f"chr{1 + k % 3}:{100 * k}-{100 * k + 50}" for k in range(24)]
+    one = trainer(tmp_path / "run", own.with_changes({"covariates.batch": "batch", "training.max_epochs": 2, "training.batch_size": 32}), study)
+    one.fit()
+    assert {info.name: len(info.blocks) for info in one.model.infos} == {"rna": 1, "atac": 3}
+    assert one.objective.weights["hidden_atac"] == weights["hidden_atac"] and one.at.epoch == 2
 
 
 def test_the_command_line_judges_and_writes(folder, tmp_path):
