@@ -281,6 +281,13 @@ class Model(nn.Module, ABC):
         """Return the values of the declared metrics over the epoch that ends, and begin anew; called before the look at held-out cells."""
         return {}
 
+    def epoch_state(self) -> dict[str, Tensor]:
+        """Return what :meth:`epoch_metrics` is made of so far and no buffer holds, for a checkpoint in the middle of an epoch."""
+        return {}
+
+    def load_epoch_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`epoch_state` returned."""
+
     def term_factors(self) -> dict[str, float]:
         """Return what the weights of some terms are multiplied by, beyond what the person set; asked when an epoch begins."""
         return {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
+from cellweave.core.models.discriminator_hits import Hits
 from cellweave.core.models.midas import FAMILY, OWN_LOSS, MidasOptions, reconstruction, sizes_of
 from cellweave.core.models.midas_summaries import MEASURED_IN, ROUND
 from cellweave.core.models.midas_written import EXPERT_TERMS, WrittenStep
@@ -105,7 +106,7 @@ class MidasNetwork(Model):
         self._kept: tuple[Minibatch, Seen, WrittenStep | None] | None = None
         self._written: WrittenStep | None = None
         self._told: Tensor | None = None  # mean loss of the discriminators in the steps that they took last
-        self._hits: dict[str, list[Tensor]] = {}
+        self._hits = Hits()
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
             self.register_buffer(f"mask_{info.name}", mask, persistent=False)
@@ -373,15 +374,19 @@ class MidasNetwork(Model):
 
     def note_hits(self, keys: Sequence[str], numbers: Tensor) -> None:
         """Keep how many cells each discriminator guessed right and how many it was asked about, ``(n_keys, 2)``, for the epoch's metrics."""
-        for key, row in zip(keys, numbers, strict=True):
-            self._hits.setdefault(key, []).append(row)
+        self._hits.note(keys, numbers)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the accuracy of each discriminator over the epoch, and begin anew."""
-        sums = {key: torch.stack(parts).sum(0).tolist() for key, parts in self._hits.items()}
-        found = {f"discriminator_{key}": right / known for key, (right, known) in sums.items() if known}
-        self._hits = {}
-        return found
+        return self._hits.accuracies()
+
+    def epoch_state(self) -> dict[str, Tensor]:
+        """Return what :meth:`epoch_metrics` is made of."""
+        return self._hits.state()
+
+    def load_epoch_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it up."""
+        self._hits.load(state, self.own_code.device)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the network's parameters, and the discriminators' for their own optimiser."""

@@ -30,7 +30,7 @@ class Checkpoint:
     Attributes
     ----------
     tensors
-        ``model/...``, ``best/...``, ``optimizer/...``, ``rng/...``, ``sums/...``.
+        ``model/...``, ``best/...``, ``optimizer/...``, ``rng/...``, ``sums/...``, ``epoch/...``.
     state
         Everything that is not a tensor.
     """

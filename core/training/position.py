@@ -34,6 +34,7 @@ def pack(trainer: Trainer) -> store.Checkpoint:
     if trainer.best is not None:
         tensors.update({f"best/{name}": tensor for name, tensor in trainer.best.items()})
     tensors.update({f"sums/{name}": tensor for name, tensor in trainer.sums.state().items()})
+    tensors.update({f"epoch/{name}": tensor for name, tensor in trainer.model.epoch_state().items()})
     tensors["rng/cpu"] = torch.get_rng_state()
     if trainer.device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(trainer.device)
@@ -70,6 +71,7 @@ def unpack(trainer: Trainer, checkpoint: store.Checkpoint) -> None:
         trainer.objective.set_weight(name, weight)
     trainer.inner.load({name: float("nan") if total is None else total for name, total in state.get("inner", {}).items()})
     trainer.resumed_sums = _sums_of(trainer, checkpoint.part("sums"), state["terms"])
+    trainer.model.load_epoch_state(checkpoint.part("epoch"))
     trainer.resumed_rng = checkpoint.part("rng")
 
 

@@ -206,6 +206,38 @@ def test_new_cells_are_imputed_with_the_ranges_of_training(run, folder, tmp_path
         np.testing.assert_allclose(new[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_judged_can_be_chosen_by_batch_cells_and_features(run, tmp_path):
+    """What is hidden stays the same, so the values of what is chosen are those that judging everything gives."""
+    batch = run.study.obs[EXAMPLE_BATCH].astype(str).to_numpy()
+    every = evaluate(run, ImputationQuestion("modality", held_out_cells=False))
+    whole = every.comparisons["adt"]
+    some = tuple(map(str, whole.features[[5, 2]]))
+    question = ImputationQuestion("modality", held_out_cells=False, batches=("p4_0",), features=some)
+    found = evaluate(run, question, np.arange(1500))
+    assert list(found.comparisons) == ["adt"] and found.by_feature["modality"].unique().tolist() == ["adt"]
+    one = found.comparisons["adt"]
+    assert sorted(one.features) == sorted(some) and one.truth.shape == (len(one.rows), 2)
+    assert set(batch[one.rows]) == {"p4_0"} and one.rows.max() < 1500
+    assert len(one.rows) == int(((batch == "p4_0")[:1500]).sum())
+    assert any("1,500 cells that were chosen" in note for note in found.notes)
+    places, columns = np.searchsorted(whole.rows, one.rows), [int(np.flatnonzero(whole.features == name)[0]) for name in one.features]
+    np.testing.assert_allclose(one.imputed, whole.imputed[np.ix_(places, columns)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(one.truth, whole.truth[np.ix_(places, columns)])
+    save(tmp_path, found)
+    assert load(tmp_path).question == question
+
+
+def test_a_choice_that_cannot_be_judged_is_refused_with_what_there_is(run):
+    for question, sentence in (
+        (ImputationQuestion("modality", batches=("p4",)), "no batch 'p4' in 'batch'.*Did you mean 'p4_0'"),
+        (ImputationQuestion("entries", features=("CD3X",)), "no feature 'CD3X' in what is judged"),
+        (ImputationQuestion("modality", batches=("p1_0",)), "None of the chosen cells can be judged so"),
+        (ImputationQuestion("held-out", batches=("p1_0",)), "None of the chosen cells can be judged so"),
+    ):
+        with pytest.raises(ImputationError, match=sentence):
+            evaluate(run, question)
+
+
 # ---------------------------------------------------------------------- pattern, presets, command line
 
 
@@ -248,6 +280,9 @@ def test_the_command_line_judges_and_writes(folder, tmp_path):
     done = runner.invoke(build(), ["imputation", str(folder), "--json"])
     assert done.exit_code == 0 and '"pearson_baseline"' in done.stdout
     assert (folder / "results" / "imputation.csv").exists()
+    words = ["--hide", "modality", "--modality", "adt", "--batch", "p4_0", "--all-cells", "--feature", "cd39", "--json"]
+    chosen = runner.invoke(build(), ["imputation", str(folder), *words])
+    assert chosen.exit_code == 0 and pd.read_csv(folder / "results" / "imputation.csv")["feature"].tolist() == ["cd39"]
     out = tmp_path / "z.csv"
     assert runner.invoke(build(), ["impute", str(folder), "--out", str(out), "--latent", "--given", "rna"]).exit_code == 0
     assert pd.read_csv(out, index_col=0).shape == (1600, 8)

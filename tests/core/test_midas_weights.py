@@ -72,7 +72,7 @@ def test_weights_turned_while_training_are_recorded_and_come_back_in_a_resumed_r
     if not written:
         monkeypatch.setattr(WrittenStep, "serves", staticmethod(lambda *_: False))
     turned = {"discriminators": 5.0, "adversarial": 3.0, "alignment": 20.0, "kl_u": 2.0, "reconstruction_batch": 500.0, "reconstruction_rna": 0.5}
-    spec, per_epoch = small(), {}
+    spec = small()
 
     def run(folder: str, cancel_at: int = 0):
         events: list = []
@@ -99,7 +99,7 @@ def test_weights_turned_while_training_are_recorded_and_come_back_in_a_resumed_r
     assert {item["term"] for item in whole.at.weight_history} == set(turned)
     done = [event for event in events if isinstance(event, EpochDone)]
     assert all(done[0].weights[name] == value for name, value in turned.items())
-    per_epoch = {event.epoch: event.train for event in done}
+    per_epoch = {event.epoch: (event.train, event.metrics) for event in done}
     one, _ = run("part", cancel_at=17)
     with pytest.raises(Cancelled):
         one.fit()
@@ -111,7 +111,8 @@ def test_weights_turned_while_training_are_recorded_and_come_back_in_a_resumed_r
     assert rest.objective.effective["adversarial"] == -15.0
     rest.fit()
     late = [event for event in again if isinstance(event, EpochDone)]
-    assert [event.train for event in late] == [per_epoch[event.epoch] for event in late]
+    assert done[0].metrics
+    assert [(event.train, event.metrics) for event in late] == [per_epoch[event.epoch] for event in late]  # accuracies too, of all steps of the epoch
     for (name, ours), theirs in zip(rest.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
 
