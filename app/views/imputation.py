@@ -31,7 +31,7 @@ COLUMNS = (
     TableColumn("feature", "Feature", "Name of the feature."),
     TableColumn("pearson", "Pearson", "Correlation of imputed and measured values over the cells.", "share"),
     TableColumn("mse", "MSE", "Mean squared error.", "share", rank=1),
-    TableColumn("mse_baseline", "Of mean", "Mean squared error of predicting the mean of the feature.", "share", rank=2),
+    TableColumn("mse_baseline", "Baseline", "Mean squared error of predicting the mean of the feature.", "share", rank=2),
     TableColumn("spearman", "Spearman", "Correlation of their ranks.", "share", rank=3),
     TableColumn("mean", "Mean", "Mean of the measured values.", "share", rank=4),
     TableColumn("n", "Values", "Values that were hidden and compared.", "count", rank=5),
@@ -314,8 +314,8 @@ class ImputationView(RunView):
         self.spread.mark(float("nan") if column is None else float(self.table.table.values(score)[source]))
         baseline = float("nan") if column is None else float(shown.baseline[column])
         binary = shown.binary
-        unit = "(log of counts per 10,000)"
-        titles = ("Imputed probability", "Share measured as 1") if binary else (f"Imputed {unit}", f"Measured {unit}")
+        titles = ("Imputed probability", "Share measured as 1") if binary else ("Imputed (log CP10k)", "Measured (log CP10k)")
+        self.plot.setToolTip("" if binary else "Values are log(1 + x) of counts per 10,000 (CP10k) of the modality, or as they are where they are no counts.")
         imputed, truth = (shown.imputed, shown.truth) if column is None else (shown.imputed[:, column], shown.truth[:, column])
         self.plot_title.setToolTip(title)
 

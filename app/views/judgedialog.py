@@ -61,9 +61,12 @@ class JudgeDialog(QDialog):
             self.cells.addItem(f"The {len(context.selection):,} selected cells", context.selection)
         self.cells.currentIndexChanged.connect(self._tell)
         self._suggest(context, results, batches)
-        label = text("Cells", wrap=False)
+        label = text("Which cells", wrap=False)
         label.setBuddy(self.cells)
+        for part in (label, self.cells):
+            part.setVisible(self.cells.count() > 1)
         line = QGridLayout()
+        line.setContentsMargins(11, 0, 35, 0)  # as the fields above, between their marks and their ways back
         line.addWidget(label, 0, 0)
         line.addWidget(self.cells, 0, 1)
         line.setColumnStretch(0, 5)
@@ -79,6 +82,7 @@ class JudgeDialog(QDialog):
         layout.addLayout(line)
         layout.addStretch(1)
         layout.addLayout(row(self.usual, None, button("Close", "", self.reject), self.start, spacing=8))
+        self.form.row("modality").editor.setFocus()
         self.resize(self.fontMetrics().horizontalAdvance("m") * 40, self.sizeHint().height())
 
     def _suggest(self, context: ViewContext, results: RunResults, batches: tuple[str, ...]) -> None:
