@@ -13,6 +13,7 @@ from cellweave.app.panels.checks import MarkLabel
 from cellweave.app.panels.parts import card, row, subheading, text
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.optimisers import unused_settings
 from cellweave.core.study.checks import Level
 
 
@@ -65,6 +66,8 @@ class TrainingPanel(QWidget):
         for form in (self.form, self.analysis):
             form.clear_errors()
             form.set_spec(spec)
+        unused = unused_settings(spec.training, spec.model)
+        self.form.set_left_out([path for path in (f"training.{name}" for name in unused) if path in self.form.paths()])
         self._show_estimate()
 
     def _study(self, study: Any) -> None:

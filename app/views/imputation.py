@@ -10,9 +10,11 @@ from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QGridLayout, QLabel, QSpli
 
 from cellweave.app.panels.parts import button, row, subheading, text, tool
 from cellweave.app.theme import tabular_font
+from cellweave.app.views.judgedialog import JudgeDialog
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.app.views.truthplot import SpreadPlot, TruthPicture, TruthPlot, reliability_picture, truth_picture
+from cellweave.core.query.questions import JudgeOptions
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -27,14 +29,14 @@ HIDES = (
 )
 COLUMNS = (
     TableColumn("feature", "Feature", "Name of the feature."),
-    TableColumn("pearson", "Pearson", "Correlation of imputed and measured values over the cells.", "number"),
-    TableColumn("spearman", "Spearman", "Correlation of their ranks.", "number"),
-    TableColumn("mse", "MSE", "Mean squared error.", "number"),
-    TableColumn("mse_baseline", "MSE of the mean", "Mean squared error of predicting the mean of the feature.", "number"),
-    TableColumn("mean", "Mean", "Mean of the measured values.", "number"),
-    TableColumn("n", "Values", "Values that were hidden and compared.", "count"),
+    TableColumn("pearson", "Pearson", "Correlation of imputed and measured values over the cells.", "share"),
+    TableColumn("mse", "MSE", "Mean squared error.", "share", rank=1),
+    TableColumn("mse_baseline", "Baseline", "Mean squared error of predicting the mean of the feature.", "share", rank=2),
+    TableColumn("spearman", "Spearman", "Correlation of their ranks.", "share", rank=3),
+    TableColumn("mean", "Mean", "Mean of the measured values.", "share", rank=4),
+    TableColumn("n", "Values", "Values that were hidden and compared.", "count", rank=5),
 )
-AUROC = TableColumn("auroc", "AUROC", "Probability that a value of 1 gets a higher number than a value of 0; 0.5 is chance.", "number")
+AUROC = TableColumn("auroc", "AUROC", "Probability that a value of 1 gets a higher number than a value of 0; 0.5 is chance.", "share")
 SUMMARY = (
     ("mse", "mse_baseline", "Mean squared error"),
     ("pearson", "pearson_baseline", "Pearson, all values"),
@@ -53,6 +55,10 @@ class ImputationView(RunView):
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)
         self.found: Evaluation | None = None
+        self.options = JudgeOptions()
+        self.cells: np.ndarray | None = None
+        self.batches: tuple[str, ...] = ()
+        self.dialog: JudgeDialog | None = None
         self._build()
 
     # ------------------------------------------------------------------ building
@@ -72,6 +78,8 @@ class ImputationView(RunView):
         self.share.setAccessibleName("Share of the values that is hidden")
         self.judge = button("Judge", "play", self._judge, primary=True)
         self.judge.setToolTip("Hide these values, impute them with the trained model and compare")
+        self.choices = button("Choose…", "", self._ask_choices)
+        self.choices.setToolTip("Which modality, features, batches and cells are judged, and what the model may look at")
         self.modality = QComboBox()
         self.modality.setAccessibleName("Modality")
         self.modality.currentIndexChanged.connect(lambda _: self._show_modality())
@@ -81,7 +89,7 @@ class ImputationView(RunView):
         self.csv = tool("table", "Export the table as CSV", self._export_csv)
         self.plot_title = subheading("All features")
         self.plot, self.spread = TruthPlot(), SpreadPlot()
-        self.table = DataTable("Scores of every feature", "Search features")
+        self.table = DataTable("Scores of every feature", "Search features", fit=True)
         self.table.chosen.connect(lambda source: self.choose(source) if source >= 0 else None)
         self.notes = text("", secondary=True)
         self.words = text(CHOOSE, secondary=True)
@@ -102,13 +110,14 @@ class ImputationView(RunView):
         self.halves = QSplitter()
         self.halves.addWidget(left)
         self.halves.addWidget(right)
-        self.halves.setStretchFactor(0, 1)
-        self.halves.setStretchFactor(1, 1)
+        self.halves.setStretchFactor(0, 4)  # a square picture beside a table of names and numbers
+        self.halves.setStretchFactor(1, 5)
         self.halves.setChildrenCollapsible(False)
         layout = QVBoxLayout(self.body)
         layout.setContentsMargins(12, 8, 12, 8)
         layout.setSpacing(8)
-        layout.addLayout(row(text("Hide", wrap=False), self.hide_choice, self.share, self.judge, None, text("Show", wrap=False), self.modality, self.csv))
+        shown = text("Show", wrap=False)
+        layout.addLayout(row(text("Hide", wrap=False), self.hide_choice, self.share, self.choices, self.judge, None, shown, self.modality, self.csv))
         layout.addWidget(self.words)
         layout.addWidget(self.halves, 1)
         layout.addWidget(self.notes)
@@ -121,16 +130,23 @@ class ImputationView(RunView):
         self.hide_choice.model().item(2).setEnabled(results.spec.model.kind == "vaeit")
         self._offer_held_out(bool(results.spec.data.switched_off))
         self.judge.setEnabled(not results.trains)
+        self._choose(JudgeOptions(), None)
         self.set_message("Reading what was judged…")
 
-        def work(_report: Any) -> tuple[Evaluation | None, str, bool]:
+        def work(_report: Any) -> tuple[Evaluation | None, str, bool, tuple[str, ...]]:
             from cellweave.core.analysis.imputation import load
+            from cellweave.core.errors import CellweaveError
             from cellweave.core.export.run_data import RunData
             from cellweave.core.study.held_out import nothing_left, without_cells
 
-            off = results.spec.data.switched_off
-            gone = without_cells(results.spec, RunData(results.folder).cells) if off else []
-            return load(results.folder / "results"), nothing_left(gone), len(gone) < len(off)
+            off, batch = results.spec.data.switched_off, results.spec.covariates.batch
+            try:
+                cells = RunData(results.folder).cells
+            except CellweaveError:  # a run without results has none, and nothing to be judged
+                return None, "", False, ()
+            gone = without_cells(results.spec, cells) if off else []
+            levels = sorted(cells[batch].dropna().unique()) if batch in cells else ()
+            return load(results.folder / "results"), nothing_left(gone), len(gone) < len(off), tuple(levels)
 
         self.work(work, lambda found: self._took(*found))
 
@@ -139,8 +155,9 @@ class ImputationView(RunView):
         self.hide_choice.model().item(0).setEnabled(there)
         self.hide_choice.setCurrentIndex(self.hide_choice.findData("held-out" if there else "modality"))
 
-    def _took(self, found: Evaluation | None, gone: str, there: bool) -> None:
+    def _took(self, found: Evaluation | None, gone: str, there: bool, batches: tuple[str, ...] = ()) -> None:
         self._offer_held_out(there)
+        self.batches = batches
         self.words.setText(f"{gone} {CHOOSE}".strip())
         self._take(found)
 
@@ -162,16 +179,32 @@ class ImputationView(RunView):
     def _hide_changed(self, *_: object) -> None:
         self.share.setVisible(self.hide_choice.currentData() == "entries")
 
+    def _choose(self, options: JudgeOptions, cells: np.ndarray | None) -> None:
+        """Take over what shall be judged; the button says how much differs from the usual."""
+        self.options, self.cells = options, cells
+        plain = JudgeOptions()
+        changed = sum(getattr(options, name) != getattr(plain, name) for name in JudgeOptions.model_fields) + (cells is not None)
+        self.choices.setText(f"Choose… ({changed})" if changed else "Choose…")
+
+    def _ask_choices(self) -> None:
+        """Let a person choose what is judged, in a form as that of Ask the model."""
+        if self.results is None:
+            return
+        self.dialog = JudgeDialog(self.context, self.results, self.options, self.batches, self._choose, self._judge, self)
+        self.dialog.open()
+
     def _judge(self) -> None:
         results = self.results
-        if results is None:
+        if results is None or not self.judge.isEnabled():
             return
-        hide, share = self.hide_choice.currentData(), self.share.value() / 100
+        hide, share, options, cells = self.hide_choice.currentData(), self.share.value() / 100, self.options, self.cells
 
         def work(report: Any) -> Evaluation:
-            from cellweave.core.analysis.imputation import ImputationQuestion, evaluate, save
+            from cellweave.core.analysis.imputation import evaluate, save
+            from cellweave.core.analysis.imputation_choice import ImputationQuestion
 
-            found = evaluate(self.context.opened(results, report), ImputationQuestion(hide=hide, share=share))
+            chosen = {**options.model_dump(), "given": options.given or None}
+            found = evaluate(self.context.opened(results, report), ImputationQuestion(hide=hide, share=share, **chosen), cells)
             save(results.folder / "results", found)
             return found
 
@@ -209,8 +242,14 @@ class ImputationView(RunView):
             self.hide_choice.setCurrentIndex(place)
         if found.question.hide == "entries":
             self.share.setValue(100 * found.question.share)
-        hidden = next((title for name, title, _ in HIDES if name == found.question.hide), found.question.hide)
-        self.notes.setText(f"Hidden: {hidden.lower()}. {' '.join(found.notes)}")
+        question = found.question
+        kept = {name: getattr(question, name) for name in JudgeOptions.model_fields}
+        if self.cells is None:
+            self._choose(JudgeOptions(**{**kept, "given": question.given or ()}), None)
+        hidden = next((title for name, title, _ in HIDES if name == question.hide), question.hide)
+        looked = f" Looked at: {', '.join(question.given)}." if question.given else ""
+        within = f" Batches: {', '.join(question.batches)}." if question.batches else ""
+        self.notes.setText(f"Hidden: {hidden.lower()}.{looked}{within} {' '.join(found.notes)}")
         self._show_modality()
 
     # ------------------------------------------------------------------ one modality
@@ -275,8 +314,8 @@ class ImputationView(RunView):
         self.spread.mark(float("nan") if column is None else float(self.table.table.values(score)[source]))
         baseline = float("nan") if column is None else float(shown.baseline[column])
         binary = shown.binary
-        unit = "(log of counts per 10,000)"
-        titles = ("Imputed probability", "Share measured as 1") if binary else (f"Imputed {unit}", f"Measured {unit}")
+        titles = ("Imputed probability", "Share measured as 1") if binary else ("Imputed (log CP10k)", "Measured (log CP10k)")
+        self.plot.setToolTip("" if binary else "Values are log(1 + x) of counts per 10,000 (CP10k) of the modality, or as they are where they are no counts.")
         imputed, truth = (shown.imputed, shown.truth) if column is None else (shown.imputed[:, column], shown.truth[:, column])
         self.plot_title.setToolTip(title)
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 MOST_LEVELS = 100  # of a column that cells are coloured by
 COLUMNS = (
     TableColumn("pair", "Modalities", "Two modalities that some cells have both."),
-    TableColumn("n_cells", "Cells", "Cells measured in both that were looked at.", "count"),
+    TableColumn("n_cells", "Cells", "Cells measured in both that were looked at.", "count", rank=2),
     TableColumn("foscttm", "1 \N{MINUS SIGN} FOSCTTM", "FOSCTTM is the mean share of cells nearer than the true match: 1 is best here, 0.5 chance.", "share"),
-    TableColumn("transfer", "Labels carried over", "Share of cells whose label is right when told from the other modality's 5 nearest cells.", "share"),
-    TableColumn("mixing", "Mixed", "1 minus the mean absolute silhouette of the modalities: 1 where they lie on each other.", "share"),
+    TableColumn("transfer", "Labels", "Share of cells whose label is right when told from the other modality's 5 nearest cells.", "share"),
+    TableColumn("mixing", "Mixed", "1 minus the mean absolute silhouette of the modalities: 1 where they lie on each other.", "share", rank=1),
 )
 ABOUT = {"scmib_batch": "Batch mixing", "modality_score": "Modalities", "scmib_bio": "Biology kept"}
 PARTS = (
@@ -95,7 +95,7 @@ class ModalitiesView(RunView):
         scroll.setWidgetResizable(True)
         scroll.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         scroll.setWidget(self.grid)
-        self.table = DataTable("How well modalities agree")
+        self.table = DataTable("How well modalities agree", fit=True)
         self.csv = tool("table", "Export the table as CSV", lambda: self.context.save_csv("alignment", self.table.as_csv))
         self.csv.setEnabled(False)
         self.figure_button = tool("figure", "Export as a figure", lambda: self.context.export_figure("modalities", self.figure_options()))

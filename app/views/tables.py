@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from qtpy.QtCore import QAbstractTableModel, QModelIndex, QPersistentModelIndex, QSignalBlocker, QSize, Qt, Signal
-from qtpy.QtGui import QGuiApplication, QKeyEvent, QKeySequence
+from qtpy.QtGui import QGuiApplication, QKeyEvent, QKeySequence, QResizeEvent
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QLineEdit, QTableView, QVBoxLayout, QWidget
 
 from cellweave.app import theme
@@ -35,12 +35,15 @@ class TableColumn:
         Tooltip of the header: what the number says.
     kind
         ``"text"``, ``"number"``, ``"share"`` (0 to 1), ``"p"`` (small numbers, in powers of ten), ``"count"`` or ``"flag"``.
+    rank
+        In a table that fits its width, columns of the highest rank make room first; those of rank 0 always stay.
     """
 
     name: str
     title: str
     help: str = ""
     kind: Literal["text", "number", "share", "p", "count", "flag"] = "text"
+    rank: int = 0
 
     def words(self, value: Any) -> str:
         """Return a value as it is shown; empty where there is none."""
@@ -54,7 +57,7 @@ class TableColumn:
         if self.kind == "count":
             return f"{number:,.0f}"
         if self.kind == "share":
-            return f"{number:.3f}"
+            return f"{number:.3f}".replace("-", "\N{MINUS SIGN}")
         if self.kind == "p" and number != 0:
             return f"{number:.3g}" if number >= 1e-3 else f"{number:.1e}"
         whole = 1e4 <= abs(number) < 1e9  # four figures of these would be a power of ten
@@ -163,11 +166,19 @@ class ArrayTable(QAbstractTableModel):
             return side | Qt.AlignmentFlag.AlignVCenter
         if role == Qt.ItemDataRole.FontRole:
             return None if column.kind in {"text", "flag"} else theme.tabular_font()
+        if role == Qt.ItemDataRole.ToolTipRole and column.kind == "text" and any(each.rank for each in self.columns):
+            return self._whole_row(index.row())
         if role in (Qt.ItemDataRole.DisplayRole, Qt.ItemDataRole.ToolTipRole):
             return column.words(self._values[column.name][self._order[index.row()]]) or None
         if role == Qt.ItemDataRole.AccessibleTextRole:
             return f"{column.title}: {column.words(self._values[column.name][self._order[index.row()]]) or 'none'}"
         return self._values[column.name][self._order[index.row()]] if role == NUMBER_ROLE else None
+
+    def _whole_row(self, shown: int) -> str:
+        """Return all values of a row, also those of columns that had to make room."""
+        source = self._order[shown]
+        said = [(column, column.words(self._values[column.name][source])) for column in self.columns]
+        return "\n".join(words if column.kind == "text" else f"{column.title}: {words}" for column, words in said if words)
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:  # noqa: N802
         """Return the title of a column, and what it says as its tooltip."""
@@ -186,6 +197,13 @@ class ArrayTable(QAbstractTableModel):
 
 class TableWidgetView(QTableView):
     """A table view that copies its selected rows and moves by rows."""
+
+    resized = Signal()
+
+    def resizeEvent(self, event: QResizeEvent | None) -> None:  # noqa: N802
+        """Say so."""
+        super().resizeEvent(event)
+        self.resized.emit()
 
     def keyPressEvent(self, event: QKeyEvent | None) -> None:  # noqa: N802
         """Copy the selected rows as a table."""
@@ -207,6 +225,8 @@ class DataTable(QWidget):
         For screen readers.
     search
         Words in the empty field; an empty text leaves the field out.
+    fit
+        Never scroll sideways: columns make room by their rank, and the text column takes what is left.
 
     Attributes
     ----------
@@ -222,12 +242,17 @@ class DataTable(QWidget):
     opened = Signal(int)
     filtered = Signal()
 
-    def __init__(self, name: str, search: str = "", parent: QWidget | None = None) -> None:
+    def __init__(self, name: str, search: str = "", parent: QWidget | None = None, *, fit: bool = False) -> None:
         super().__init__(parent)
-        self.table = ArrayTable(self)
+        self.table, self._fit = ArrayTable(self), fit
+        self._wanted: list[int] = []
         self._text_column = ""
         self._extra: NDArray[np.bool_] | None = None
         self.view = TableWidgetView()
+        if fit:
+            self.view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+            self.view.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+            self.view.resized.connect(self._make_room)
         self.view.setModel(self.table)
         self.view.setAccessibleName(name)
         self.view.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
@@ -291,11 +316,30 @@ class DataTable(QWidget):
     def _widths(self) -> None:
         """Give each column the width of its title and its first rows."""
         metrics, header = self.view.fontMetrics(), self.view.horizontalHeader()
+        self._wanted = []
         for number, column in enumerate(self.table.columns):
             some = self.table.values(column.name)[:200]
             wide = max((metrics.horizontalAdvance(column.words(value)) for value in some), default=0)
-            bold = round(1.1 * metrics.horizontalAdvance(column.title)) + 34  # the mark of the order needs its room
-            header.resizeSection(number, min(max(wide + 18, bold), metrics.horizontalAdvance("m") * 24))
+            bold = round(1.1 * metrics.horizontalAdvance(column.title)) + (14 if self._fit else 34)  # the mark of the order needs its room
+            self._wanted.append(min(max(wide + (14 if self._fit else 18), bold), metrics.horizontalAdvance("m") * 24))
+            header.resizeSection(number, self._wanted[-1])
+        if self._fit:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """Hide columns until the rest fits, and give the text column what is left."""
+        columns, room = self.table.columns, self.view.viewport().width()
+        if len(self._wanted) != len(columns):  # the columns are being changed
+            return
+        shown = list(range(len(columns)))
+        for number in sorted(shown, key=lambda each: -columns[each].rank):
+            if columns[number].rank and sum(self._wanted[each] for each in shown) > room:
+                shown.remove(number)
+        for number, column in enumerate(columns):
+            self.view.setColumnHidden(number, number not in shown)
+            if column.name == self._text_column:
+                others = sum(self._wanted[each] for each in shown if each != number)
+                self.view.setColumnWidth(number, max(room - others, self.fontMetrics().horizontalAdvance("m") * 5))
 
     def set_extra_filter(self, kept: NDArray[np.bool_] | None) -> None:
         """Leave out further rows, ``(n,)``, whatever is searched."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -15,7 +15,13 @@ import torch
 from scipy import sparse
 from scipy.stats import rankdata
 
-from cellweave.core.errors import CellweaveError
+from cellweave.core.analysis.imputation_choice import (
+    ImputationError,
+    ImputationQuestion,
+    among,
+    only_features,
+    question_of,
+)
 from cellweave.core.files import write_atomic, write_json_atomic
 from cellweave.core.query.imputed import value_scale
 from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
@@ -23,49 +29,9 @@ from cellweave.core.study.held_out import held_out_truth, nothing_left, without_
 if TYPE_CHECKING:
     from cellweave.core.query.trained_run import TrainedRun
 
-Hide = Literal["held-out", "modality", "entries"]
-HIDES: tuple[Hide, ...] = ("held-out", "modality", "entries")
 TABLE, OVERALL, VALUES = "imputation.csv", "imputation.json", "imputation.h5"
 SCALE = 1e4
 BATCH = 512
-
-
-class ImputationError(CellweaveError):
-    """A question about imputation that these cells cannot answer."""
-
-    exit_code = 2
-
-
-@dataclass(frozen=True)
-class ImputationQuestion:
-    """What is hidden.
-
-    Attributes
-    ----------
-    hide
-        ``"held-out"``: what was switched off in the mosaic grid (``data.switched_off``: a modality in a batch, or in a cell type), never seen in training;
-        ``"modality"``: all of a modality in cells in which another was measured; ``"entries"``: a share of the measured entries.
-    modality
-        Which modality is judged; None for all.
-    share
-        Share of the entries that is hidden.
-    given
-        Modalities that may be looked at; None for all that are left.
-    held_out_cells
-        Take the cells that training did not see, where there are any, with ``"modality"`` and ``"entries"``.
-    most_cells
-        A random sample of at most so many cells.
-    seed
-        Determines sample and entries.
-    """
-
-    hide: Hide = "held-out"
-    modality: str | None = None
-    share: float = 0.1
-    given: tuple[str, ...] | None = None
-    held_out_cells: bool = True
-    most_cells: int = 2000
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,7 +92,7 @@ def can_impute(run: TrainedRun) -> bool:
 
 
 @torch.no_grad()
-def evaluate(run: TrainedRun, question: ImputationQuestion) -> Evaluation:
+def evaluate(run: TrainedRun, question: ImputationQuestion, cells: np.ndarray | None = None) -> Evaluation:
     """Hide, impute, compare.
 
     Parameters
@@ -135,6 +101,8 @@ def evaluate(run: TrainedRun, question: ImputationQuestion) -> Evaluation:
         An open run of a family that imputes.
     question
         What is hidden.
+    cells
+        Rows of the study among which the cells are taken; None for all.
 
     Raises
     ------
@@ -148,12 +116,18 @@ def evaluate(run: TrainedRun, question: ImputationQuestion) -> Evaluation:
         if name not in names:
             raise ImputationError(f"The model has no modality '{name}'.", f"It has {', '.join(names)}.")
     wanted = [question.modality] if question.modality else names
-    comparisons, notes = _COMPARED[question.hide](run, question, wanted)
+    inside = among(run, question, cells)
+    comparisons, notes = _COMPARED[question.hide](run, question, wanted, inside)
     gone = nothing_left(without_cells(run.spec, run.study.obs)) if question.hide == "held-out" else ""
     if not comparisons:
         cause, mend = _NOTHING[question.hide]
+        if not inside.all() and not gone:
+            cause, mend = "None of the chosen cells can be judged so.", "Choose other cells or batches, or hide something else."
         raise ImputationError(gone or cause, "Switch off a modality of cells that have another one too." if gone else mend)
+    comparisons = only_features(comparisons, question.features)
     notes += [gone] if gone else []
+    if cells is not None:
+        notes.append(f"Of {len(cells):,} cells that were chosen.")
     tables, overall = [], {}
     for name, found in comparisons.items():
         table, whole = scores(found)
@@ -194,15 +168,17 @@ def _cells(run: TrainedRun, question: ImputationQuestion, allowed: np.ndarray, n
     return rows
 
 
-def _held_out(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str]) -> tuple[dict[str, Comparison], list[str]]:
+def _held_out(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str], inside: np.ndarray) -> tuple[dict[str, Comparison], list[str]]:
     found: dict[str, Comparison] = {}
     notes: list[str] = []
     for name, truth in held_out_truth(run.study).items():
         if name not in wanted:
             continue
-        rows, keep = truth.rows, np.arange(len(truth.rows))
-        if len(rows) > question.most_cells:
-            keep = np.sort(np.random.default_rng([question.seed, 1]).choice(len(rows), question.most_cells, replace=False))
+        rows, keep = truth.rows, np.flatnonzero(inside[truth.rows])
+        if not len(keep):
+            continue
+        if len(keep) > question.most_cells:
+            keep = np.sort(np.random.default_rng([question.seed, 1]).choice(keep, question.most_cells, replace=False))
         notes.append(f"{name}: {len(keep):,} of the {len(rows):,} cells in which it was switched off.")
         modality = next(modality for modality in run.data.modalities if modality.name == name)
         counts = _in_order(truth.counts[keep], run.study.modalities[name].var.index, modality.var.index)
@@ -217,7 +193,7 @@ def _in_order(counts: sparse.csr_matrix, own: pd.Index, wanted: pd.Index) -> spa
     return counts if own.equals(wanted) else sparse.csr_matrix(counts[:, own.get_indexer(wanted)])
 
 
-def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str]) -> tuple[dict[str, Comparison], list[str]]:
+def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str], inside: np.ndarray) -> tuple[dict[str, Comparison], list[str]]:
     found: dict[str, Comparison] = {}
     notes: list[str] = []
     modalities = {modality.name: modality for modality in run.data.modalities}
@@ -227,7 +203,7 @@ def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
             continue
         seen_otherwise = np.logical_or.reduce([modalities[other].measured for other in others])
         said: list[str] = []
-        rows = _cells(run, question, modalities[name].measured & seen_otherwise, said)
+        rows = _cells(run, question, modalities[name].measured & seen_otherwise & inside, said)
         if not len(rows):
             continue
         notes += [f"{name}: {text}" for text in said]
@@ -237,7 +213,7 @@ def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
     return found, notes
 
 
-def _entries(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str]) -> tuple[dict[str, Comparison], list[str]]:
+def _entries(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str], inside: np.ndarray) -> tuple[dict[str, Comparison], list[str]]:
     if not getattr(run.model, "hides_entries", False):
         raise ImputationError(
             f"{run.spec.family.title} cannot leave single entries out of what it looks at.", "Hide a whole modality, or hold one out of the training."
@@ -246,7 +222,9 @@ def _entries(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[str
         raise ImputationError(f"The share of entries to hide is {question.share:g}.", "Give a share above 0 and below 1.")
     notes: list[str] = []
     measured = np.logical_or.reduce([modality.measured for modality in run.data.modalities if modality.name in wanted])
-    rows = _cells(run, question, measured, notes)
+    rows = _cells(run, question, measured & inside, notes)
+    if not len(rows):
+        return {}, notes
     rng = np.random.default_rng([question.seed, 2])
     hidden = {name: _observed(run, name, rows) for name in wanted}
     hidden = {name: known & (rng.random(known.shape) < question.share) for name, known in hidden.items()}
@@ -443,7 +421,6 @@ def load(results: Path) -> Evaluation | None:
                 )
     except (OSError, ValueError, KeyError):
         return None
-    given = tree["question"].get("given")
-    question = ImputationQuestion(**{**tree["question"], "given": None if given is None else tuple(given)})
+    question = question_of(tree["question"])
     overall = {name: {key: float("nan") if value is None else value for key, value in whole.items()} for name, whole in tree["overall"].items()}
     return Evaluation(question, table, overall, comparisons, tree["notes"])

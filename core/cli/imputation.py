@@ -76,6 +76,10 @@ def imputation(
     modality: Modality = None,
     share: Annotated[float | None, typer.Option("--share", help="Share of the entries that is hidden.", show_default="0.1")] = None,
     given: Given = None,
+    batch: Annotated[list[str] | None, typer.Option("--batch", help="Judge cells of this batch only; may be repeated.", show_default="all")] = None,
+    feature: Annotated[
+        list[str] | None, typer.Option("--feature", help="Compare the values of this feature only; may be repeated.", show_default="all")
+    ] = None,
     all_cells: Annotated[bool, typer.Option("--all-cells", help="Judge cells that training has seen as well.")] = False,
     most_cells: Annotated[int, typer.Option("--most-cells", min=20, help="Size of the random sample of cells.")] = 2000,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the table by feature as .csv as well.")] = None,
@@ -87,7 +91,8 @@ def imputation(
     held-out: what data.switched_off kept from training. modality: all of a modality in held-out cells. entries: a share of the values. The results are
     written into the run folder (results/imputation.csv, .json and .h5).
     """
-    from cellweave.core.analysis.imputation import Hide, ImputationQuestion, evaluate, save
+    from cellweave.core.analysis.imputation import evaluate, save
+    from cellweave.core.analysis.imputation_choice import Hide, ImputationQuestion
     from cellweave.core.query.expression_files import write_or_say
     from cellweave.core.query.opened import open_run
 
@@ -100,7 +105,7 @@ def imputation(
         raise SpecError(f"The table is written as .csv, not as '{out.suffix or out.name}'.", f"Name the file '{out.stem}.csv'.")
     question = ImputationQuestion(
         hide=hide, modality=modality, share=0.1 if share is None else share, given=tuple(given) if given else None,  # type: ignore[arg-type]
-        held_out_cells=not all_cells, most_cells=most_cells, seed=seed or 0,
+        held_out_cells=not all_cells, most_cells=most_cells, seed=seed or 0, batches=tuple(batch or ()), features=tuple(feature or ()),
     )  # fmt: skip
     with reporter() as show:
         show.phase("opening the run", None)

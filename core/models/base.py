@@ -162,6 +162,8 @@ class ParameterGroup:
         Replaces the weight decay of the spec where not None.
     auxiliary
         Whether the group has an optimiser of its own that the model steps itself, in ``before_step``.
+    optimizer
+        Of an auxiliary group, its optimiser where it is not that of the spec.
     """
 
     name: str
@@ -169,6 +171,7 @@ class ParameterGroup:
     lr_factor: float = 1.0
     weight_decay: float | None = None
     auxiliary: bool = False
+    optimizer: str | None = None
 
 
 class Model(nn.Module, ABC):
@@ -277,6 +280,13 @@ class Model(nn.Module, ABC):
     def epoch_metrics(self) -> dict[str, float]:
         """Return the values of the declared metrics over the epoch that ends, and begin anew; called before the look at held-out cells."""
         return {}
+
+    def epoch_state(self) -> dict[str, Tensor]:
+        """Return what :meth:`epoch_metrics` is made of so far and no buffer holds, for a checkpoint in the middle of an epoch."""
+        return {}
+
+    def load_epoch_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what :meth:`epoch_state` returned."""
 
     def term_factors(self) -> dict[str, float]:
         """Return what the weights of some terms are multiplied by, beyond what the person set; asked when an epoch begins."""

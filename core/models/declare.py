@@ -24,7 +24,7 @@ ResultKind = Literal["latent", "library", "expression", "loadings", "attribution
 class LossTerm:
     """One term of the objective, as the forms and the curves need it.
 
-    The objective that is minimised is ``sum(weight * anneal * sign * term)`` over the terms.
+    The objective that is minimised is ``sum(weight * weight of the term it names in times * anneal * sign * term)`` over the terms.
 
     Attributes
     ----------
@@ -44,7 +44,10 @@ class LossTerm:
     annealed
         Whether the KL warm-up multiplies the weight.
     sign
-        ``-1`` for an adversarial term, which the network tries to make large.
+        ``-1`` for an adversarial term, which the network tries to make large; ``0`` for a loss that others than the network lower
+        (discriminators), with a weight and a curve like every other.
+    times
+        Name of another term whose weight multiplies this one's; empty for none.
     maximum
         Upper end of the slider.
     colour
@@ -67,6 +70,7 @@ class LossTerm:
     scope: TermScope = "cell"
     annealed: bool = False
     sign: int = 1
+    times: str = ""
     maximum: float = 100.0
     colour: int = 0
     in_elbo: bool = True

@@ -75,6 +75,14 @@ class MappedModel(Model):
         """As the network's."""
         return self.network.epoch_metrics()
 
+    def epoch_state(self) -> dict[str, Tensor]:
+        """As the network's."""
+        return self.network.epoch_state()
+
+    def load_epoch_state(self, state: Mapping[str, Tensor]) -> None:
+        """As the network's."""
+        self.network.load_epoch_state(state)
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the learned parameters, without weight decay, which would move their fixed rows."""
         return [ParameterGroup("model", [p for p in self.network.parameters() if p.requires_grad], weight_decay=0.0)]

@@ -16,6 +16,7 @@ from cellweave.core.nn.distributions import distribution, distributions, transfo
 from cellweave.core.plugins import RESERVED, check_name
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.modalities import ModalityKind, modality_kind, modality_kinds, modality_places
+from cellweave.core.spec.optimisers import OptimiserName, optimiser_name
 from cellweave.core.spec.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Options that are given by modality.
 TABLES = ("distribution", "transform", "encoder_transform", "block_encoder", "block_decoder")
+#: Name of the loss of the discriminators themselves (lam_dsc; that of the adversarial term is lam_adv).
+OWN_LOSS = "discriminators"
 LATENT, NETWORK, MODALITIES, DISCRIMINATORS = "Latent space", "Network", "Modalities", "Discriminators"
 SIZES = ("shared_encoder", "shared_decoder", "batch_encoder", "batch_decoder", "discriminator")
 #: Hidden sizes of a block of features where a modality in blocks names none.
@@ -116,12 +119,13 @@ class MidasOptions(ModelOptions):
     discriminator_steps: int = option(
         3, "Discriminator steps", "Steps that the discriminators learn for each step of the network.", unit="steps", group=DISCRIMINATORS, ge=1, le=50
     )
-    discriminator_scale: float = option(
-        30.0, "Scale of their loss", "Multiplies the discriminators' own loss. Adam hardly minds; a clipped gradient does.",
-        group=DISCRIMINATORS, gt=0, advanced=True,
-    )
     discriminator_rate: float = option(
         1.0, "Their learning rate", "Learning rate of the discriminators as a multiple of the network's.", group=DISCRIMINATORS, gt=0, log=True, advanced=True
+    )
+
+    discriminator_optimizer: OptimiserName | None = option(
+        None, "Their optimiser", "Optimiser of the discriminators, with epsilon, weight decay and momentum of the network's where it has them.",
+        group=DISCRIMINATORS, auto="as the network's", advanced=True,
     )
 
     reciprocal: bool = option(
@@ -135,6 +139,11 @@ class MidasOptions(ModelOptions):
     @classmethod
     def _sizes(cls, value: object) -> str:
         return _sizes_text(value)
+
+    @field_validator("discriminator_optimizer", mode="before")
+    @classmethod
+    def _as_torch_spells_it(cls, value: object) -> object:
+        return optimiser_name(value)
 
     @field_validator("block_encoder", "block_decoder", mode="before")
     @classmethod
@@ -241,10 +250,18 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     if spec.covariates.batch is not None:
         found.append(
             LossTerm(
-                "adversarial", "Discriminators",
-                "How badly the discriminators guess the batch from c, which the encoder tries to raise. Higher values mix the batches more, and in "
-                "the end cell types too.",
-                default=30.0, sign=-1, maximum=1000.0, colour=after + 4, in_elbo=False,
+                "adversarial", "Discriminators, fooled",
+                "How badly the discriminators, once they have learnt in a step, guess the batch from c, which the encoder tries to raise. Its weight "
+                "multiplies that of their own loss: higher values mix the batches more, and in the end cell types too; at 0 they only watch.",
+                sign=-1, times=OWN_LOSS, colour=after + 4, in_elbo=False,
+            )
+        )
+        found.append(
+            LossTerm(
+                OWN_LOSS, "Discriminators, own loss",
+                "How badly the discriminators guess the batch from c while they learn, which they try to lower. Its weight multiplies their loss, which "
+                "Adam hardly minds and other optimisers or clipped gradients do, and what the encoder raises; at 0 there are no discriminators.",
+                default=30.0, sign=0, maximum=1000.0, colour=after + 5, in_elbo=False,
             )
         )
     return tuple(found)

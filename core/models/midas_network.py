@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
-from cellweave.core.models.midas import FAMILY, MidasOptions, reconstruction, sizes_of
+from cellweave.core.models.discriminator_hits import Hits
+from cellweave.core.models.midas import FAMILY, OWN_LOSS, MidasOptions, reconstruction, sizes_of
 from cellweave.core.models.midas_summaries import MEASURED_IN, ROUND
 from cellweave.core.models.midas_written import EXPERT_TERMS, WrittenStep
 from cellweave.core.models.vae_network import level_of
@@ -104,8 +105,8 @@ class MidasNetwork(Model):
         self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), context.extras, n_c, how)
         self._kept: tuple[Minibatch, Seen, WrittenStep | None] | None = None
         self._written: WrittenStep | None = None
-        self._hits: dict[str, list[Tensor]] = {}
-        self._zeros: dict[Tensor, Tensor] = {}
+        self._told: Tensor | None = None  # mean loss of the discriminators in the steps that they took last
+        self._hits = Hits()
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
             self.register_buffer(f"mask_{info.name}", mask, persistent=False)
@@ -208,7 +209,7 @@ class MidasNetwork(Model):
 
     def before_step(self, batch: Minibatch, context: StepContext, optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[str, float]:
         """Make the forward pass of the step and let the discriminators learn on its draws; see the class."""
-        if context.weights.get("adversarial", 0.0) == 0:
+        if not context.weights.get(OWN_LOSS, 0.0):
             return {}
         self._kept = self._forward(batch, context)
         self._teach(batch, self._kept[1], context, optimizers["discriminators"])
@@ -220,7 +221,7 @@ class MidasNetwork(Model):
         if keys:
             if self.stored and context.step and context.step % self.round == 0:  # the step before was that of the last new batch of a round
                 self._learn_reference(batch.n_cells, context, optimizer)
-            self._learn(keys, c, codes, context, optimizer)
+            self._told = self._learn(keys, c, codes, context, optimizer)
         return keys, c, codes
 
     def whole_step(
@@ -233,21 +234,22 @@ class MidasNetwork(Model):
         assert written is not None
         self._move_absent_heads(seen.names)
         discriminated = None
-        if context.weights.get("adversarial", 0.0) > 0:
+        if context.weights.get(OWN_LOSS, 0.0) > 0:
             discriminated = self._teach(batch, seen, context, optimizers["discriminators"])
         names, with_batch = self._written_names(seen, context.weights, discriminated)
         means = written.whole([weights.get(name, 0.0) for name in names], with_batch=with_batch, discriminated=discriminated)
         found = dict(zip(names, means, strict=True))
         if discriminated is not None:
             found.setdefault("adversarial", 0.0)
+            told, self._told = self._told, None
+            found[OWN_LOSS] = found["adversarial"] if told is None else float(told)
         return found
 
     def release(self) -> None:
         """Let go of the buffers of the written step; see :class:`Model`."""
         if self._written is not None:
             self._written.release()
-        self._written = self._kept = None
-        self._zeros = {}
+        self._written = self._kept = self._told = None
 
     def _written_names(self, seen: Seen, weights: Mapping[str, float], discriminated: tuple[list[str], Tensor, Tensor] | None) -> tuple[list[str], bool]:
         """Return the names of a written step's terms in their order, and whether the batch is among them."""
@@ -255,15 +257,17 @@ class MidasNetwork(Model):
         names = [*EXPERT_TERMS, *(reconstruction(name) for name in seen.names), *["reconstruction_batch"] * with_batch]
         return [*names, *["adversarial"] * bool(discriminated and discriminated[0])], with_batch
 
-    def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> None:
-        """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes."""
+    def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes; return their mean loss before each."""
+        scale, told = context.weights[OWN_LOSS] / c.shape[1], c.new_zeros(())
         for number in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
-            self.discriminators.learn(keys, c, codes, self.options.discriminator_scale / c.shape[1], context.generator, again=number > 0)
+            told = told + self.discriminators.learn(keys, c, codes, scale, context.generator, again=number > 0)
             if self.clip > 0:
                 parameters = [p for group in optimizer.param_groups for p in group["params"]]
                 nn.utils.clip_grad_norm_(parameters, self.clip, error_if_nonfinite=False)
             optimizer.step()
+        return told / self.options.discriminator_steps
 
     def _learn_reference(self, n_cells: int, context: StepContext, optimizer: torch.optim.Optimizer) -> None:
         """Show the discriminators stored latents of the reference, once for each round over the new batches."""
@@ -306,19 +310,24 @@ class MidasNetwork(Model):
         divergence = 0.5 * (seen.joint.mean**2 + seen.joint.var - 1 - seen.joint.var.log())
         result["kl_c"], result["kl_u"] = divergence[:, : options.n_latent].sum(1), divergence[:, options.n_latent :].sum(1)
         result["alignment"] = self._alignment(seen)
-        if weights.get("adversarial", 0.0) > 0:
-            result["adversarial"] = self._adversarial(batch, seen, context)
+        if weights.get(OWN_LOSS, 0.0) > 0:
+            result |= self._with_own_loss(self._adversarial(batch, seen, context))
         return result
+
+    def _with_own_loss(self, adversarial: Tensor) -> dict[str, Tensor]:
+        """Return both terms of the discriminators ``(n_cells,)``: what the network raises, and what they lowered before or, looking only, would."""
+        told, self._told = self._told, None
+        return {"adversarial": adversarial, OWN_LOSS: adversarial.detach() if told is None else told.expand(len(adversarial))}
 
     def _written_terms(self, written: WrittenStep, batch: Minibatch, seen: Seen, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the same terms from a step that is written out."""
-        adversarial = weights.get("adversarial", 0.0) > 0
-        discriminated = self._discriminated(batch, seen) if adversarial else None
+        asked = weights.get(OWN_LOSS, 0.0) > 0
+        discriminated = self._discriminated(batch, seen) if asked else None
         names, with_batch = self._written_names(seen, weights, discriminated)
         rows = written.loss_terms(with_batch=with_batch, discriminated=discriminated)
         result = dict(zip(names, rows, strict=True))
-        if adversarial:
-            result.setdefault("adversarial", seen.z.new_zeros(batch.n_cells))
+        if asked:
+            result |= self._with_own_loss(result.get("adversarial", seen.z.new_zeros(batch.n_cells)))
         return result
 
     def _reconstructions(self, batch: Minibatch, seen: Seen, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -338,11 +347,7 @@ class MidasNetwork(Model):
         """
         for name, decoder in self.decoders.items():
             if name not in present:
-                for parameter in decoder.head.parameters():  # type: ignore[union-attr]
-                    zeros = self._zeros.get(parameter)
-                    if zeros is None or zeros.device != parameter.device:
-                        zeros = self._zeros[parameter] = torch.zeros_like(parameter)
-                    parameter.grad = zeros
+                decoder.stand_still()  # type: ignore[operator]
 
     @staticmethod
     def _alignment(seen: Seen) -> Tensor:
@@ -369,22 +374,32 @@ class MidasNetwork(Model):
 
     def note_hits(self, keys: Sequence[str], numbers: Tensor) -> None:
         """Keep how many cells each discriminator guessed right and how many it was asked about, ``(n_keys, 2)``, for the epoch's metrics."""
-        for key, row in zip(keys, numbers, strict=True):
-            self._hits.setdefault(key, []).append(row)
+        self._hits.note(keys, numbers)
 
     def epoch_metrics(self) -> dict[str, float]:
         """Return the accuracy of each discriminator over the epoch, and begin anew."""
-        sums = {key: torch.stack(parts).sum(0).tolist() for key, parts in self._hits.items()}
-        found = {f"discriminator_{key}": right / known for key, (right, known) in sums.items() if known}
-        self._hits = {}
-        return found
+        return self._hits.accuracies()
+
+    def epoch_state(self) -> dict[str, Tensor]:
+        """Return what :meth:`epoch_metrics` is made of."""
+        return self._hits.state()
+
+    def load_epoch_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take it up."""
+        self._hits.load(state, self.own_code.device)
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the network's parameters, and the discriminators' for their own optimiser."""
         own = {id(p) for p in self.discriminators.parameters()}
         groups = [ParameterGroup("model", [p for p in self.parameters() if id(p) not in own and p.requires_grad])]
-        if "adversarial" in {term.name for term in self.family.terms(self.spec)}:
-            groups.append(ParameterGroup("discriminators", list(self.discriminators.parameters()), self.options.discriminator_rate, auxiliary=True))
+        if OWN_LOSS in {term.name for term in self.family.terms(self.spec)}:
+            options = self.options
+            groups.append(
+                ParameterGroup(
+                    "discriminators", list(self.discriminators.parameters()), options.discriminator_rate, auxiliary=True,
+                    optimizer=options.discriminator_optimizer,
+                )
+            )  # fmt: skip
         return groups
 
     # ------------------------------------------------------------------ what it gives

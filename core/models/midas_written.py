@@ -105,6 +105,8 @@ class WrittenStep:
         """Let go of the buffers, which the parameters hold too."""
         self.space.clear()
         self.encoded = self.decoded = None
+        for decoder in self.network.decoders.values():
+            decoder.still = []  # type: ignore[assignment]
         for parameter in self.network.parameters():
             parameter.__dict__.pop("narrow_twin", None)
 

@@ -122,8 +122,8 @@ class Discriminators(nn.Module):
 
     def learn(
         self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, *, again: bool = False
-    ) -> None:
-        """Set the gradients of the discriminators that are asked: of ``scale`` times the sum of their cross entropies.
+    ) -> Tensor:
+        """Set the gradients of the discriminators that are asked: of ``scale`` times the sum of their cross entropies; return that sum by cell, its mean.
 
         On a CPU the derivatives are written out instead of traced, since these networks are so small that tracing them costs more than they do.
 
@@ -140,13 +140,16 @@ class Discriminators(nn.Module):
         with torch.autocast(c.device.type, enabled=False):  # too small to gain from narrow products
             written = self.written(c)
             if written is None:
-                (self.costs(keys, c, codes, generator)[0].sum() * scale).backward()
-                return
+                total = self.costs(keys, c, codes, generator)[0].sum()
+                (total * scale).backward()
+                return total.detach() / c.shape[1]
             with torch.no_grad():
                 if not again:
                     written.show(keys, c, codes)
-                written.forward(generator)
+                costs, _ = written.forward(generator)
+                told = costs.sum() / c.shape[1]
                 written.backward(np.full(codes.shape, scale, np.float32), for_weights=True, by_c=False)
+                return told
 
     def written(self, c: Tensor) -> WrittenDiscriminators | None:
         """Return the same networks with derivatives that are written out, where they serve: on a CPU in float32, with layer norm and Mish."""

@@ -94,6 +94,15 @@ class ModalityDecoder(nn.Module):
                 self.inner.append(BlockLinear(n_blocks, n_in, n_out))
                 self.inner_after.append(NormAct(n_out, blocks=n_blocks, **how))
             self.out = BlockOutput(block_sizes[-1], blocks)
+        self.still: list[Tensor] = []  # gradients of zero, kept while a written step trains
+
+    def stand_still(self) -> None:
+        """Give the first map a gradient of zero."""
+        parameters = list(self.head.parameters())
+        if not self.still or self.still[0].device != parameters[0].device:
+            self.still = [torch.zeros_like(parameter) for parameter in parameters]
+        for parameter, zeros in zip(parameters, self.still, strict=True):
+            parameter.grad = zeros.zero_()
 
     def forward(self, hidden: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return ``(n_cells, n_features)``."""

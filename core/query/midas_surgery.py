@@ -30,7 +30,7 @@ MOST_STORED = 20_000
 #: Parts of the network that know the batches of the reference, and begin anew.
 OF_BATCHES = ("batch_encoder.", "batch_decoder.", "discriminators.")
 #: Options that may differ from the reference's, because they shape nothing that is taken over.
-MAY_DIFFER = ("reciprocal", "batch_drop", "discriminator", "discriminator_steps", "discriminator_scale", "discriminator_rate", "n_max", "dropout_rate")
+MAY_DIFFER = ("reciprocal", "batch_drop", "discriminator", "discriminator_steps", "discriminator_optimizer", "discriminator_rate", "n_max", "dropout_rate")
 
 
 @dataclass

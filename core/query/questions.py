@@ -12,14 +12,14 @@ from pydantic import field_validator
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.fields import Frozen, option
 
-GENES, BATCHES, DRAWS, MODALITIES = "Genes", "Batches", "Draws", "Modalities"
+GENES, BATCHES, DRAWS, MODALITIES, CELLS = "Genes", "Batches", "Draws", "Modalities", "Cells"
 SEED = 2**31 - 1
 
 
 class _Listing(Frozen):
     """Base of options with lists of names."""
 
-    @field_validator("genes", "as_batch", "given", "modalities", mode="before", check_fields=False)
+    @field_validator("genes", "as_batch", "given", "modalities", "batches", "features", mode="before", check_fields=False)
     @classmethod
     def _one_is_a_list(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -129,6 +129,24 @@ class LatentGivenOptions(_Listing):
     """Of the latent space given some modalities."""
 
     given: tuple[str, ...] = option(tuple, "Look at", "Modalities that the model may look at; empty lets it look at all that were measured.", group=MODALITIES)
+
+
+class JudgeOptions(_Listing):
+    """Of how well values are imputed: what is judged, of which cells, and what the model may look at."""
+
+    modality: str | None = option(None, "Judge", "The modality that is hidden and judged.", group=MODALITIES, auto="every modality")
+    given: tuple[str, ...] = option(
+        tuple, "Look at", "Modalities that the model may look at; empty lets it look at all that are left.", group=MODALITIES
+    )
+    features: tuple[str, ...] = option(
+        tuple, "Features", "Genes, proteins or peaks whose values are compared; empty compares all. What is hidden stays the same.", group=MODALITIES
+    )
+    batches: tuple[str, ...] = option(tuple, "Batches", "Only cells of these batches; empty takes all.", group=CELLS)
+    held_out_cells: bool = option(
+        True, "Unseen cells only", "Judge cells that training has not seen, where there are any. What was switched off is unseen in any case.", group=CELLS
+    )
+    most_cells: int = option(2000, "At most", "A random sample of so many cells is judged.", unit="cells", group=CELLS, ge=20, le=1_000_000)
+    seed: int = option(0, "Seed", "Determines the sample, and which single values are hidden.", group=CELLS, ge=0, le=SEED)
 
 
 @dataclass(frozen=True)

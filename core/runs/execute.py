@@ -14,6 +14,7 @@ from cellweave.core.runs.events import Failed, FinishReason, Listener, RunState
 from cellweave.core.runs.folder import RunFolder, finished
 from cellweave.core.runs.journal import Journal
 from cellweave.core.spec import RunSpec, with_absolute_paths
+from cellweave.core.spec.optimisers import OPTIMISERS
 from cellweave.core.study.study import Study
 from cellweave.core.training.control import RunControl
 
@@ -129,6 +130,12 @@ def _changed(spec: RunSpec, changes: Mapping[str, Any]) -> RunSpec:
                 f"'{path}' cannot be changed when a run is continued, because its checkpoint was made with the old value.",
                 "Start a new run with it instead.",
             )
+    if "training.learning_rate" in changes and not OPTIMISERS[spec.training.optimizer].minds_rate:
+        raise SpecError(
+            f"'training.learning_rate' cannot be changed when this run is continued: {OPTIMISERS[spec.training.optimizer].torch} took it for its first step "
+            "only and sizes its steps itself.",
+            "Start a new run with it instead.",
+        )
     return spec.with_changes(changes)
 
 

@@ -18,8 +18,25 @@ from cellweave.core.models.registry import families
 from cellweave.core.spec.run import SCHEMA_VERSION, RunSpec, parse_spec
 
 Tree = dict[str, Any]
+
+
+def _weight_of_discriminators(tree: Tree) -> Tree:
+    """Schema 1 had the discriminators' own weight among MIDAS' options, and as weight of the adversarial term the product of the two."""
+    model = dict(tree.get("model") or {})
+    if model.get("kind") != "midas":
+        return tree
+    scale = float(model.pop("discriminator_scale", 30.0))
+    losses = dict(tree.get("losses") or {})
+    weights = dict(losses.get("weights") or {})
+    product = float(weights.get("adversarial", 30.0))
+    if (tree.get("covariates") or {}).get("batch") is not None and (scale != 30.0 or "adversarial" in weights):
+        # Switched off, there were no discriminators at all.
+        weights |= {"adversarial": product / scale, "discriminators": scale if product else 0.0}
+    return {**tree, "model": model, "losses": {**losses, "weights": weights}}
+
+
 # MIGRATIONS[n] turns a tree of schema n into one of schema n + 1.
-MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {}
+MIGRATIONS: dict[int, Callable[[Tree], Tree]] = {1: _weight_of_discriminators}
 
 
 def migrate(tree: Mapping[str, Any], source: str = "spec") -> Tree:

@@ -17,10 +17,12 @@ from cellweave.core.spec.covariates import SINGLE_ROLES, CovariateSpec
 from cellweave.core.spec.data import DataSpec
 from cellweave.core.spec.fields import Frozen, option
 from cellweave.core.spec.losses import LossSpec
+from cellweave.core.spec.optimisers import fitting, unused_settings
+from cellweave.core.spec.optimisers import problems as optimiser_problems
 from cellweave.core.spec.options import ModelOptions
 from cellweave.core.spec.training import TrainingSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _default_model() -> ModelOptions:
@@ -73,9 +75,10 @@ class RunSpec(Frozen):
             return value
         model, training = value.get("model"), value.get("training", {})
         kind = model.get("kind") if isinstance(model, Mapping) else getattr(model, "kind", None)
-        if kind not in families() or not isinstance(training, Mapping):
+        if not isinstance(training, Mapping):
             return value
-        return {**value, "training": {**_stated(families()[kind].training), **training}}
+        whole = {**(_stated(families()[kind].training) if kind in families() else {}), **training}
+        return {**value, "training": fitting(whole, _plain(model), frozenset(training))}
 
     @model_validator(mode="after")
     def _agrees_with_family(self) -> RunSpec:
@@ -91,6 +94,7 @@ class RunSpec(Frozen):
                 problems.append(f"losses.weights.{name}: {family.title} with these options has no such term; {hint}")
         if self.training.kl_warmup_epochs and self.training.kl_warmup_steps:
             problems.append("training.kl_warmup_steps counts only where training.kl_warmup_epochs is 0: set one of the two")
+        problems += optimiser_problems(self.training, self.model)
         given = {result.name for result in family.results}
         problems += [f"analysis.{name} is on, but {family.title} gives no such values" for name in VALUES if getattr(self.analysis, name) and name not in given]
         problems.extend(family.check(self))
@@ -165,9 +169,22 @@ class RunSpec(Frozen):
         # The family first: what else is changed is meant for the new one.
         for path, value in sorted(changes.items(), key=lambda item: item[0] != "model.kind"):
             _set(tree, path, value)
+        if "training" not in changes:
+            self._fit_to_optimisers(tree, frozenset(path.removeprefix("training.") for path in changes))
         return parse_spec(tree)
 
+    def _fit_to_optimisers(self, tree: dict[str, Any], stated: frozenset[str]) -> None:
+        """Take the weight decay out of a tree whose optimisers have none, or give it back where they have one again."""
+        training = tree["training"] = fitting(tree["training"], tree["model"], stated)
+        gone = "weight_decay" in unused_settings(self.training, self.model)
+        kind = tree["model"]["kind"]
+        if gone and "weight_decay" not in stated and kind in families():
+            own = families()[kind].training.get("weight_decay", TrainingSpec.model_fields["weight_decay"].default)
+            tree["training"] = fitting({**training, "weight_decay": own}, tree["model"], stated)
 
+
+#: Fields of earlier versions, and where what they said is said now.
+MOVED = {"model.discriminator_scale": "losses.weights.discriminators"}
 #: Settings of the analysis that write values of every cell, which not every family gives.
 VALUES = ("imputed", "corrected", "translated")
 # Tables whose keys are names of the user's data (columns, modalities, loss terms), which may hold dots themselves.
@@ -212,6 +229,11 @@ def _set(tree: dict[str, Any], path: str, value: Any) -> None:
     here[last] = value
 
 
+def _plain(model: object) -> dict[str, Any]:
+    """Return a model's options by field, from a table or an instance; empty where there are none."""
+    return dict(model) if isinstance(model, Mapping | ModelOptions) else {}
+
+
 def _stated(training: Mapping[str, Any]) -> dict[str, Any]:
     """Return a family's training settings but for those that a spec may leave to the program, which is when the family's hold."""
     return {name: value for name, value in training.items() if TrainingSpec.model_fields[name].default is not None}
@@ -229,6 +251,7 @@ def _change_family(tree: dict[str, Any], kind: str) -> None:
     for name in {**old, **new}:
         if training[name] == old.get(name, plain[name]):
             training[name] = new.get(name, plain[name])
+    tree["training"] = fitting(training, tree["model"], frozenset())
 
 
 def _carry_over(old: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -247,6 +270,8 @@ def _carry_over(old: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def _no_such_field(path: str, key: str, table: Mapping[str, Any]) -> None:
+    if path in MOVED:
+        raise SpecError(f"The spec has no field '{path}' any more.", f"Write '{MOVED[path]}' instead.")
     near = difflib.get_close_matches(key, table, n=1, cutoff=0.5)
     parent = path.rpartition(".")[0]
     where = f"{parent}." if parent else ""
@@ -286,7 +311,9 @@ def explain(error: ValidationError, tree: Mapping[str, Any] | None = None, sourc
     for item in error.errors(include_url=False):
         location = [str(part) for part in item["loc"]]
         path = ".".join(location) or "spec"
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and path in MOVED:
+            lines.append(f"there is no field '{path}' any more, write '{MOVED[path]}' instead")
+        elif item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(location[-1], _known_fields(location[:-1], tree), n=1, cutoff=0.5)
             lines.append(f"unknown field '{path}'" + (f", did you mean '{near[0]}'?" if near else ""))
         elif item["type"] == "value_error":

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
+from cellweave.core.spec.optimisers import OptimiserName, optimiser_name
 
 LENGTH, OPTIMISER, STOPPING, MACHINE, RECORD = "Length", "Optimiser", "Validation and stopping", "Machine", "Record"
 
@@ -22,13 +23,25 @@ class TrainingSpec(Frozen):
         128, "Minibatch", "Cells per step. Larger minibatches are faster; raise the learning rate with them.",
         unit="cells", group=OPTIMISER, ge=2, log=True,
     )
-    learning_rate: float = option(1e-3, "Learning rate", "Step size of Adam.", group=OPTIMISER, gt=0, le=1, log=True)
-    optimizer: Literal["adam", "adamw"] = option(
-        "adam", "Optimiser", "Adam adds the weight decay to the gradient, AdamW shrinks the weights.",
-        group=OPTIMISER, advanced=True,
+    learning_rate: float = option(
+        1e-3, "Learning rate", "Step size of the optimiser. The defaults are for Adam and its kin; adadelta and adagrad want larger ones.",
+        group=OPTIMISER, gt=0, le=1, log=True,
     )
-    adam_eps: float = option(0.01, "Adam epsilon", "Added to the root of the second moment.", group=OPTIMISER, gt=0, advanced=True, log=True)
-    weight_decay: float = option(1e-6, "Weight decay", "Pull of the weights towards zero.", group=OPTIMISER, ge=0, advanced=True, log=True)
+    optimizer: OptimiserName = option(
+        "adam", "Optimiser", "Any of torch's that needs the gradient only. Adam adds the weight decay to the gradient, AdamW shrinks the weights; "
+        "these two have a compiled step for models of many parts.",
+        group=OPTIMISER, advanced=True,
+    )  # fmt: skip
+    adam_eps: float = option(
+        0.01, "Epsilon", "Added to the root of the squared gradients that a step is divided by. asgd, sgd, rprop and adafactor have none.",
+        group=OPTIMISER, gt=0, advanced=True, log=True,
+    )
+    weight_decay: float = option(
+        1e-6, "Weight decay", "Pull of the weights towards zero; rprop has none.", group=OPTIMISER, ge=0, advanced=True, log=True
+    )
+    momentum: float = option(
+        0.0, "Momentum", "Share of the last step that goes on in the next one; of sgd and rmsprop only.", group=OPTIMISER, ge=0, lt=1, advanced=True
+    )
     gradient_clip: float = option(
         0.0, "Clip gradients at", "Largest norm of the gradient; 0 leaves it as it is.", group=OPTIMISER, ge=0, advanced=True
     )
@@ -90,6 +103,12 @@ class TrainingSpec(Frozen):
         10_000, "Cells in the live embedding", "A fixed sample, stratified by batch.", unit="cells",
         group=RECORD, ge=100, advanced=True,
     )
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _as_torch_spells_it(cls, value: object) -> object:
+        """Take ``AdamW`` for ``adamw``; say what is wrong with a name that is none."""
+        return optimiser_name(value)
 
     @field_validator("precision", mode="before")
     @classmethod

@@ -30,7 +30,7 @@ class Checkpoint:
     Attributes
     ----------
     tensors
-        ``model/...``, ``best/...``, ``optimizer/...``, ``rng/...``, ``sums/...``.
+        ``model/...``, ``best/...``, ``optimizer/...``, ``rng/...``, ``sums/...``, ``epoch/...``.
     state
         Everything that is not a tensor.
     """
@@ -162,5 +162,6 @@ def unpack_optimizer(name: str, optimizer: torch.optim.Optimizer, checkpoint: Ch
     for path, value in packed["numbers"].items():
         index, _, key = path.partition("/")
         state.setdefault(int(index), {})[key] = value
-    groups = [{**group, "betas": tuple(group["betas"])} if "betas" in group else dict(group) for group in packed["groups"]]
+    # JSON knows no tuples, which torch has for settings of two numbers (betas, etas, limits of a step).
+    groups = [{key: tuple(value) if isinstance(value, list) and key != "params" else value for key, value in group.items()} for group in packed["groups"]]
     optimizer.load_state_dict({"state": state, "param_groups": groups})

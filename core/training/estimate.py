@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.optimisers import OPTIMISERS
 from cellweave.core.training.schedule import N_MAX, default_max_epochs, split_sizes
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def estimate(
     batch = min(training.batch_size, max(2, n_cells))
     on_disk = training.source == "disk"
     data_bytes = 0 if on_disk else n_stored * 8 + n_cells * 8
-    model_bytes = weights * 4 * 4 + weights * 4 * 2  # weights, gradient, two moments; the best and the last good copy
+    moments = OPTIMISERS[training.optimizer].moments
+    model_bytes = weights * 4 * (2 + moments) + weights * 4 * 2  # weights, gradient, moments; the best and the last good copy
     step_bytes = batch * n_features * 4 * PASSES + batch * hidden * 4 * 8 * layers
     free = int(psutil.virtual_memory().available)
     n_train, n_validation = split_sizes(n_cells, training.validation_share)

@@ -56,11 +56,12 @@ class Objective:
             self._refresh()
 
     def _refresh(self) -> None:
-        #: Factor of each term in the objective: its weight, what the model says of it, sign and annealing.
+        #: Factor of each term in the objective: its weight, that of the term it is multiplied by, what the model says of it, sign and annealing.
         self.effective = {
-            term.name: self.weights[term.name] * self.factors.get(term.name, 1.0) * term.sign * (self.kl_factor if term.annealed else 1.0)
+            term.name: self.weights[term.name] * self.weights.get(term.times, 1.0) * self.factors.get(term.name, 1.0) * term.sign
+            * (self.kl_factor if term.annealed else 1.0)
             for term in self.terms
-        }
+        }  # fmt: skip
         self._buffer.copy_(torch.tensor(list(self.effective.values())))
 
     def reduced(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ def pack(trainer: Trainer) -> store.Checkpoint:
     if trainer.best is not None:
         tensors.update({f"best/{name}": tensor for name, tensor in trainer.best.items()})
     tensors.update({f"sums/{name}": tensor for name, tensor in trainer.sums.state().items()})
+    tensors.update({f"epoch/{name}": tensor for name, tensor in trainer.model.epoch_state().items()})
     tensors["rng/cpu"] = torch.get_rng_state()
     if trainer.device.type == "cuda":
         tensors["rng/cuda"] = torch.cuda.get_rng_state(trainer.device)
@@ -65,12 +67,37 @@ def unpack(trainer: Trainer, checkpoint: store.Checkpoint) -> None:
         setattr(trainer.stopping, key, float("inf") if state["stopping"][key] is None else state["stopping"][key])
     for key in ("scale", "best", "waited"):
         setattr(trainer.rate, key, float("inf") if state["rate"][key] is None else state["rate"][key])
-    for name, weight in state["weights"].items():
-        if name in trainer.objective.weights:
-            trainer.objective.set_weight(name, weight)
+    for name, weight in _weights_of(trainer, state["weights"]).items():
+        trainer.objective.set_weight(name, weight)
     trainer.inner.load({name: float("nan") if total is None else total for name, total in state.get("inner", {}).items()})
-    trainer.resumed_sums = checkpoint.part("sums")
+    trainer.resumed_sums = _sums_of(trainer, checkpoint.part("sums"), state["terms"])
+    trainer.model.load_epoch_state(checkpoint.part("epoch"))
     trainer.resumed_rng = checkpoint.part("rng")
+
+
+def _weights_of(trainer: Trainer, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return a checkpoint's weights of the terms that there are; one from before a term was multiplied by another holds the product of both."""
+    found = {name: weight for name, weight in weights.items() if name in trainer.objective.weights}
+    for term in trainer.objective.terms:
+        if term.times and term.name in found and term.times not in found:
+            found[term.name] /= trainer.objective.weights[term.times] or 1.0
+    return found
+
+
+def _sums_of(trainer: Trainer, sums: dict[str, Tensor], terms: list[str]) -> dict[str, Tensor]:
+    """Return the sums of an epoch in the order of today's terms, with zeros for those that its checkpoint did not know."""
+    names = [term.name for term in trainer.objective.terms]
+    if names == terms:
+        return sums
+    found = {}
+    for key, old in sums.items():
+        new = old.new_zeros(len(names) + len(old) - len(terms))  # the last one may be of the total
+        new[len(names) :] = old[len(terms) :]
+        for place, name in enumerate(names):
+            if name in terms:
+                new[place] = old[terms.index(name)]
+        found[key] = new
+    return found
 
 
 def _finite(tree: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,31 @@ import torch
 
 from cellweave.core.models.base import Model
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.optimisers import OPTIMISERS
+from cellweave.core.spec.training import TrainingSpec
 from cellweave.core.training.compiled_adam import CompiledAdam, serves
+
+#: Those whose step can be compiled, or fused by torch.
+ADAMS = ("adam", "adamw")
 
 
 def seed_everything(seed: int, epoch: int, purpose: str) -> None:
     """Seed torch's generators for one epoch of one purpose, so that a resumed run draws what the whole one drew."""
     code = {"train": 1, "validation": 2, "build": 3, "preview": 4, "results": 5}[purpose]
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, code]).generate_state(1, np.uint64)[0] >> 1))
+
+
+def optimizer_settings(training: TrainingSpec, name: str) -> dict[str, float]:
+    """Return the settings of the spec that an optimiser has, as torch calls them."""
+    has = OPTIMISERS[name]
+    settings = {"lr": training.learning_rate}
+    if has.eps:
+        settings["eps"] = training.adam_eps
+    if has.decay:
+        settings["weight_decay"] = training.weight_decay
+    if has.momentum:
+        settings["momentum"] = training.momentum
+    return settings
 
 
 def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[str, tuple[torch.optim.Optimizer, bool]]:
@@ -30,16 +48,14 @@ def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[s
         Optimiser and whether the model steps it itself, by name.
     """
     training = spec.training
-    make = torch.optim.Adam if training.optimizer == "adam" else torch.optim.AdamW
-    fused = device.type in {"cpu", "cuda"}
 
-    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        if model.compiled_optimizer and serves([parameter for group in groups for parameter in group["params"]]):
-            return CompiledAdam(
-                groups, decoupled=training.optimizer != "adam", narrow=training.gradient_clip == 0, lr=training.learning_rate, eps=training.adam_eps,
-                weight_decay=training.weight_decay,
-            )  # fmt: skip
-        return make(groups, lr=training.learning_rate, eps=training.adam_eps, weight_decay=training.weight_decay, fused=fused)
+    def build(groups: list[dict[str, Any]], name: str) -> torch.optim.Optimizer:
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        if name in ADAMS and model.compiled_optimizer and serves(parameters):
+            return CompiledAdam(groups, decoupled=name == "adamw", narrow=training.gradient_clip == 0, **optimizer_settings(training, name))
+        make: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, OPTIMISERS[name].torch)
+        fused = {"fused": device.type in {"cpu", "cuda"}} if name in ADAMS else {}
+        return make(groups, **optimizer_settings(training, name), **fused)
 
     ordinary, result = [], {}
     for group in model.parameter_groups():
@@ -47,11 +63,11 @@ def make_optimizers(spec: RunSpec, model: Model, device: torch.device) -> dict[s
         if group.weight_decay is not None:
             settings["weight_decay"] = group.weight_decay
         if group.auxiliary:
-            result[group.name] = (build([settings]), True)
+            result[group.name] = (build([settings], group.optimizer or training.optimizer), True)
         else:
             ordinary.append(settings)
     # A mapped model that learns nothing has no parameters, and an optimiser needs one.
-    own = {"model": (build(ordinary), False)} if any(settings["params"] for settings in ordinary) else {}
+    own = {"model": (build(ordinary, training.optimizer), False)} if any(settings["params"] for settings in ordinary) else {}
     return {**own, **result}
 
 

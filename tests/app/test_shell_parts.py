@@ -229,6 +229,30 @@ def test_every_family_fills_the_forms(qtbot, window, kind):
     assert window.session.spec.model.kind == next(iter(families()))
 
 
+def test_settings_that_an_optimiser_lacks_are_left_out_of_the_form(window):
+    """Chosen in the form: what it has appears, what it has not goes, and what is set of that goes with it."""
+    window.session.editor.edit({"model.kind": "midas"})
+    form = window.training_panel.form
+    form.set_advanced(True)
+    editor = form.row("training.optimizer").editor
+    shown = {}
+    for name in ("sgd", "rmsprop", "rprop", "adamw"):
+        editor.setCurrentIndex(editor.findData(name))
+        editor.activated.emit(editor.currentIndex())
+        assert window.session.spec.training.optimizer == name
+        shown[name] = {field for field in ("adam_eps", "weight_decay", "momentum") if form.row(f"training.{field}").is_shown()}
+        if name == "rmsprop":
+            window.session.editor.edit({"training.momentum": 0.5})
+    assert shown["sgd"] == {"weight_decay", "momentum"} and shown["adamw"] == {"adam_eps", "weight_decay"}
+    assert shown["rmsprop"] == shown["sgd"] | shown["adamw"] and shown["rprop"] == set()
+    assert (window.session.spec.training.momentum, window.session.spec.training.weight_decay) == (0.0, 0.01)
+    own = window.model_panel.form.row("model.discriminator_optimizer").editor
+    assert own.itemText(0) == "as the network's"
+    own.setCurrentIndex(own.findData("rmsprop"))
+    own.activated.emit(own.currentIndex())
+    assert form.row("training.momentum").is_shown()
+
+
 @pytest.mark.parametrize(("rows", "scrolls"), [(1, False), (8, False), (12, False), (30, True)])
 def test_a_cross_table_has_the_height_of_its_rows(qtbot, rows, scrolls):
     import pandas as pd

@@ -86,6 +86,75 @@ def test_judging_anew_replaces_what_is_shown_and_is_kept(window, qtbot, folder):
     assert load(folder / "results").question == view.found.question
 
 
+def test_what_is_judged_is_chosen_in_a_form(window, qtbot, folder):
+    """Modality, what is looked at, features, batches; the button says how much differs, and going back is one click."""
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.found is not None, timeout=20_000)
+    view.hide_choice.setCurrentIndex(view.hide_choice.findData("modality"))
+    qtbot.mouseClick(view.choices, Qt.MouseButton.LeftButton)
+    dialog = view.dialog
+    assert set(dialog.form.paths()) == {"modality", "given", "features", "batches", "held_out_cells", "most_cells", "seed"}
+    assert dialog.form.row("batches").editor._names == ("p1_0", "p2_0", "p3_0", "p4_0")
+    assert dialog.form.row("given").editor._names == ("rna", "adt")
+    feature = str(view.found.comparisons["adt"].features[3])
+    for path, words in (("modality", "adt"), ("given", "rna"), ("features", feature), ("batches", "p4_0")):
+        editor = dialog.form.row(path).editor
+        editor.inner.setText(words)
+        editor.inner.editingFinished.emit()
+    assert view.choices.text() == "Choose… (4)"
+    qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
+    qtbot.waitUntil(lambda: view.judge.isEnabled() and view.found.question.batches == ("p4_0",), timeout=60_000)
+    question = view.found.question
+    assert (question.hide, question.modality, question.given, question.features) == ("modality", "adt", ("rna",), (feature,))
+    assert view.table.table.values("feature").tolist() == [feature]
+    assert "Looked at: rna. Batches: p4_0." in view.notes.text()
+    qtbot.mouseClick(view.choices, Qt.MouseButton.LeftButton)
+    assert view.dialog.form.row("batches").value() == ("p4_0",)
+    view.dialog.usual.click()
+    assert view.choices.text() == "Choose…" and view.options == type(view.options)()
+    view.dialog.close()
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1440, 900), (1920, 1000)])
+def test_the_table_of_features_fits_its_width(window, qtbot, size):
+    """Columns make room by their rank; the name takes what is left, and its tooltip has every number."""
+    window.resize(*size)
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    table = view.table.view
+    shown = [number for number in range(table.model().columnCount()) if not table.isColumnHidden(number)]
+    assert sum(table.columnWidth(number) for number in shown) <= table.viewport().width()
+    assert table.horizontalScrollBar().maximum() == 0
+    names = [view.table.table.columns[number].name for number in shown]
+    assert names[:2] == ["feature", "pearson"]
+    metrics = table.horizontalHeader().fontMetrics()
+    for number in shown[1:]:
+        assert metrics.horizontalAdvance(view.table.table.columns[number].title) < table.columnWidth(number)
+    tip = table.model().index(0, 0).data(Qt.ItemDataRole.ToolTipRole)
+    assert all(f"{column.title}: " in tip for column in view.table.table.columns[1:])
+
+
+def test_columns_come_back_where_there_is_room(qtbot):
+    from cellweave.app.views.imputation import AUROC, COLUMNS
+    from cellweave.app.views.tables import DataTable
+
+    table = DataTable("Scores", "Search", fit=True)
+    qtbot.addWidget(table)
+    columns = [COLUMNS[0], AUROC, *COLUMNS[1:]]
+    values = {column.name: np.array(["chr1:179016749-179017621"] * 3) if column.kind == "text" else np.arange(3) / 7 for column in columns}
+    counts = []
+    for width in (240, 350, 500, 900):
+        table.resize(width, 300)
+        table.show()
+        table.set_table(columns, values, text_column="feature")
+        counts.append(sum(not table.view.isColumnHidden(number) for number in range(len(columns))))
+    assert counts == sorted(counts) and counts[0] == 3 and counts[-1] == len(columns)
+    table.resize(240, 300)
+    assert sum(not table.view.isColumnHidden(number) for number in range(len(columns))) == 3
+
+
 def test_the_masks_of_a_run(window, qtbot):
     window.show_view("masks")
     view = window.centre.view("masks")

@@ -9,8 +9,10 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from mosaic_toy import mosaic_study
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
+from test_midas_training import trainer
 from typer.testing import CliRunner
 
 from cellweave.core.analysis.imputation import (
@@ -204,6 +206,38 @@ def test_new_cells_are_imputed_with_the_ranges_of_training(run, folder, tmp_path
         np.testing.assert_allclose(new[name], value, rtol=1e-4, atol=1e-5)
 
 
+def test_what_is_judged_can_be_chosen_by_batch_cells_and_features(run, tmp_path):
+    """What is hidden stays the same, so the values of what is chosen are those that judging everything gives."""
+    batch = run.study.obs[EXAMPLE_BATCH].astype(str).to_numpy()
+    every = evaluate(run, ImputationQuestion("modality", held_out_cells=False))
+    whole = every.comparisons["adt"]
+    some = tuple(map(str, whole.features[[5, 2]]))
+    question = ImputationQuestion("modality", held_out_cells=False, batches=("p4_0",), features=some)
+    found = evaluate(run, question, np.arange(1500))
+    assert list(found.comparisons) == ["adt"] and found.by_feature["modality"].unique().tolist() == ["adt"]
+    one = found.comparisons["adt"]
+    assert sorted(one.features) == sorted(some) and one.truth.shape == (len(one.rows), 2)
+    assert set(batch[one.rows]) == {"p4_0"} and one.rows.max() < 1500
+    assert len(one.rows) == int(((batch == "p4_0")[:1500]).sum())
+    assert any("1,500 cells that were chosen" in note for note in found.notes)
+    places, columns = np.searchsorted(whole.rows, one.rows), [int(np.flatnonzero(whole.features == name)[0]) for name in one.features]
+    np.testing.assert_allclose(one.imputed, whole.imputed[np.ix_(places, columns)], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(one.truth, whole.truth[np.ix_(places, columns)])
+    save(tmp_path, found)
+    assert load(tmp_path).question == question
+
+
+def test_a_choice_that_cannot_be_judged_is_refused_with_what_there_is(run):
+    for question, sentence in (
+        (ImputationQuestion("modality", batches=("p4",)), "no batch 'p4' in 'batch'.*Did you mean 'p4_0'"),
+        (ImputationQuestion("entries", features=("CD3X",)), "no feature 'CD3X' in what is judged"),
+        (ImputationQuestion("modality", batches=("p1_0",)), "None of the chosen cells can be judged so"),
+        (ImputationQuestion("held-out", batches=("p1_0",)), "None of the chosen cells can be judged so"),
+    ):
+        with pytest.raises(ImputationError, match=sentence):
+            evaluate(run, question)
+
+
 # ---------------------------------------------------------------------- pattern, presets, command line
 
 
@@ -218,10 +252,27 @@ def test_the_pattern_says_what_was_measured_and_what_a_step_hides(run):
     assert found.as_csv().count("\n") == 9
 
 
-@pytest.mark.parametrize("name", ["vaeit-adt", "vaeit-rna", "vaeit-rna-adt", "vaeit-rna-adt-atac"])
+@pytest.mark.parametrize("name", ["vaeit-adt", "vaeit-rna", "vaeit-rna-adt", "vaeit-rna-atac", "vaeit-rna-adt-atac"])
 def test_presets_of_the_tutorials_are_valid(name):
     found = presets()[name].apply(RunSpec())
     assert found.model.kind == "vaeit" and found.training.optimizer == "adamw" and found.training.adam_eps == 1e-7
+
+
+def test_the_preset_of_rna_and_atac_is_the_third_tutorial_without_its_proteins(tmp_path):
+    """The two modalities keep their weights to each other and all of them their sum; a run with it trains and judges peaks by chromosome."""
+    whole, own = (presets()[name].apply(RunSpec()) for name in ("vaeit-rna-adt-atac", "vaeit-rna-atac"))
+    weights, of_three = own.losses.weights, whole.losses.weights
+    assert set(weights) == {f"{kind}_{name}" for kind in ("observed", "hidden") for name in ("rna", "atac")}
+    assert sum(weights.values()) == pytest.approx(sum(of_three.values()), abs=1e-5)
+    assert all(weights[key] / weights["hidden_rna"] == pytest.approx(of_three[key] / of_three["hidden_rna"], rel=1e-4) for key in weights)
+    differing = {key for key in type(own.model).model_fields if getattr(own.model, key) != getattr(whole.model, key)}
+    assert differing == {"block_units", "mask_units"} and own.training == whole.training
+    study = mosaic_study({("a", ("rna", "atac")): 50, ("b", ("rna",)): 40}, n_features={"rna": 20, "atac": 24})
+    study.modalities["atac"].var.index = [f"chr{1 + k % 3}:{100 * k}-{100 * k + 50}" for k in range(24)]
+    one = trainer(tmp_path / "run", own.with_changes({"covariates.batch": "batch", "training.max_epochs": 2, "training.batch_size": 32}), study)
+    one.fit()
+    assert {info.name: len(info.blocks) for info in one.model.infos} == {"rna": 1, "atac": 3}
+    assert one.objective.weights["hidden_atac"] == weights["hidden_atac"] and one.at.epoch == 2
 
 
 def test_the_command_line_judges_and_writes(folder, tmp_path):
@@ -229,6 +280,9 @@ def test_the_command_line_judges_and_writes(folder, tmp_path):
     done = runner.invoke(build(), ["imputation", str(folder), "--json"])
     assert done.exit_code == 0 and '"pearson_baseline"' in done.stdout
     assert (folder / "results" / "imputation.csv").exists()
+    words = ["--hide", "modality", "--modality", "adt", "--batch", "p4_0", "--all-cells", "--feature", "cd39", "--json"]
+    chosen = runner.invoke(build(), ["imputation", str(folder), *words])
+    assert chosen.exit_code == 0 and pd.read_csv(folder / "results" / "imputation.csv")["feature"].tolist() == ["cd39"]
     out = tmp_path / "z.csv"
     assert runner.invoke(build(), ["impute", str(folder), "--out", str(out), "--latent", "--given", "rna"]).exit_code == 0
     assert pd.read_csv(out, index_col=0).shape == (1600, 8)

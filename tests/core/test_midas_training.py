@@ -58,7 +58,7 @@ def test_defaults_are_those_of_the_original_for_whoever_chooses_midas():
     weights = RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"}).loss_weights()
     assert weights == {
         "reconstruction_rna": 1, "reconstruction_adt": 1, "reconstruction_atac": 1, "reconstruction_batch": 1000, "kl_c": 1, "kl_u": 5, "alignment": 50,
-        "adversarial": 30,
+        "adversarial": 1, "discriminators": 30,
     }  # fmt: skip
 
 
@@ -176,7 +176,8 @@ def test_imputation_looks_only_at_what_it_is_given(tmp_path):
     "changes",
     [
         {"model.norm": "bn"}, {"model.norm": "none", "model.activation": "relu"}, {"model.batch_expert": False}, {"covariates.batch": None},
-        {"losses.weights.adversarial": 0.0}, {"training.precision": "bf16"}, {"model.distribution.adt": "gaussian"}, {"model.distribution.rna": "nb"},
+        {"losses.weights.adversarial": 0.0}, {"losses.weights.discriminators": 0.0},
+        {"training.precision": "bf16"}, {"model.distribution.adt": "gaussian"}, {"model.distribution.rna": "nb"},
         {"model.distribution.adt": "bernoulli"}, {"training.gradient_clip": 1.0}, {"model.discriminator_steps": 1},
     ],
     ids=str,

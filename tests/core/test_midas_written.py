@@ -41,7 +41,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "the batch is never told": {"model.batch_expert": False},
     "the batch is left out": {"model.batch_drop": 1.0},
     "no batch at all": {"covariates.batch": None},
-    "no discriminators": {"losses.weights.adversarial": 0.0},
+    "no discriminators": {"losses.weights.discriminators": 0.0},
+    "discriminators that only watch": {"losses.weights.adversarial": 0.0},
     "a traced likelihood with parameters": {"model.distribution.rna": "nb", "model.distribution.adt": "gaussian"},
     "bernoulli": {"model.distribution.adt": "bernoulli"},
     "one layer each": {"model.shared_encoder": "32", "model.shared_decoder": "32", "model.batch_encoder": "8", "model.discriminator": "8"},
@@ -163,7 +164,10 @@ def test_masked_features_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stream", [0, 2], ids=["rna", "both"])
-@pytest.mark.parametrize("weights", [{}, {"alignment": 0.0, "kl_c": 3.0}, {"adversarial": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"alignment": 0.0, "kl_c": 3.0}, {"adversarial": 0.0}, {"adversarial": 2.0, "discriminators": 7.0}, {"discriminators": 0.0}], ids=str,
+)  # fmt: skip
 def test_a_whole_step_sets_the_gradients_of_the_objective(tmp_path, monkeypatch, weights, stream):
     """As tracing does with the loss weights of the moment, also after the discriminators have learnt."""
     found = []
@@ -183,7 +187,8 @@ def test_a_whole_step_sets_the_gradients_of_the_objective(tmp_path, monkeypatch,
             grads = {name: p.grad for name, p in one.model.named_parameters() if not name.startswith("discriminators")}
             found.append((terms, grads))
     same(found, rtol=1e-4)
-    assert ("adversarial" in found[0][0]) == (weights.get("adversarial") != 0.0)
+    for name in ("adversarial", "discriminators"):
+        assert (name in found[0][0]) == (weights.get("discriminators") != 0.0)
 
 
 def test_two_threads_give_what_one_gives(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cellweave.core.errors import SpecError
-from cellweave.core.spec import files, from_toml, to_toml
+from cellweave.core.spec import files, from_toml, parse_spec, to_toml
 from cellweave.core.spec.run import SCHEMA_VERSION, RunSpec
 
 
@@ -59,3 +59,39 @@ def test_there_is_a_migration_from_every_older_schema() -> None:
 def test_a_file_without_a_version_is_one_of_today() -> None:
     assert from_toml("[training]\nseed = 3\n").training.seed == 3
     assert f"schema_version = {SCHEMA_VERSION}" in to_toml(RunSpec())
+
+
+OLD = "schema_version = 1\n[covariates]\nbatch = 'b'\n[model]\nkind = 'midas'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "adversarial", "own"),
+    [
+        (OLD, 1, 30),
+        (OLD + "discriminator_scale = 10.0\n", 3, 10),
+        (OLD + "discriminator_scale = 10.0\n[losses.weights]\nadversarial = 25.0\n", 2.5, 10),
+        (OLD + "[losses.weights]\nadversarial = 60.0\nkl_c = 2.0\n", 2, 30),
+        (OLD + "[losses.weights]\nadversarial = 0.0\n", 0, 0),
+    ],
+)
+def test_the_weight_of_the_discriminators_was_an_option_and_part_of_another_weight(text: str, adversarial: float, own: float) -> None:
+    """What is minimised stays the same: the product of both, and the discriminators' own."""
+    spec = from_toml(text)
+    found = spec.loss_weights()
+    assert (found["adversarial"], found["discriminators"]) == (adversarial, own)
+    assert found["kl_c"] == (2.0 if "kl_c" in text else 1.0)
+    assert from_toml(to_toml(spec)) == spec
+
+
+def test_other_specs_of_the_first_schema_are_what_they_were() -> None:
+    alone = OLD.replace("batch = 'b'\n", "") + "discriminator_scale = 7.0\n"
+    assert from_toml(alone).losses.weights == {}
+    assert from_toml("schema_version = 1\n[losses.weights]\nkl_z = 2.0\n").loss_weights()["kl_z"] == 2.0
+
+
+def test_whoever_writes_the_old_option_today_is_told_what_to_write() -> None:
+    sentence = "no field 'model.discriminator_scale' any more.*[Ww]rite 'losses.weights.discriminators' instead"
+    with pytest.raises(SpecError, match=sentence):
+        parse_spec({"model": {"kind": "midas", "discriminator_scale": 3.0}})
+    with pytest.raises(SpecError, match=sentence):
+        RunSpec().with_changes({"model.kind": "midas"}).with_changes({"model.discriminator_scale": 3.0})

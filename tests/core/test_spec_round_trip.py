@@ -18,6 +18,7 @@ from cellweave.core.spec import RunSpec, from_toml, load_spec, parse_spec, save_
 from cellweave.core.spec.analysis import AnalysisSpec
 from cellweave.core.spec.covariates import LIST_ROLES
 from cellweave.core.spec.data import DataSpec, FeatureSelection, SwitchedOff
+from cellweave.core.spec.optimisers import OPTIMISERS
 from cellweave.core.spec.run import VALUES
 from cellweave.core.spec.training import TrainingSpec
 
@@ -64,9 +65,13 @@ def tables(cls: Any, **fixed: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[
     return st.fixed_dictionaries({name: fixed[name] if name in fixed else values(info.annotation, limits(info)) for name, info in cls.model_fields.items()})
 
 
-def one_warmup(training: dict) -> dict:
-    """A KL warm-up is given in epochs or in steps; both at once are refused."""
-    return {**training, "kl_warmup_epochs": 0} if training.get("kl_warmup_steps") else training
+def agreeing(training: dict) -> dict:
+    """A KL warm-up is given in epochs or in steps, and an optimiser is told nothing that it would ignore; else a spec is refused."""
+    has = OPTIMISERS[training["optimizer"]]
+    off = {"kl_warmup_epochs": 0} if training.get("kl_warmup_steps") else {}
+    off |= {} if has.decay else {"weight_decay": 0.0}
+    off |= {} if has.momentum else {"momentum": 0.0}
+    return training | off | ({} if has.minds_rate else {"lr_plateau": False, "lr_warmup_steps": 0})
 
 
 BLOCKS = st.sampled_from(["automatic", "by chromosome", "one block", "column chrom", "20, 10", "7"])
@@ -84,7 +89,7 @@ def specs(draw: st.DrawFn) -> RunSpec:
         "data": draw(tables(DataSpec, blocks=st.dictionaries(WORD, BLOCKS, max_size=2))),
         "covariates": roles,
         "model": draw(tables(family.options)),
-        "training": draw(tables(TrainingSpec).map(one_warmup)),
+        "training": draw(tables(TrainingSpec).map(agreeing)),
         "analysis": draw(tables(AnalysisSpec)) | {name: False for name in VALUES if name not in {result.name for result in family.results}},
     }
     try:

@@ -183,8 +183,11 @@ def test_whole_objective_equals_numpy(code: int, dtype: torch.dtype, tolerance: 
     with torch.no_grad():
         values = model.loss_terms(batch, StepContext(training=False, weights=weights))
     expected = objective(Weights(model), batch, code, noise.double().numpy())
-    signs = {term.name: term.sign for term in target.terms}
-    means = {name: value.double().mean().item() * weights[name] * signs[name] for name, value in values.items()}
+    means = {name: value.double().mean().item() * target.effective[name] for name, value in values.items()}
+    # The discriminators' own loss is L_dsc without the network's lam_adv and its sign, and no part of the network's objective.
+    own = values["discriminators"].double().mean().item() * weights["discriminators"]
+    assert own == pytest.approx(-expected["adversarial"], rel=tolerance)
+    assert means.pop("discriminators") == 0
     assert set(means) == set(expected) - {"total"}
     for name, value in means.items():
         assert value == pytest.approx(expected[name], rel=tolerance, abs=tolerance), name
