@@ -169,7 +169,10 @@ def tables(found: dict) -> Iterator[str]:
         yield ""
     if found.get("quality"):
         yield "## Hidden values after the same epochs\n"
-        yield "On the log1p scale of counts per 10,000, peaks as 0 and 1; mean of ten draws of the latent; several seeds as mean ± standard deviation."
+        yield (
+            "On the log1p scale of counts per 10,000, peaks as 0 and 1; Cellweave at the posterior mean, as window, command line and exports give them, "
+            "scVAEIT as the mean of ten draws; several seeds as mean ± standard deviation."
+        )
         yield (
             "`feature mean` predicts the mean of each feature where it was measured. `neighbours` and `ridge` predict from 30 principal components of "
             "RNA, with a smoothing that cross-validation within the seen cells chose: they say how much can be known at all.\n"

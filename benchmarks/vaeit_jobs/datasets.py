@@ -138,7 +138,8 @@ def arrays(name: str, mosaic: mudata.MuData) -> dict[str, np.ndarray]:
     Returns
     -------
     dict
-        ``Y`` float32 ``(n_cells, n_features)``, hidden and missing entries 0; ``truth`` the same with what is hidden; ``masks`` int8, -1 for missing and
+        ``features``, modality and name of each ``(n_features,)``, in the order of all columns below; ``Y`` float32 ``(n_cells, n_features)``, hidden and
+        missing entries 0; ``truth`` the same with what is hidden; ``masks`` int8, -1 for missing and
         hidden entries, else 0; ``hidden`` bool; ``batch`` codes; ``sizes`` features by modality; ``names`` of the modalities; ``blocks`` features by block
         (peaks by chromosome) and ``block_names``, the modality of each.
     """
@@ -163,6 +164,7 @@ def arrays(name: str, mosaic: mudata.MuData) -> dict[str, np.ndarray]:
         block_names += [modality] * len(own)
     whole, mask = np.concatenate(truth, 1), np.concatenate(masks, 1)
     return {
+        "features": np.array([f"{modality} {feature}" for modality, adata in mosaic.mod.items() for feature in adata.var_names]),
         "Y": np.where(mask == 0, whole, 0).astype(np.float32), "truth": whole, "masks": mask, "hidden": np.concatenate(hidden, 1),
         "batch": pd.Categorical(mosaic.obs["batch"].astype(str)).codes.astype(np.int64),
         "sizes": np.array([adata.n_vars for adata in mosaic.mod.values()]), "names": np.array(list(mosaic.mod)),

@@ -163,9 +163,14 @@ class VaeitNetwork(Model):
         return Encoded(self.mean_norm(self.mean(h), partly), self.log_var(h), mask, blocks, partly)
 
     def _partly(self, view: View, n_passes: int) -> Tensor:
-        """Return which averages of the norms hold, int64 ``(n_passes, n_cells)``: 1 for the passes that see a part, and where a modality is missing."""
-        missing = ~torch.stack([known.any for known in view.observed.values()]).all(0)
-        partly = missing.to(torch.int64).repeat(n_passes, 1)
+        """Return which averages of the norms hold, int64 ``(n_passes, n_cells)``: 1 for the passes that see a part, and for cells that look like those.
+
+        A cell that shows the modalities of a whole training batch is one that the first pass has met, though others have more; any other set of
+        modalities was met only where something was hidden.
+        """
+        shown = torch.stack([known.any for known in view.observed.values()], 1)
+        of_batches = torch.stack([part.batches > 0 for part in self.parts.values()], 1)
+        partly = (shown[:, None] != of_batches).any(2).all(1).to(torch.int64).repeat(n_passes, 1)
         partly[1:] = 1
         return partly
 

@@ -55,8 +55,8 @@ class PassNorm(nn.Module):
     """Batch norm over the cells of each pass by itself; at inference with moving averages.
 
     There are two sets of averages: of the pass that sees everything, and of those that see a part. Their inputs differ, and an average over both would
-    suit neither. At inference a cell takes the second set where a modality is missing that others have, since such cells look like those that something was
-    hidden from.
+    suit neither. At inference a cell takes the second set where it shows other modalities than any batch of the training cells had, since only passes that
+    hide something have met such cells.
     """
 
     running_mean: Tensor

@@ -15,6 +15,7 @@ from cellweave.core.example import EXAMPLE_BATCH, EXAMPLE_LABELS, example_path
 from cellweave.core.models.base import StepContext
 from cellweave.core.models.vaeit import FAMILY, modality_names
 from cellweave.core.nn.hiding import nothing_hidden
+from cellweave.core.nn.masked_blocks import PassNorm
 from cellweave.core.nn.masked_likelihoods import expected
 from cellweave.core.query.encode import encode
 from cellweave.core.query.opened import open_run
@@ -293,6 +294,32 @@ def test_draws_have_a_mean_near_the_point_and_a_spread(trained):
 
 
 @torch.no_grad()
+def test_cells_that_show_what_a_batch_showed_take_the_averages_of_the_whole_pass():
+    network, batch, data = network_and_batch(spec_with(), mosaic_study({("a", ("rna",)): 40, ("b", ("rna", "adt")): 40}), n=80)
+    network.eval()
+    alone = ~next(modality for modality in data.modalities if modality.name == "adt").measured
+
+    def latents(which: int, given: tuple[str, ...] | None) -> torch.Tensor:
+        """Move the averages of one kind of pass; return how far every latent then is from where it was."""
+        norms = [module for module in network.modules() if isinstance(module, PassNorm)]
+        with torch.no_grad():
+            before = network.latent_given(batch, given)
+            for norm in norms:
+                norm.running_mean[which] += 0.5
+            after = network.latent_given(batch, given)
+            for norm in norms:
+                norm.running_mean[which] -= 0.5
+        return (after - before).abs().amax(1)
+
+    for given in (None, ("rna",)):  # all that was measured, and what batch a has: both were met whole in training
+        assert bool((latents(0, given) > 1e-3).all())
+        assert bool((latents(1, given) == 0).all())
+    both = torch.from_numpy(~alone[:80])
+    hidden = latents(1, ("adt",))  # no batch has antibodies alone: only passes that hide RNA have met such cells
+    assert bool((hidden[both] > 1e-3).all())
+    assert bool((latents(0, ("adt",))[both] == 0).all())
+
+
 def test_a_modality_that_a_batch_never_had_is_decoded_as_the_batches_that_had_it(trained):
     run = open_run(trained)
     batch = run.loader.minibatch(np.flatnonzero((run.study.obs[EXAMPLE_BATCH] == "p1_0").to_numpy())[:20])
