@@ -194,8 +194,11 @@ class VaeitNetwork(Model):
     def draw(self, encoded: Encoded, generator: torch.Generator | None) -> Tensor:
         """Return latents drawn from the posteriors, ``(n_passes, n_cells, n_latent)``."""
         mean = encoded.mean
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        return torch.addcmul(mean, torch.exp(0.5 * encoded.log_var), noise).clamp(-LARGEST_Z, LARGEST_Z)
+        return self.drawn(encoded, torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device))
+
+    def drawn(self, encoded: Encoded, noise: Tensor) -> Tensor:
+        """Return the latents that belong to standard normal noise, ``(n_passes, n_cells, n_latent)``."""
+        return torch.addcmul(encoded.mean, torch.exp(0.5 * encoded.log_var), noise).clamp(-LARGEST_Z, LARGEST_Z)
 
     # ------------------------------------------------------------------ training
 
@@ -355,15 +358,18 @@ class VaeitNetwork(Model):
         return self.parts[name].normalisation
 
     def impute_draws(
-        self, batch: Minibatch, n_draws: int, generator: torch.Generator, *, given: Sequence[str] | None = None, in_counts: bool = True
+        self, batch: Minibatch, noise: Tensor, *, given: Sequence[str] | None = None, in_counts: bool = True
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return mean and standard deviation over draws of the latent of what :meth:`impute` gives, each ``(n_cells, n_features)`` by modality."""
+        """Return mean and standard deviation over draws of the latent of what :meth:`impute` gives, each ``(n_cells, n_features)`` by modality.
+
+        ``noise`` is standard normal, ``(n_draws, n_cells, n_latent)``: one draw of the latent for each of the first axis.
+        """
         view = self.view(batch, self._known(given))
         encoded = self.encode(view, None, 1)
         total: dict[str, Tensor] = {}
         square: dict[str, Tensor] = {}
-        for number in range(n_draws):
-            for name, value in self._values(view, encoded, self.draw(encoded, generator), in_counts=in_counts).items():
+        for number, own in enumerate(noise):
+            for name, value in self._values(view, encoded, self.drawn(encoded, own.to(encoded.mean)[None]), in_counts=in_counts).items():
                 if number == 0:
                     total[name], square[name] = value, torch.zeros_like(value)
                     continue
@@ -371,7 +377,7 @@ class VaeitNetwork(Model):
                 step = value - total[name]
                 total[name] = total[name] + step / (number + 1)
                 square[name] = square[name] + step * (value - total[name])
-        return total, {name: (value / max(1, n_draws - 1)).sqrt() for name, value in square.items()}
+        return total, {name: (value / max(1, len(noise) - 1)).sqrt() for name, value in square.items()}
 
     def _values(self, view: View, encoded: Encoded, z: Tensor, *, in_counts: bool, borrow: bool = True) -> dict[str, Tensor]:
         own = self.decode(z, encoded, view)[0].split(self.n_units, -1)

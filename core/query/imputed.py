@@ -43,7 +43,7 @@ class ImputedQuestion:
     normalised
         On the scale of training instead of counts.
     seed
-        Determines the draws.
+        Determines the draws; those of a cell do not depend on which others are asked of.
     """
 
     given: tuple[str, ...] | None = None
@@ -89,12 +89,13 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
         The same with the standard deviation over the draws; empty without draws. 0 where a measured value was kept.
     """
     question.check(run)
-    generator, model = run.generator(question.seed), cast(Any, run.model)
+    model = cast(Any, run.model)
     names = question.modalities or tuple(modality.name for modality in run.data.modalities)
     for where, batch in run.minibatches_by_pattern(rows, BATCH):
         sd: dict[str, torch.Tensor] = {}
         if question.draws is not None:
-            mean, sd = model.impute_draws(batch, question.draws, generator, given=question.given, in_counts=not question.normalised)
+            noise = noise_of_cells(question.seed, rows[where], question.draws, model.options.n_latent)
+            mean, sd = model.impute_draws(batch, noise.to(batch.index.device), given=question.given, in_counts=not question.normalised)
         elif question.normalised:
             mean = model.impute_normalised(batch, given=question.given)
         else:
@@ -109,6 +110,18 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
         if question.blended:
             _blend(run, rows[where], question, means, spreads)
         yield where, means, spreads
+
+
+def noise_of_cells(seed: int, rows: np.ndarray, n_draws: int, n_latent: int) -> torch.Tensor:
+    """Return standard normal noise, float32 ``(n_draws, n_cells, n_latent)``.
+
+    Each cell has a stream of its own, which seed and row of the data determine, so that its draws are the same whichever cells are asked of with it.
+    """
+    out = np.empty((n_draws, len(rows), n_latent), np.float32)
+    for place, row in enumerate(rows.tolist()):
+        stream = np.random.Generator(np.random.Philox(key=np.array([seed % (1 << 64), row], np.uint64)))
+        out[:, place] = stream.standard_normal((n_draws, n_latent), np.float32)
+    return torch.from_numpy(out)
 
 
 def value_scale(run: TrainedRun, modality: str) -> Normalisation:

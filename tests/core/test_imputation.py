@@ -289,3 +289,24 @@ def test_the_command_line_judges_and_writes(folder, tmp_path):
     for wrong in (["imputation", str(folder), "--hide", "moality"], ["imputation", str(folder), "--share", "0.2"], ["impute", str(folder), "--out", "x.txt"]):
         result = runner.invoke(build(), wrong)
         assert result.exit_code != 0 and type(result.exception).__name__ == "SpecError"
+
+
+def test_draws_of_a_cell_do_not_depend_on_the_others_asked_of(run, monkeypatch):
+    question = ImputedQuestion(draws=5, modalities=("adt",), seed=3)
+
+    def asked(rows):
+        mean, sd = np.zeros((len(rows), 0)), np.zeros((len(rows), 0))
+        for where, means, spreads in imputed_chunks(run, rows, question):
+            if not mean.shape[1]:
+                mean, sd = (np.zeros((len(rows), means["adt"].shape[1])) for _ in range(2))
+            mean[where], sd[where] = means["adt"], spreads["adt"]
+        return mean, sd
+
+    rows = np.arange(run.data.n_cells)
+    mean, sd = asked(rows)
+    assert sd.max() > 0
+    monkeypatch.setattr("cellweave.core.query.imputed.BATCH", 7)
+    for other in (rows, rows[::-1].copy()[: len(rows) // 2]):
+        again, spread = asked(other)
+        np.testing.assert_allclose(again, mean[other], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(spread, sd[other], rtol=1e-3, atol=1e-5)
