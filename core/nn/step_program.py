@@ -145,11 +145,10 @@ class Space:
             for call in program.calls:
                 call()
             return program.result
-        outer, program = self._made, Program()
-        self._made = program
+        program = self._made = Program()
         try:
             program.result = make()
         finally:
-            self._made = outer
+            self._made = None
         self._programs[key] = program
         return program.result

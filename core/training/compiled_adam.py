@@ -112,13 +112,11 @@ class CompiledAdam(torch.optim.Adam):
 class _Slot:
     """A parameter with what its step needs, so that nothing is looked up by a tensor."""
 
-    __slots__ = ("addresses", "count", "group", "known", "parameter", "size", "where")
+    __slots__ = ("addresses", "count", "group", "parameter", "size")
 
     def __init__(self, parameter: Any, group: dict[str, Any]) -> None:
         self.parameter, self.group, self.size, self.count = parameter, group, parameter.numel(), 0.0
         self.addresses = (0, 0)
-        self.known: Tensor | None = None
-        self.where = 0
 
     def take(self, first: Tensor, second: Tensor, count: float) -> None:
         """Take up both moments and the number of steps."""
@@ -137,20 +135,15 @@ class _Slot:
         parameter = self.parameter
         twin = parameter.__dict__.get("narrow_twin")
         if twin is not None and twin.handed is not None:
-            return self._address(twin.handed), twin.copy.data_ptr()
+            return twin.handed.data_ptr(), twin.copy.data_ptr()
         plain = parameter.grad
         if plain is None:
             return 0, 0
         if twin is not None:
             twin.version = -1  # only the weight itself will be changed, unseen by torch
-        if plain is not self.known and not plain.is_contiguous():
+        if not plain.is_contiguous():
             plain = parameter.grad = plain.contiguous()
-        return self._address(plain), 0
-
-    def _address(self, gradient: Tensor) -> int:
-        if gradient is not self.known:
-            self.known, self.where = gradient, gradient.data_ptr()
-        return self.where
+        return plain.data_ptr(), 0
 
 
 class _Call:
