@@ -11,7 +11,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QFrame, QScrollArea, QSplitter, QVBoxLayout, QWidget
 
 from cellweave.app.panels.parts import row, subheading, text, tool
-from cellweave.app.theme import current
+from cellweave.app.theme import current, follow
 from cellweave.app.views.columns import ColumnData, column_label
 from cellweave.app.views.legend import CategoryLegend
 from cellweave.app.views.modalitygrid import ModalityGrid
@@ -87,6 +87,7 @@ class ModalitiesView(RunView):
         self.legend = CategoryLegend()
         self.legend.set_beside(True)
         self.legend.hiddenChanged.connect(self._hide)
+        follow(self, self._retheme)
         self.grid = ModalityGrid()
         self.grid.chosen.connect(self._chosen)
         self.no_picture = text("There is no picture of the modalities: the run was analysed without a UMAP.", secondary=True)
@@ -213,11 +214,20 @@ class ModalitiesView(RunView):
         column = self._column()
         if column is None:
             return
-        self.legend.show_levels(column.levels, column.counts(), column.colours("dark" if current().name == "dark" else "light"), frozenset())
+        self._show_levels(column, frozenset())
         wanted = min(self.legend.hint_beside().width(), 20 * self.fontMetrics().averageCharWidth())
         self.legend.setMinimumWidth(wanted)
         self.legend.setMaximumWidth(self.legend.hint_beside().width())
         self.grid.set_colour(column)
+
+    def _show_levels(self, column: ColumnData, hidden: frozenset[int]) -> None:
+        self.legend.show_levels(column.levels, column.counts(), column.colours("dark" if current().name == "dark" else "light"), hidden)
+
+    def _retheme(self) -> None:
+        """Give the legend the ink and the colours that the pictures have."""
+        column = self._column()
+        if column is not None:
+            self._show_levels(column, self.legend.hidden())
 
     def _hide(self, hidden: frozenset[int]) -> None:
         column = self._column()

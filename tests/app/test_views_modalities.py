@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, Qt
+from qtpy.QtWidgets import QApplication
 
+from cellweave.app import theme
 from cellweave.app.state.results import Cells
 from cellweave.app.views.declared import VIEWS, view_info
 from cellweave.app.views.modalities import Found, ModalitiesView
@@ -130,3 +132,18 @@ def test_the_figure_takes_the_colour_of_the_view(view):
     view._take(Found(None, found.names, found.cells, (), "batch"))
     assert view.figure() is None
     assert not view.figure_button.isEnabled()
+
+
+def test_the_legend_takes_the_ink_of_a_new_theme_and_keeps_what_is_hidden(view):
+    app, before = QApplication.instance(), theme.mode()
+    try:
+        theme.apply(app, "light")
+        view.show()
+        column = view._column()
+        view._show_levels(column, frozenset({2}))
+        theme.apply(app, "dark")
+        inks = [view.legend.item(row).foreground().color() for row in range(2)]
+        assert inks == [theme.current().color("text"), theme.current().color("disabled")]
+        np.testing.assert_array_equal(view.legend._colours, column.colours("dark"))
+    finally:
+        theme.apply(app, before)
