@@ -124,12 +124,12 @@ def speed(bench: Bench, sets: Sequence[str], repeats: int, threads: Sequence[int
                 yield row
 
 
-def quality(bench: Bench, sets: Sequence[str], seeds: int, steps: int, programs: Sequence[str]) -> Iterator[dict]:
+def quality(bench: Bench, sets: Sequence[str], seeds: Sequence[int], steps: int, programs: Sequence[str]) -> Iterator[dict]:
     """The same number of steps with each program: clusters against labels, and how well the modalities of a cell lie together."""
     for name in sets:
         path, _ = bench.prepare(name)
         epochs = -(-steps // steps_of(name, path, 128))
-        for seed in range(seeds):
+        for seed in seeds:
             for who in programs:
                 job = {"epochs": epochs, "batch_size": 128, "learning_rate": 3e-4, "seed": seed}
                 result = bench.run(who, name, job)
@@ -253,8 +253,13 @@ def _made_anew(row: dict, part: str, options: argparse.Namespace) -> bool:
     if row["data"] not in options.sets:
         return False
     if part == "quality":
-        return row["who"] in options.programs
+        return row["who"] in options.programs and row["seed"] in seeds_of(options)
     return row["batch_size"] in options.batch_sizes and row["threads"] in options.threads
+
+
+def seeds_of(options: argparse.Namespace) -> range:
+    """Return the seeds of the quality rows that a call makes."""
+    return range(options.first_seed, options.first_seed + options.seeds)
 
 
 def main() -> None:
@@ -264,6 +269,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("speed", "quality"))
     parser.add_argument("--sets", nargs="+", choices=tuple(SETS), default=("pbmc", "bmmc"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0, help="rows of other seeds are kept")
     parser.add_argument("--steps", type=int, default=1040, help="steps of the quality rows")
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", nargs="+", type=int, default=(1,))
@@ -279,7 +285,7 @@ def main() -> None:
             if part == "speed":
                 rows = speed(bench, options.sets, options.repeats, options.threads, options.batch_sizes)
             else:
-                rows = quality(bench, options.sets, options.seeds, options.steps, options.programs)
+                rows = quality(bench, options.sets, seeds_of(options), options.steps, options.programs)
             kept = [row for row in found.get(part, []) if not _made_anew(row, part, options)]
             for row in rows:
                 kept.append({**row, "load": os.getloadavg()[1]})

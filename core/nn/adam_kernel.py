@@ -10,27 +10,12 @@ import math
 
 import numba
 from numba import types
-from numba.extending import intrinsic
 
 from cellweave.core.nn.compiled import FLAG, MATH, F, _compile
 from cellweave.core.nn.fused_kernels import NUMBER
+from cellweave.core.nn.matrix_kernel import floats_at, halves_at
 from cellweave.core.nn.step_kernels import _put, _wide
 
-
-def _pointer(kind):
-    @intrinsic
-    def at(typing_context, address):
-        """The numbers that begin at an address."""
-
-        def generate(context, builder, signature, args):
-            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-
-        return types.CPointer(kind)(types.int64), generate
-
-    return at
-
-
-_floats, _halves = _pointer(types.float32), _pointer(types.uint16)
 FAST = {"nogil": True, "fastmath": MATH, "error_model": "numpy"}
 
 
@@ -75,13 +60,13 @@ def _adam(addresses, sizes, settings, decoupled, start, stop):
         rate, beta1, beta2, eps, decay, count = settings[k, 0], settings[k, 1], settings[k, 2], settings[k, 3], settings[k, 4], settings[k, 5]
         kept, added = (1.0 - rate * decay, 0.0) if decoupled else (1.0, decay)
         step, root = rate / (1.0 - beta1**count), 1.0 / math.sqrt(1.0 - beta2**count)
-        p = numba.carray(_floats(addresses[k, 0]), size)[a:z]
-        m, v = numba.carray(_floats(addresses[k, 2]), size)[a:z], numba.carray(_floats(addresses[k, 3]), size)[a:z]
+        p = numba.carray(floats_at(addresses[k, 0]), size)[a:z]
+        m, v = numba.carray(floats_at(addresses[k, 2]), size)[a:z], numba.carray(floats_at(addresses[k, 3]), size)[a:z]
         if addresses[k, 4] == 0:
-            g = numba.carray(_floats(addresses[k, 1]), size)[a:z]
+            g = numba.carray(floats_at(addresses[k, 1]), size)[a:z]
             _update(p, g, m, v, F(kept), F(added), F(1.0 - beta1), F(beta2), F(step), F(root), F(eps))
         else:
-            narrow, copy = numba.carray(_halves(addresses[k, 1]), size)[a:z], numba.carray(_halves(addresses[k, 4]), size)[a:z]
+            narrow, copy = numba.carray(halves_at(addresses[k, 1]), size)[a:z], numba.carray(halves_at(addresses[k, 4]), size)[a:z]
             _update_narrow(p, narrow, m, v, copy, F(kept), F(added), F(1.0 - beta1), F(beta2), F(step), F(root), F(eps))
     return True
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, cross_entropy
@@ -148,7 +147,7 @@ class Discriminators(nn.Module):
                     written.show(keys, c, codes)
                 costs, _ = written.forward(generator)
                 told = costs.sum() / c.shape[1]
-                written.backward(np.full(codes.shape, scale, np.float32), for_weights=True, by_c=False)
+                written.backward(scale, for_weights=True, by_c=False)
                 return told
 
     def written(self, c: Tensor) -> WrittenDiscriminators | None:

@@ -379,40 +379,6 @@ NARROW = types.uint16[:, ::1]
 PAIRS = ((MATRIX, MATRIX), (NARROW, NARROW), (MATRIX, NARROW))
 
 
-def _unpack(vector, sizes, key, small):
-    """Copy bias, gain and shift of each hidden layer of a network that is one vector to where those of all networks lie together.
-
-    ``small`` holds, for each layer and each of the three, one row for each network; this one is number ``key``.
-    """
-    _small(vector, sizes, key, small, out=True)
-    return True
-
-
-def _pack(small, sizes, key, vector):
-    """Copy derivatives the other way."""
-    _small(vector, sizes, key, small, out=False)
-    return True
-
-
-@numba.njit(**FAST)
-def _small(vector, sizes, key, small, out):
-    at, to, units = 0, 0, 0
-    for layer in range(1, sizes.shape[0]):
-        units += 3 * sizes[layer]
-    n_keys = small.shape[0] // units
-    for layer in range(1, sizes.shape[0]):
-        n = sizes[layer]
-        at += sizes[layer - 1] * n
-        for _ in range(3):
-            here = to + key * n
-            if out:
-                small[here : here + n] = vector[at : at + n]
-            else:
-                vector[at : at + n] = small[here : here + n]
-            at += n
-            to += n_keys * n
-
-
 def _two(make):
     """Signatures with float32 and with bf16."""
     return [make(MATRIX), make(NARROW)]
@@ -441,5 +407,3 @@ count_step = _compile(
 scaled = _compile(_scaled, _two(lambda kind: types.boolean(MATRIX, VECTOR, kind, VECTOR)))
 class_costs = _compile(_class_costs, types.boolean(MATRIX, MATRIX, VECTOR, WHOLE, VECTOR, WHOLE, MATRIX))
 class_back = _compile(_class_back, types.boolean(MATRIX, VECTOR, MATRIX, MATRIX, FLAG, MATRIX, MATRIX, VECTOR))
-unpack = _compile(_unpack, types.boolean(VECTOR, WHOLE, NUMBER, VECTOR))
-pack = _compile(_pack, types.boolean(VECTOR, WHOLE, NUMBER, VECTOR))

@@ -26,6 +26,14 @@ from cellweave.core.nn.midas_layers import (
     in_parts,
     shared,
 )
+from cellweave.core.nn.narrow_products import (
+    PLAIN,
+    TURNED_LEFT,
+    TURNED_RIGHT,
+    add_batch,
+    add_product,
+    add_products,
+)
 from cellweave.core.nn.step_program import Array, Space, as_array
 
 #: Share of stored entries below which a first layer reads the entries instead of a dense matrix: of float32, of bf16 (measured on one core).
@@ -166,19 +174,17 @@ class WrittenLinear:
         space, narrow, n_rows, (n_out, n_in) = self.space, x.narrow, len(x.array), self.weight.shape
         out, by_x = space.take(self, "out", n_rows, n_out, narrow=narrow), space.take(self, "by x", n_rows, n_in, narrow=narrow)
         used = self.weight.used(space, narrow=narrow)
-        space.do(torch.mm, x.tensor, used.t(), out=out.tensor)
+        add_product(space, TURNED_RIGHT, x.tensor, used, out.tensor)
 
         def back(g: Array, *, by_input: bool = True, add_to: Array | None = None) -> Array | None:
             """Return the derivative by the input, or add it to ``add_to``."""
-            space.do(torch.mm, g.tensor.t(), x.tensor, out=self.weight.grad(narrow=narrow))
+            add_product(space, TURNED_LEFT, g.tensor, x.tensor, self.weight.grad(narrow=narrow))
             space.do(self.weight.give, narrow=narrow)
             if not by_input:
                 return None
-            if add_to is not None:
-                space.do(add_to.tensor.addmm_, g.tensor, used)
-                return add_to
-            space.do(torch.mm, g.tensor, used, out=by_x.tensor)
-            return by_x
+            found = by_x if add_to is None else add_to
+            add_product(space, PLAIN, g.tensor, used, found.tensor, adds=add_to is not None)
+            return found
 
         return out, back
 
@@ -212,10 +218,10 @@ class WrittenCounts:
         x, out = space.take(self, "x", n_cells, self.n_features, narrow=narrow), space.take(self, "out", n_cells, self.module.n_out, narrow=narrow)
         space.do(lambda: check(space.kernels.dense(*self.stored, x.array)))
         used = self.weight.used(space, narrow=narrow)
-        space.do(torch.mm, x.tensor, used, out=out.tensor)
+        add_product(space, PLAIN, x.tensor, used, out.tensor)
 
         def back(g: Array) -> None:
-            space.do(torch.mm, x.tensor.t(), g.tensor, out=self.weight.grad(narrow=narrow))
+            add_product(space, TURNED_LEFT, x.tensor, g.tensor, self.weight.grad(narrow=narrow))
             space.do(self.weight.give, narrow=narrow)
 
         return out, back
@@ -258,13 +264,13 @@ class WrittenBlocks:
         rows, used = x.view(n_blocks, -1, n_in).tensor, self.weight.used(space, narrow=narrow)
         n_cells = rows.shape[1]
         out, by_x = (space.take(self, name, n_blocks, n_cells, size, narrow=narrow) for name, size in (("out", n_out), ("by x", n_in)))
-        space.do(torch.bmm, rows, used, out=out.tensor)
+        add_batch(space, PLAIN, rows, used, out.tensor)
 
         def back(g: Array) -> Array:
             own = g.view(n_blocks, -1, n_out).tensor
-            space.do(torch.bmm, rows.transpose(1, 2), own, out=self.weight.grad(narrow=narrow))
+            add_batch(space, TURNED_LEFT, rows, own, self.weight.grad(narrow=narrow))
             space.do(self.weight.give, narrow=narrow)
-            space.do(torch.bmm, own, used.transpose(1, 2), out=by_x.tensor)
+            add_batch(space, TURNED_RIGHT, own, used, by_x.tensor)
             return by_x.view(n_blocks * n_cells, n_in)
 
         return out.view(n_blocks * n_cells, n_out), back
@@ -281,15 +287,12 @@ class WrittenBlockOutput:
         space, narrow, sizes = self.space, self.space.narrow, self.sizes
         rows, used = hidden.view(len(sizes), -1, self.weight.shape[1]).tensor, self.weight.used(space, narrow=narrow)
         out, by_x = space.take(self, "out", rows.shape[1], self.weight.shape[0], narrow=narrow), space.take(self, "by x", *rows.shape, narrow=narrow)
-        for x, weight, part in zip(rows, used.split(sizes), out.tensor.split(sizes, 1), strict=True):
-            space.do(torch.mm, x, weight.t(), out=part)
+        add_products(space, TURNED_RIGHT, list(zip(rows, used.split(sizes), out.tensor.split(sizes, 1), strict=True)))
 
         def back(g: Array) -> Array:
-            found = self.weight.grad(narrow=narrow)
-            parts = zip(g.tensor.split(sizes, 1), used.split(sizes), rows, by_x.tensor, found.split(sizes), strict=True)
-            for own, weight, x, to, by_weight in parts:
-                space.do(torch.mm, own, weight, out=to)
-                space.do(torch.mm, own.t(), x, out=by_weight)
+            own = g.tensor.split(sizes, 1)
+            add_products(space, PLAIN, list(zip(own, used.split(sizes), by_x.tensor, strict=True)))
+            add_products(space, TURNED_LEFT, list(zip(own, rows, self.weight.grad(narrow=narrow).split(sizes), strict=True)))
             space.do(self.weight.give, narrow=narrow)
             return by_x.view(-1, self.weight.shape[1])
 

@@ -1,0 +1,225 @@
+"""Compiled passes through the discriminators of MIDAS, all layers of a network in one call; float32 on a CPU, layer norm and Mish.
+
+The networks are so small that a call from Python for each layer costs more than its arithmetic.
+"""
+
+# Types are the signatures at the end.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
+# ruff: noqa: ANN001, ANN202
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba import types
+
+from cellweave.core.nn.compiled import FLAG, VECTOR, WHOLE, F, _compile
+from cellweave.core.nn.fused_kernels import NUMBER, U
+from cellweave.core.nn.matrix_kernel import floats_at, product
+from cellweave.core.nn.step_kernels import (
+    _biased,
+    _centred,
+    _mish,
+    _mish_dropped,
+    _normed,
+    _through,
+    class_back,
+    class_costs,
+)
+
+#: Room of a hidden layer for each cell and unit: what the map gives, the normed values, the slopes and the result.
+MATRICES = 4
+#: Numbers that parts of the memory are rounded up to, so that each begins where a vector may.
+ROOM = 16
+FAST = {"nogil": True, "error_model": "numpy"}
+
+
+@numba.njit(**FAST)
+def _rounded(size):
+    return (size + ROOM - 1) // ROOM * ROOM
+
+
+@numba.njit(**FAST)
+def room(sizes, n_cells, most_classes):
+    """Return how many numbers a network needs to work in."""
+    widest, total = 0, 0
+    for layer in range(1, sizes.shape[0]):
+        total += _room_of(sizes, n_cells, layer)
+        widest = max(widest, sizes[layer])
+    return total + _rounded(n_cells * most_classes) + _rounded(n_cells * widest) + 4 * _rounded(widest)
+
+
+@numba.njit(**FAST)
+def _room_of(sizes, n_cells, layer):
+    return _rounded(sizes[layer - 1] * sizes[layer]) + MATRICES * _rounded(n_cells * sizes[layer]) + _rounded(n_cells)
+
+
+@numba.njit(**FAST)
+def _parts(work, sizes, n_cells, layer):
+    """Return a layer's transposed weight, what the map gives, normed values, slopes, result and reciprocal deviations."""
+    at = 0
+    for before in range(1, layer):
+        at += _room_of(sizes, n_cells, before)
+    n_in, n_out = sizes[layer - 1], sizes[layer]
+    weight = work[at : at + n_in * n_out].reshape(n_in, n_out)
+    at += _rounded(n_in * n_out)
+    size, step = n_cells * n_out, _rounded(n_cells * n_out)
+    mapped, normed = work[at : at + size].reshape(n_cells, n_out), work[at + step : at + step + size].reshape(n_cells, n_out)
+    at += 2 * step
+    slope, result = work[at : at + size].reshape(n_cells, n_out), work[at + step : at + step + size].reshape(n_cells, n_out)
+    at += 2 * step
+    return weight, mapped, normed, slope, result, work[at : at + n_cells]
+
+
+@numba.njit(**FAST)
+def _ends(work, sizes, n_cells, n_classes):
+    """Return the derivatives by the logits, and room for those by a layer's result."""
+    at = 0
+    for layer in range(1, sizes.shape[0]):
+        at += _room_of(sizes, n_cells, layer)
+    by_logits = work[at : at + n_cells * n_classes].reshape(n_cells, n_classes)
+    return by_logits, work[at + _rounded(n_cells * n_classes) :]
+
+
+@numba.njit(**FAST)
+def _at(sizes, layer):
+    """Where a layer begins in the vector of a network; behind the last one lies the last map."""
+    at = 0
+    for before in range(1, layer):
+        at += (sizes[before - 1] + 3) * sizes[before]
+    return at
+
+
+@numba.njit(**FAST)
+def _small(vector, sizes, layer):
+    """Return bias, gain and shift of a layer from a vector of all."""
+    n_out = sizes[layer]
+    at = _at(sizes, layer) + sizes[layer - 1] * n_out
+    return vector[at : at + n_out], vector[at + n_out : at + 2 * n_out], vector[at + 2 * n_out : at + 3 * n_out]
+
+
+@numba.njit(**FAST)
+def _end(vector, sizes, n_classes):
+    """Return weight and bias of the last map from a vector of all."""
+    at, width = _at(sizes, sizes.shape[0]), sizes[-1]
+    stop = at + n_classes * width
+    return vector[at:stop].reshape(n_classes, width), vector[stop : stop + n_classes]
+
+
+@numba.njit(**FAST)
+def _length(sizes, n_classes):
+    return _at(sizes, sizes.shape[0]) + n_classes * (sizes[-1] + 1)
+
+
+@numba.njit(**FAST)
+def _map(x, vector, at, weight, out):
+    """Fill in ``x`` times a layer's weight, which is turned round first."""
+    n_in, n_out = weight.shape
+    for o in range(n_out):
+        for i in range(n_in):
+            weight[i, o] = vector[at + o * n_in + i]
+    product(x.ctypes.data, n_in, 1, weight.ctypes.data, n_out, out.ctypes.data, n_out, x.shape[0], n_out, n_in)
+
+
+def _forward(vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right):
+    """Fill in what the networks from ``start`` to ``stop`` cost each cell, and how many cells they guess right and are asked.
+
+    Parameters
+    ----------
+    vectors
+        Addresses of the networks' weights, in the order of :class:`cellweave.core.nn.midas_discriminators.Discriminators`.
+    sizes, n_classes
+        Sizes of c and of the hidden layers; classes of each network.
+    c, codes
+        What each network is shown, ``(n_keys, n_cells, sizes[0])``, and its batch codes, ``(n_keys, n_cells)``.
+    drops, seeds, threshold, keep_scale, eps
+        As :func:`cellweave.core.nn.step_kernels._norm_mish` takes them, one seed for each layer.
+    work
+        Memory of each network, which :func:`_backward` reads.
+    costs, right
+        ``(n_keys, n_cells)`` and ``(n_keys, 2)``.
+    """
+    n_cells, eps, keep_scale, threshold = c.shape[1], F(eps), F(keep_scale), U(threshold)
+    for key in range(start, stop):
+        vector = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key]))
+        x = c[key]
+        for layer in range(1, sizes.shape[0]):
+            weight, mapped, normed, slope, result, scale = _parts(work[key], sizes, n_cells, layer)
+            _map(x, vector, _at(sizes, layer), weight, mapped)
+            bias, gain, shift = _small(vector, sizes, layer)
+            seed, width = U(seeds[layer - 1]), sizes[layer]
+            for n in range(n_cells):
+                mean = _biased(mapped[n], bias, normed[n])
+                scale[n] = _normed(normed[n], mean, eps)
+                if drops:
+                    _mish_dropped(normed[n], gain, shift, (key * n_cells + n) * width, seed, threshold, keep_scale, result[n], slope[n])
+                else:
+                    _mish(normed[n], gain, shift, result[n], slope[n])
+            x = result
+        by_logits, _ = _ends(work[key], sizes, n_cells, n_classes[key])
+        weight, bias = _end(vector, sizes, n_classes[key])
+        class_costs(x, weight, bias, codes[key], costs[key], right[key], by_logits)
+    return True
+
+
+def _backward(vectors, sizes, n_classes, c, factor, start, stop, for_weights, by_c, work, grads, by_x):
+    """Fill in derivatives of the costs, each times its factor, after :func:`_forward`, whose memory is used up.
+
+    Parameters
+    ----------
+    vectors, sizes, n_classes, c, start, stop, work
+        As there.
+    factor
+        ``(n_keys, n_cells)``.
+    for_weights, grads
+        Whether derivatives by the weights are wanted, and where to: ``(n_keys, longest)``.
+    by_c, by_x
+        Whether those by c are, and where to: ``(n_keys, n_cells, sizes[0])``.
+    """
+    n_cells = c.shape[1]
+    for key in range(start, stop):
+        vector = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key]))
+        by_logits, rest = _ends(work[key], sizes, n_cells, n_classes[key])
+        last = sizes.shape[0] - 1
+        by_result, spare = rest[: n_cells * sizes[last]].reshape(n_cells, sizes[last]), rest[n_cells * np.max(sizes[1:]) :]
+        if for_weights:
+            grads[key] = F(0.0)
+        weight, _ = _end(vector, sizes, n_classes[key])
+        by_weight, by_bias = _end(grads[key], sizes, n_classes[key])
+        class_back(by_logits, factor[key], _parts(work[key], sizes, n_cells, last)[4], weight, for_weights, by_result, by_weight, by_bias)
+        for layer in range(last, 0, -1):
+            n_in, n_out = sizes[layer - 1], sizes[layer]
+            _, mapped, normed, slope, _, scale = _parts(work[key], sizes, n_cells, layer)
+            _, gain, _ = _small(vector, sizes, layer)
+            if for_weights:
+                to_bias, to_gain, to_shift = _small(grads[key], sizes, layer)
+            else:
+                spare[: 3 * n_out] = F(0.0)
+                to_bias, to_gain, to_shift = spare[:n_out], spare[n_out : 2 * n_out], spare[2 * n_out : 3 * n_out]
+            row = spare[3 * n_out : 4 * n_out]
+            for n in range(n_cells):
+                first, second = _through(by_result[n], normed[n], slope[n], gain, to_gain, to_shift, row)
+                _centred(row, normed[n], scale[n], first, second, to_bias, mapped[n])
+            at = _at(sizes, layer)
+            x = c[key] if layer == 1 else _parts(work[key], sizes, n_cells, layer - 1)[4]
+            if for_weights:
+                to = grads[key, at : at + n_in * n_out]
+                product(mapped.ctypes.data, 1, n_out, x.ctypes.data, n_in, to.ctypes.data, n_in, n_out, n_in, n_cells)
+            if layer > 1 or by_c:
+                # The result of the layer before is not read again, so the derivative by it takes its place.
+                by_result = by_x[key] if layer == 1 else x
+                product(mapped.ctypes.data, n_out, 1, vectors[key] + 4 * at, n_in, by_result.ctypes.data, n_in, n_cells, n_in, n_out)
+    return True
+
+
+CUBE, NUMBERS = types.float32[:, :, ::1], types.float32[:, ::1]
+forward = _compile(
+    _forward,
+    types.boolean(
+        WHOLE, WHOLE, WHOLE, CUBE, types.int64[:, ::1], NUMBER, NUMBER, FLAG, WHOLE, NUMBER, types.float64, types.float64, NUMBERS, NUMBERS,
+        types.int64[:, ::1],
+    ),
+)  # fmt: skip
+backward = _compile(
+    _backward, types.boolean(WHOLE, WHOLE, WHOLE, CUBE, NUMBERS, NUMBER, NUMBER, FLAG, FLAG, NUMBERS, NUMBERS, CUBE)
+)
