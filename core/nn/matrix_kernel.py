@@ -20,6 +20,8 @@ _FEATURES = binding.get_host_cpu_features()
 LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
 TILE_ROWS = 8 if LANES != 8 else 4
 BYTES = 4
+#: Vectors of a row that are added up at once.
+GATHERED = 8
 
 
 def _pointer(kind):
@@ -35,57 +37,76 @@ def _pointer(kind):
     return at
 
 
-floats_at, halves_at = _pointer(types.float32), _pointer(types.uint16)
+floats_at, halves_at, wholes_at = _pointer(types.float32), _pointer(types.uint16), _pointer(types.int64)
+
+
+_number, _whole, _place = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_vector = ir.VectorType(_number, LANES)
+_zeros = ir.Constant(_vector, [0.0] * LANES)
+
+
+def _at(builder, base, element, kind, size=BYTES):
+    return builder.inttoptr(builder.add(base, builder.mul(element, ir.Constant(_whole, size))), kind.as_pointer())
+
+
+def _load(builder, base, element, kind, size=BYTES):
+    found = builder.load(_at(builder, base, element, kind, size))
+    found.align = size
+    return found
+
+
+def _spread(builder, value):
+    """A vector of one number."""
+    undefined = ir.Constant(_vector, ir.Undefined)
+    one = builder.insert_element(undefined, value, ir.Constant(_place, 0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_place, LANES), [0] * LANES))
+
+
+def _multiply_add(builder):
+    name = f"llvm.fmuladd.v{LANES}f32"
+    return builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(_vector, [_vector] * 3), name)
+
+
+def _inner_loop(builder, n_inner, n_sums, step):
+    """Add up ``n_sums`` vectors over an inner dimension of 1 or more; ``step(k, sums)`` returns them with one more added."""
+    before, loop, done = builder.block, builder.append_basic_block("inner"), builder.append_basic_block("done")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    k, kept = builder.phi(_whole), [builder.phi(_vector) for _ in range(n_sums)]
+    sums, following = step(k, kept), builder.add(k, ir.Constant(_whole, 1))
+    k.add_incoming(ir.Constant(_whole, 0), before)
+    k.add_incoming(following, loop)
+    for old, new in zip(kept, sums, strict=True):
+        old.add_incoming(_zeros, before)
+        old.add_incoming(new, loop)
+    builder.cbranch(builder.icmp_signed("<", following, n_inner), loop, done)
+    builder.position_at_end(done)
+    return sums
 
 
 def _tile(n_rows, n_vectors):
     """Return what fills in ``n_rows`` rows of ``n_vectors`` vectors of a product; see :func:`product` for the arguments."""
-    number, vector, whole, place = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES), ir.IntType(64), ir.IntType(32)
-    rows, parts = range(n_rows), range(n_vectors)
+    parts = range(n_vectors)
 
     @intrinsic
     def tile(typing_context, a, a_row, a_inner, b, b_row, out, out_row, n_inner):
         def generate(context, builder, signature, args):
             a, a_row, a_inner, b, b_row, out, out_row, n_inner = args
-            name, undefined = f"llvm.fmuladd.v{LANES}f32", ir.Constant(vector, ir.Undefined)
-            add = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            add = _multiply_add(builder)
 
-            def at(base, element, kind):
-                return builder.inttoptr(builder.add(base, builder.mul(element, ir.Constant(whole, BYTES))), kind.as_pointer())
+            def step(k, kept):
+                right = [_load(builder, b, builder.add(builder.mul(k, b_row), ir.Constant(_whole, LANES * v)), _vector) for v in parts]
+                sums = []
+                for r in range(n_rows):
+                    place = builder.add(builder.mul(ir.Constant(_whole, r), a_row), builder.mul(k, a_inner))
+                    left = _spread(builder, _load(builder, a, place, _number))
+                    sums += [builder.call(add, [left, right[v], kept[r * n_vectors + v]]) for v in parts]
+                return sums
 
-            def load(base, element, kind):
-                found = builder.load(at(base, element, kind))
-                found.align = BYTES
-                return found
-
-            def spread(value):
-                one = builder.insert_element(undefined, value, ir.Constant(place, 0))
-                return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(place, LANES), [0] * LANES))
-
-            before = builder.block
-            loop, done = builder.append_basic_block("inner"), builder.append_basic_block("stored")
-            builder.branch(loop)
-            builder.position_at_end(loop)
-            k = builder.phi(whole)
-            k.add_incoming(ir.Constant(whole, 0), before)
-            kept = [[builder.phi(vector) for _ in parts] for _ in rows]
-            right = [load(b, builder.add(builder.mul(k, b_row), ir.Constant(whole, LANES * v)), vector) for v in parts]
-            sums = []
-            for r in rows:
-                left = load(a, builder.add(builder.mul(ir.Constant(whole, r), a_row), builder.mul(k, a_inner)), number)
-                sums.append([builder.call(add, [spread(left), right[v], kept[r][v]]) for v in parts])
-            for r in rows:
-                for v in parts:
-                    kept[r][v].add_incoming(ir.Constant(vector, [0.0] * LANES), before)
-                    kept[r][v].add_incoming(sums[r][v], loop)
-            following = builder.add(k, ir.Constant(whole, 1))
-            k.add_incoming(following, loop)
-            builder.cbranch(builder.icmp_signed("<", following, n_inner), loop, done)
-            builder.position_at_end(done)
-            for r in rows:
-                for v in parts:
-                    to = builder.add(builder.mul(ir.Constant(whole, r), out_row), ir.Constant(whole, LANES * v))
-                    builder.store(sums[r][v], at(out, to, vector)).align = BYTES
+            for place, value in enumerate(_inner_loop(builder, n_inner, n_rows * n_vectors, step)):
+                r, v = divmod(place, n_vectors)
+                to = builder.add(builder.mul(ir.Constant(_whole, r), out_row), ir.Constant(_whole, LANES * v))
+                builder.store(value, _at(builder, out, to, _vector)).align = BYTES
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate
@@ -93,7 +114,32 @@ def _tile(n_rows, n_vectors):
     return tile
 
 
+def _gathered(n_vectors):
+    """Return what adds up ``n_vectors`` vectors of some rows; see :func:`add_up` for the arguments."""
+
+    @intrinsic
+    def tile(typing_context, rows, row, places, entries, n, out):
+        def generate(context, builder, signature, args):
+            rows, row, places, entries, n, out = args
+            add = _multiply_add(builder)
+
+            def step(k, kept):
+                start = builder.mul(_load(builder, places, k, _whole, 2 * BYTES), row)
+                entry = _spread(builder, _load(builder, entries, k, _number))
+                at = [builder.add(start, ir.Constant(_whole, LANES * v)) for v in range(n_vectors)]
+                return [builder.call(add, [entry, _load(builder, rows, at[v], _vector), kept[v]]) for v in range(n_vectors)]
+
+            for v, value in enumerate(_inner_loop(builder, n, n_vectors, step)):
+                builder.store(value, _at(builder, out, ir.Constant(_whole, LANES * v), _vector)).align = BYTES
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), generate
+
+    return tile
+
+
 _tall_wide, _tall, _flat_wide, _flat = _tile(TILE_ROWS, 2), _tile(TILE_ROWS, 1), _tile(1, 2), _tile(1, 1)
+_many, _single = _gathered(GATHERED), _gathered(1)
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -141,3 +187,34 @@ def product(a, a_row, a_inner, b, b_row, out, out_row, n_rows, n_columns, n_inne
                 _flat(left, a_row, a_inner, right, b_row, to, out_row, n_inner)
         j += 2 * LANES if wide else LANES
     _last_columns(a, a_row, a_inner, b, b_row, out, out_row, n_rows, j, n_columns, n_inner)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def add_up(rows, row, places, entries, n, out, width) -> None:
+    """Fill in the sum of some rows, each times its entry.
+
+    Parameters
+    ----------
+    rows, row
+        Address of float32, and how many numbers its rows lie apart.
+    places, entries, n
+        Addresses of the rows' numbers (int64) and of what they are multiplied with (float32), and how many there are.
+    out, width
+        Address of the sum, and its size.
+    """
+    if n == 0:
+        for j in range(width):
+            floats_at(out)[j] = np.float32(0.0)
+        return
+    j = 0
+    while j + GATHERED * LANES <= width:
+        _many(rows + BYTES * j, row, places, entries, n, out + BYTES * j)
+        j += GATHERED * LANES
+    while j + LANES <= width:
+        _single(rows + BYTES * j, row, places, entries, n, out + BYTES * j)
+        j += LANES
+    for last in range(j, width):
+        total = np.float32(0.0)
+        for i in range(n):
+            total += floats_at(entries)[i] * floats_at(rows)[wholes_at(places)[i] * row + last]
+        floats_at(out)[last] = total

@@ -144,6 +144,20 @@ def _turn(typing_context, source, source_row, to, to_row):
     return types.void(*[types.int64] * 4), generate
 
 
+@intrinsic
+def _fetch(typing_context, address):
+    """Ask for the memory at an address, which may be none of ours, to be brought near."""
+
+    def generate(context, builder, signature, args):
+        place, how = ir.IntType(8).as_pointer(), [0, 2, 1]  # to read, into the second-level cache, data
+        name = "llvm.prefetch.p0"
+        ask = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [place, _word, _word, _word]), name)
+        builder.call(ask, [builder.inttoptr(args[0], place), *(ir.Constant(_word, value) for value in how)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @numba.njit(**LOOP)
 def _room(size):
     """Memory with an aligned address within."""
@@ -157,8 +171,13 @@ def _aligned(room):
 
 @numba.njit(**LOOP)
 def _pair_rows(x, x_row, n_rows, width, out, out_width):
-    """Put each two rows of ``x`` together to one of pairs; an odd last row is paired with zeros, and so is what is wider than ``x``."""
+    """Put each two rows of ``x`` together to one of pairs; an odd last row is paired with zeros, and so is what is wider than ``x``.
+
+    What lies to the right is asked for: weights are far away when a step comes to them, and the processor does not guess a panel's way through them.
+    """
     for k in range((n_rows + 1) // 2):
+        _fetch(x + 2 * k * x_row + 2 * width)
+        _fetch(x + (2 * k + 1) * x_row + 2 * width)
         first, to = numba.carray(halves_at(x + 2 * k * x_row), width), numba.carray(words_at(out + 4 * k * out_width), out_width)
         if 2 * k + 1 < n_rows:
             second = numba.carray(halves_at(x + (2 * k + 1) * x_row), width)
@@ -177,6 +196,8 @@ def _pair_columns(x, x_row, n_pairs, width, out):
     blocks, whole = n_pairs - n_pairs % LANES, width - width % LANES
     for j in range(0, whole, LANES):
         for k in range(0, blocks, LANES):
+            for row in range(LANES):  # of the next panel
+                _fetch(x + (j + row + PANEL) * x_row + 4 * k)
             _turn(x + j * x_row + 4 * k, x_row, out + 4 * (PANEL * k + j), 4 * PANEL)
     for j in range(width):
         source, to = numba.carray(words_at(x + j * x_row), n_pairs), numba.carray(words_at(out), PANEL * n_pairs)

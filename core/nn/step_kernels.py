@@ -37,13 +37,13 @@ from cellweave.core.nn.fused_kernels import (
     LARGEST,
     NUMBER,
     U,
-    _add_rows,
     _bernoulli_masked,
     _bernoulli_row,
     _hash,
     _poisson_masked,
     _poisson_row,
 )
+from cellweave.core.nn.matrix_kernel import add_up
 
 
 def _wide(value):
@@ -199,7 +199,7 @@ def _sparse_forward(starts, columns, values, block, first_row, n_cells, weight, 
     """Fill in ``x @ weight`` of each block of columns; row ``block * n_cells + cell`` of ``out`` belongs to a block and a cell."""
     if _outside(columns[starts[0] : starts[-1]], weight.shape[0]):
         return False
-    n_blocks = out.shape[0] // n_cells
+    n_blocks, width = out.shape[0] // n_cells, out.shape[1]
     for n in range(starts.shape[0] - 1):
         for b in range(n_blocks):
             out[b * n_cells + first_row + n] = F(0.0)
@@ -208,14 +208,15 @@ def _sparse_forward(starts, columns, values, block, first_row, n_cells, weight, 
             b, end = block[columns[at]], at + 1
             while end < stop and block[columns[end]] == b:
                 end += 1
-            _add_rows(out[b * n_cells + first_row + n], weight, columns[at:end], values[at:end])
+            to = out.ctypes.data + 4 * width * (b * n_cells + first_row + n)
+            add_up(weight.ctypes.data, width, columns.ctypes.data + 8 * at, values.ctypes.data + 4 * at, end - at, to, width)
             at = end
     return True
 
 
 def _sparse_back(starts, columns, values, block, g, pointers, places, entries, by_weight):
     """Fill in the derivative by the weight of :func:`_sparse_forward`; the stored entries are sorted by column first."""
-    n_cells, n_features = starts.shape[0] - 1, by_weight.shape[0]
+    n_cells, (n_features, width) = starts.shape[0] - 1, by_weight.shape
     pointers[:] = 0
     for i in range(starts[0], starts[-1]):
         pointers[columns[i] + 1] += 1
@@ -229,8 +230,8 @@ def _sparse_back(starts, columns, values, block, g, pointers, places, entries, b
     start = 0
     for j in range(n_features):
         stop = pointers[j]
-        by_weight[j] = F(0.0)
-        _add_rows(by_weight[j], g, places[start:stop], entries[start:stop])
+        to = by_weight.ctypes.data + 4 * width * j
+        add_up(g.ctypes.data, width, places.ctypes.data + 8 * start, entries.ctypes.data + 4 * start, stop - start, to, width)
         start = stop
     return True
 
