@@ -105,7 +105,7 @@ class MidasNetwork(Model):
         self._make_discriminators(np.asarray(context.extras[MEASURED_IN], dtype=bool), context.extras, n_c, how)
         self._kept: tuple[Minibatch, Seen, WrittenStep | None] | None = None
         self._written: WrittenStep | None = None
-        self._told: Tensor | None = None  # mean loss of the discriminators in the steps that they took last
+        self._told: Tensor | float | None = None  # mean loss of the discriminators in the steps that they took last
         self._hits = Hits()
         for info in context.modalities:
             mask = None if info.feature_mask is None else torch.from_numpy(np.asarray(info.feature_mask, dtype=np.float32))
@@ -194,13 +194,13 @@ class MidasNetwork(Model):
 
     # ------------------------------------------------------------------ training
 
-    def _forward(self, batch: Minibatch, context: StepContext) -> tuple[Minibatch, Seen, WrittenStep | None]:
-        """Run the encoders of a step; return minibatch, what was seen, and where the step is written out, by what."""
+    def _forward(self, batch: Minibatch, context: StepContext, *, serves: bool | None = None) -> tuple[Minibatch, Seen, WrittenStep | None]:
+        """Run the encoders of a step; return minibatch, what was seen, and where the step is written out, by what; ``serves`` where that is known."""
         generator = context.generator
         told = self.options.batch_expert
         if context.training and told and self.options.batch_drop > 0:
             told = float(torch.rand((), generator=generator)) >= self.options.batch_drop
-        if context.training and WrittenStep.serves(self, batch):
+        if serves or (serves is None and context.training and WrittenStep.serves(self, batch)):
             if self._written is None or not self._written.current():
                 self.release()
                 self._written = WrittenStep(self)
@@ -230,7 +230,7 @@ class MidasNetwork(Model):
         """Do all of a step where it is written out; see :class:`Model`."""
         if not WrittenStep.serves(self, batch):
             return None
-        _, seen, written = self._forward(batch, context)
+        _, seen, written = self._forward(batch, context, serves=True)
         assert written is not None
         self._move_absent_heads(seen.names)
         discriminated = None
@@ -257,9 +257,10 @@ class MidasNetwork(Model):
         names = [*EXPERT_TERMS, *(reconstruction(name) for name in seen.names), *["reconstruction_batch"] * with_batch]
         return [*names, *["adversarial"] * bool(discriminated and discriminated[0])], with_batch
 
-    def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> Tensor:
+    def _learn(self, keys: Sequence[str], c: Tensor, codes: Tensor, context: StepContext, optimizer: torch.optim.Optimizer) -> Tensor | float:
         """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes; return their mean loss before each."""
-        scale, told = context.weights[OWN_LOSS] / c.shape[1], c.new_zeros(())
+        scale = context.weights[OWN_LOSS] / c.shape[1]
+        told: Tensor | float = 0.0
         for number in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
             told = told + self.discriminators.learn(keys, c, codes, scale, context.generator, again=number > 0)
@@ -317,7 +318,7 @@ class MidasNetwork(Model):
     def _with_own_loss(self, adversarial: Tensor) -> dict[str, Tensor]:
         """Return both terms of the discriminators ``(n_cells,)``: what the network raises, and what they lowered before or, looking only, would."""
         told, self._told = self._told, None
-        return {"adversarial": adversarial, OWN_LOSS: adversarial.detach() if told is None else told.expand(len(adversarial))}
+        return {"adversarial": adversarial, OWN_LOSS: adversarial.detach() if told is None else torch.as_tensor(told).expand(len(adversarial))}
 
     def _written_terms(self, written: WrittenStep, batch: Minibatch, seen: Seen, weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Return the same terms from a step that is written out."""

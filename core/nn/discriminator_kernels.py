@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba import types
 
-from cellweave.core.nn.compiled import FLAG, VECTOR, WHOLE, F, _compile
+from cellweave.core.nn.compiled import FLAG, WHOLE, F, _compile
 from cellweave.core.nn.fused_kernels import NUMBER, U
 from cellweave.core.nn.matrix_kernel import floats_at, product
 from cellweave.core.nn.step_kernels import (
@@ -23,7 +23,6 @@ from cellweave.core.nn.step_kernels import (
     _mish_dropped,
     _normed,
     _through,
-    class_back,
     class_costs,
 )
 
@@ -40,7 +39,7 @@ def _rounded(size):
 
 
 @numba.njit(**FAST)
-def room(sizes, n_cells, most_classes):
+def room(sizes, n_cells, most_classes) -> int:
     """Return how many numbers a network needs to work in."""
     widest, total = 0, 0
     for layer in range(1, sizes.shape[0]):
@@ -186,7 +185,15 @@ def _backward(vectors, sizes, n_classes, c, factor, start, stop, for_weights, by
             grads[key] = F(0.0)
         weight, _ = _end(vector, sizes, n_classes[key])
         by_weight, by_bias = _end(grads[key], sizes, n_classes[key])
-        class_back(by_logits, factor[key], _parts(work[key], sizes, n_cells, last)[4], weight, for_weights, by_result, by_weight, by_bias)
+        result, classes, width = _parts(work[key], sizes, n_cells, last)[4], n_classes[key], sizes[last]
+        for n in range(n_cells):
+            for k in range(classes):
+                by_logits[n, k] *= factor[key, n]
+                if for_weights:
+                    by_bias[k] += by_logits[n, k]
+        if for_weights:
+            product(by_logits.ctypes.data, 1, classes, result.ctypes.data, width, by_weight.ctypes.data, width, classes, width, n_cells)
+        product(by_logits.ctypes.data, classes, 1, weight.ctypes.data, width, by_result.ctypes.data, width, n_cells, width, classes)
         for layer in range(last, 0, -1):
             n_in, n_out = sizes[layer - 1], sizes[layer]
             _, mapped, normed, slope, _, scale = _parts(work[key], sizes, n_cells, layer)

@@ -232,6 +232,19 @@ def _count_nll(eta, is_poisson, starts, columns, values, has_mask, mask, mask_ro
     return True
 
 
+def _row_starts(starts, rows, own_starts):
+    """Fill in where some rows of a CSR matrix begin when they follow one another; return how much they store, -1 where a row does not exist."""
+    total = 0
+    for n in range(rows.shape[0]):
+        row = rows[n]
+        if row < 0 or row + 1 >= starts.shape[0]:
+            return -1
+        own_starts[n] = total
+        total += starts[row + 1] - starts[row]
+    own_starts[rows.shape[0]] = total
+    return total
+
+
 def _gather_rows(starts, columns, values, rows, own_starts, own_columns, own_values):
     """Copy some rows of a CSR matrix, whose new starts are known, one after the other."""
     for n in range(rows.shape[0]):
@@ -244,6 +257,7 @@ def _gather_rows(starts, columns, values, rows, own_starts, own_columns, own_val
 
 NUMBER = types.int64
 SHORT = types.int32[::1]
+row_starts = _compile(_row_starts, NUMBER(SHORT, WHOLE, WHOLE))
 gather_rows = _compile(_gather_rows, types.boolean(SHORT, SHORT, VECTOR, WHOLE, WHOLE, WHOLE, VECTOR))
 norm_mish = _compile(
     _norm_mish,

@@ -142,6 +142,20 @@ _tall_wide, _tall, _flat_wide, _flat = _tile(TILE_ROWS, 2), _tile(TILE_ROWS, 1),
 _many, _single = _gathered(GATHERED), _gathered(1)
 
 
+@intrinsic
+def fetch(typing_context, address):  # noqa: ANN201
+    """Ask for the memory at an address, which may be none of ours, to be brought near."""
+
+    def generate(context, builder, signature, args):
+        byte, how = ir.IntType(8).as_pointer(), [0, 2, 1]  # to read, into the second-level cache, data
+        name = "llvm.prefetch.p0"
+        ask = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [byte, _place, _place, _place]), name)
+        builder.call(ask, [builder.inttoptr(args[0], byte), *(ir.Constant(_place, value) for value in how)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @numba.njit(nogil=True, error_model="numpy")
 def _last_columns(a, a_row, a_inner, b, b_row, out, out_row, n_rows, start, n_columns, n_inner):
     """Fill in the columns that make no whole vector."""

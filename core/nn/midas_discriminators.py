@@ -121,7 +121,7 @@ class Discriminators(nn.Module):
 
     def learn(
         self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, generator: torch.Generator | None, *, again: bool = False
-    ) -> Tensor:
+    ) -> Tensor | float:
         """Set the gradients of the discriminators that are asked: of ``scale`` times the sum of their cross entropies; return that sum by cell, its mean.
 
         On a CPU the derivatives are written out instead of traced, since these networks are so small that tracing them costs more than they do.
@@ -145,8 +145,7 @@ class Discriminators(nn.Module):
             with torch.no_grad():
                 if not again:
                     written.show(keys, c, codes)
-                costs, _ = written.forward(generator)
-                told = costs.sum() / c.shape[1]
+                told = float(written.forward(generator)[0].sum()) / c.shape[1]
                 written.backward(scale, for_weights=True, by_c=False)
                 return told
 

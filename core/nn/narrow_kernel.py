@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from cellweave.core.nn.compiled import FLAG, _compile
 from cellweave.core.nn.fused_kernels import NUMBER
-from cellweave.core.nn.matrix_kernel import _pointer, halves_at
+from cellweave.core.nn.matrix_kernel import _pointer, fetch, halves_at
 from cellweave.core.nn.narrow_products import TURNED_LEFT, TURNED_RIGHT
 
 #: Pairs, and sums, in a vector.
@@ -144,20 +144,6 @@ def _turn(typing_context, source, source_row, to, to_row):
     return types.void(*[types.int64] * 4), generate
 
 
-@intrinsic
-def _fetch(typing_context, address):
-    """Ask for the memory at an address, which may be none of ours, to be brought near."""
-
-    def generate(context, builder, signature, args):
-        place, how = ir.IntType(8).as_pointer(), [0, 2, 1]  # to read, into the second-level cache, data
-        name = "llvm.prefetch.p0"
-        ask = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(ir.VoidType(), [place, _word, _word, _word]), name)
-        builder.call(ask, [builder.inttoptr(args[0], place), *(ir.Constant(_word, value) for value in how)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
 @numba.njit(**LOOP)
 def _room(size):
     """Memory with an aligned address within."""
@@ -176,8 +162,8 @@ def _pair_rows(x, x_row, n_rows, width, out, out_width):
     What lies to the right is asked for: weights are far away when a step comes to them, and the processor does not guess a panel's way through them.
     """
     for k in range((n_rows + 1) // 2):
-        _fetch(x + 2 * k * x_row + 2 * width)
-        _fetch(x + (2 * k + 1) * x_row + 2 * width)
+        fetch(x + 2 * k * x_row + 2 * width)
+        fetch(x + (2 * k + 1) * x_row + 2 * width)
         first, to = numba.carray(halves_at(x + 2 * k * x_row), width), numba.carray(words_at(out + 4 * k * out_width), out_width)
         if 2 * k + 1 < n_rows:
             second = numba.carray(halves_at(x + (2 * k + 1) * x_row), width)
@@ -197,7 +183,7 @@ def _pair_columns(x, x_row, n_pairs, width, out):
     for j in range(0, whole, LANES):
         for k in range(0, blocks, LANES):
             for row in range(LANES):  # of the next panel
-                _fetch(x + (j + row + PANEL) * x_row + 4 * k)
+                fetch(x + (j + row + PANEL) * x_row + 4 * k)
             _turn(x + j * x_row + 4 * k, x_row, out + 4 * (PANEL * k + j), 4 * PANEL)
     for j in range(width):
         source, to = numba.carray(words_at(x + j * x_row), n_pairs), numba.carray(words_at(out), PANEL * n_pairs)
@@ -275,15 +261,15 @@ def _multiply(kind, a, a_row, b, b_row, out, out_row, n_rows, n_columns, n_inner
 multiply = _compile(_multiply, types.boolean(*[NUMBER] * 12, FLAG))
 
 
-def _multiply_all(kind, places, sizes, start, stop, adds):
-    """Fill in, or add to, the products from ``start`` to ``stop``.
+def _multiply_all(kind, places, sizes, start, stop):
+    """Fill in the products from ``start`` to ``stop``.
 
     The columns of ``places`` are address and bytes of a row of ``a``, ``b`` and ``out``, those of ``sizes`` the three sizes.
     """
     for n in range(start, stop):
         lies, size = places[n], sizes[n]
-        multiply(kind, lies[0], lies[1], lies[2], lies[3], lies[4], lies[5], size[0], size[1], size[2], 0, size[1], adds)
+        multiply(kind, lies[0], lies[1], lies[2], lies[3], lies[4], lies[5], size[0], size[1], size[2], 0, size[1], False)  # noqa: FBT003
     return True
 
 
-multiply_all = _compile(_multiply_all, types.boolean(NUMBER, types.int64[:, ::1], types.int64[:, ::1], NUMBER, NUMBER, FLAG))
+multiply_all = _compile(_multiply_all, types.boolean(NUMBER, types.int64[:, ::1], types.int64[:, ::1], NUMBER, NUMBER))

@@ -70,7 +70,7 @@ def add_products(space: Space, kind: int, parts: Sequence[Part]) -> None:
     sizes = np.array([_sizes(kind, a, out) for a, _, out in parts], np.int64)
 
     def some(start: int, stop: int) -> None:
-        compiled.multiply_all(kind, places, sizes, start, stop, False)
+        compiled.multiply_all(kind, places, sizes, start, stop)
 
     space.do(in_parts, len(parts), some, int(sizes.prod(1).sum()) // PER_ELEMENT // len(parts))
 

@@ -43,7 +43,7 @@ from cellweave.core.training.preview import Live, Preview, sample_cells
 from cellweave.core.training.results import write_cells, write_denoised, write_latents, write_loadings
 from cellweave.core.training.schedule import default_kl_warmup, default_max_epochs
 from cellweave.core.training.sources import Loader
-from cellweave.core.training.tools import seed_everything
+from cellweave.core.training.tools import seed_everything, spared_by_collector
 
 if TYPE_CHECKING:
     from cellweave.core.query.midas_surgery import MidasReference
@@ -270,7 +270,8 @@ class Stages:
         self.training_began = True
         self.journal.rewind(trainer.at.epoch if self.resumed else 0)
         try:
-            outcome = trainer.fit()
+            with spared_by_collector():
+                outcome = trainer.fit()
         except BaseException as error:
             if not self.extended:
                 # The model of a finished run that was to be trained longer stays, with the results that are of it.

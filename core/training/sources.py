@@ -71,12 +71,12 @@ class HostSource:
     def _gathered(self, module: ModuleType, indices: np.ndarray) -> CountBatch:
         """Return the counts of some cells by a compiled loop; what scipy does around its own costs more than the copy."""
         counts = self.counts
-        if len(indices) and not (indices.min() >= 0 and indices.max() < counts.shape[0]):
+        starts = np.empty(len(indices) + 1, np.int64)
+        n_stored = module.row_starts(counts.indptr, indices, starts)
+        if n_stored < 0:
             message = "a cell that is asked for does not exist"
             raise IndexError(message)
-        starts = np.zeros(len(indices) + 1, np.int64)
-        np.cumsum(counts.indptr[indices + 1] - counts.indptr[indices], out=starts[1:])
-        columns, values = torch.empty(int(starts[-1]), dtype=torch.int64), torch.empty(int(starts[-1]), dtype=torch.float32)
+        columns, values = torch.empty(n_stored, dtype=torch.int64), torch.empty(n_stored, dtype=torch.float32)
         module.gather_rows(counts.indptr, counts.indices, counts.data, indices, starts, columns.numpy(), values.numpy())
         return CountBatch(
             None, columns, values, (len(indices), self.n_features), integer=self._integer, stores_zeros=self._stores_zeros, max_count=self._max_count,

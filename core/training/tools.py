@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,16 @@ def seed_everything(seed: int, epoch: int, purpose: str) -> None:
     """Seed torch's generators for one epoch of one purpose, so that a resumed run draws what the whole one drew."""
     code = {"train": 1, "validation": 2, "build": 3, "preview": 4, "results": 5}[purpose]
     torch.manual_seed(int(np.random.SeedSequence([seed, epoch, code]).generate_state(1, np.uint64)[0] >> 1))
+
+
+@contextlib.contextmanager
+def spared_by_collector() -> Iterator[None]:
+    """Let Python's garbage collector pass over what there is now, which is a whole program and lives on anyway; it would go through it again and again."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def optimizer_settings(training: TrainingSpec, name: str) -> dict[str, float]:

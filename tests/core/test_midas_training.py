@@ -127,7 +127,7 @@ def test_the_encoders_work_once_a_step_and_the_discriminators_are_not_moved_by_t
     one = trainer(tmp_path / "run", small())
     model, calls = one.model, []
     original = model._forward
-    model._forward = lambda *a: (calls.append(1), original(*a))[1]  # type: ignore[method-assign]
+    model._forward = lambda *a, **how: (calls.append(1), original(*a, **how))[1]  # type: ignore[method-assign]
     batch = one.loader.minibatch(one.train_rows[one.loader.data.streams[one.train_rows] == 0][:8])
     model.train()
     one._step(batch)
