@@ -124,7 +124,7 @@ def _mish_dropped(x, weight, bias, first, seed, threshold, keep_scale, out, slop
         top = e * (e + F(2.0))
         below = F(1.0) / (top + F(2.0))
         gate = top * below
-        kept = keep_scale if _hash(U(first + j), seed) >= threshold else F(0.0)
+        kept = keep_scale if _hash(first + j, seed) >= threshold else F(0.0)
         slope[j] = kept * (gate + h * (F(4.0) * e * (e + F(1.0)) * below * below))
         _put(out, j, kept * (h * gate))
 
