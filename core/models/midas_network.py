@@ -261,6 +261,10 @@ class MidasNetwork(Model):
         """Let some discriminators take their steps on latents ``(n_keys, n_cells, n_c)`` with these batch codes; return their mean loss before each."""
         scale = context.weights[OWN_LOSS] / c.shape[1]
         told: Tensor | float = 0.0
+        if not self.clip:
+            at_once = self.discriminators.learn_at_once(keys, c, codes, scale, self.options.discriminator_steps, context.generator, optimizer)
+            if at_once is not None:
+                return at_once
         for number in range(self.options.discriminator_steps):
             optimizer.zero_grad(set_to_none=True)
             told = told + self.discriminators.learn(keys, c, codes, scale, context.generator, again=number > 0)

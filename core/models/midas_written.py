@@ -246,7 +246,7 @@ class WrittenStep:
             at += 1
         of_batch = self._batch_costs(encoded.z, terms.array[at], factors.array[at]) if with_batch else None
         if keys:
-            space.do(self._ask, keys, terms.tensor[-1])
+            space.do(self._ask, keys, terms.tensor[-1], factors.array[-1:], at_once=at_once)
 
         def back() -> None:
             by_hidden: Array | None = None
@@ -261,7 +261,7 @@ class WrittenStep:
             if of_batch is not None:
                 space.do(by_z.tensor[:n_cells, self.n_c :].add_, of_batch().tensor)
             if keys:
-                space.do(self._ask_back, by_z, factors.array[-1:])
+                space.do(self._ask_back, by_z, factors.array[-1:], at_once=at_once)
             encoded.back(by_z, factors.rows(0, len(EXPERT_TERMS)))
 
         if at_once:
@@ -288,19 +288,21 @@ class WrittenStep:
 
         return back
 
-    def _ask(self, keys: Sequence[str], total: Tensor) -> None:
-        """Fill in what the discriminators cost together."""
+    def _ask(self, keys: Sequence[str], total: Tensor, factor: np.ndarray, *, at_once: bool) -> None:
+        """Fill in what the discriminators cost together; where the factor is known, go back at once, while their numbers are near."""
         written = self.network.discriminators.written(total)
         assert written is not None
         costs, right = written.forward(self.space.generator)
         torch.sum(costs, 0, out=total)
         self.network.note_hits(keys, torch.from_numpy(right))
+        if at_once:
+            written.backward(factor, for_weights=False, by_c=True)
 
-    def _ask_back(self, by_z: Array, factor: np.ndarray) -> None:
+    def _ask_back(self, by_z: Array, factor: np.ndarray, *, at_once: bool) -> None:
         """Add the derivatives by the draws of what the discriminators cost."""
         written, encoded = self.network.discriminators.written(by_z.tensor), self.encoded
         assert written is not None and encoded is not None
-        by_c = written.backward(factor, for_weights=False, by_c=True)
+        by_c = written.by_c if at_once else written.backward(factor, for_weights=False, by_c=True)
         assert by_c is not None
         latents = by_z.tensor.view(1 + len(encoded.names), -1, self.n_latent)
         if len(by_c) == len(latents):

@@ -43,6 +43,22 @@ def _update_narrow(p, g, m, v, copy, kept, added, first, second, step, root, eps
         _put(copy, i, new)
 
 
+@numba.njit(**FAST)
+def _factors(settings, later, decoupled):
+    """Return what a step needs of the settings of a tensor, ``later`` steps after the one they count."""
+    rate, beta1, beta2, eps, decay, count = settings[0], settings[1], settings[2], settings[3], settings[4], settings[5] + later
+    kept, added = (1.0 - rate * decay, 0.0) if decoupled else (1.0, decay)
+    step, root = rate / (1.0 - beta1**count), 1.0 / math.sqrt(1.0 - beta2**count)
+    return F(kept), F(added), F(1.0 - beta1), F(beta2), F(step), F(root), F(eps)
+
+
+@numba.njit(**FAST)
+def update(p, g, m, v, settings, later, decoupled) -> None:
+    """Step a tensor, ``later`` steps after the one that its row of settings counts; see :func:`_adam`."""
+    kept, added, first, second, step, root, eps = _factors(settings, later, decoupled)
+    _update(p, g, m, v, kept, added, first, second, step, root, eps)
+
+
 def _adam(addresses, sizes, settings, decoupled, start, stop):
     """Step the elements from ``start`` to ``stop`` of all tensors, counted through.
 
@@ -57,17 +73,14 @@ def _adam(addresses, sizes, settings, decoupled, start, stop):
         begin += size
         if a >= z:
             continue
-        rate, beta1, beta2, eps, decay, count = settings[k, 0], settings[k, 1], settings[k, 2], settings[k, 3], settings[k, 4], settings[k, 5]
-        kept, added = (1.0 - rate * decay, 0.0) if decoupled else (1.0, decay)
-        step, root = rate / (1.0 - beta1**count), 1.0 / math.sqrt(1.0 - beta2**count)
         p = numba.carray(floats_at(addresses[k, 0]), size)[a:z]
         m, v = numba.carray(floats_at(addresses[k, 2]), size)[a:z], numba.carray(floats_at(addresses[k, 3]), size)[a:z]
         if addresses[k, 4] == 0:
-            g = numba.carray(floats_at(addresses[k, 1]), size)[a:z]
-            _update(p, g, m, v, F(kept), F(added), F(1.0 - beta1), F(beta2), F(step), F(root), F(eps))
+            update(p, numba.carray(floats_at(addresses[k, 1]), size)[a:z], m, v, settings[k], 0.0, decoupled)
         else:
+            kept, added, first, second, step, root, eps = _factors(settings[k], 0.0, decoupled)
             narrow, copy = numba.carray(halves_at(addresses[k, 1]), size)[a:z], numba.carray(halves_at(addresses[k, 4]), size)[a:z]
-            _update_narrow(p, narrow, m, v, copy, F(kept), F(added), F(1.0 - beta1), F(beta2), F(step), F(root), F(eps))
+            _update_narrow(p, narrow, m, v, copy, kept, added, first, second, step, root, eps)
     return True
 
 

@@ -13,7 +13,8 @@ import numba
 import numpy as np
 from numba import types
 
-from cellweave.core.nn.compiled import FLAG, WHOLE, F, _compile
+from cellweave.core.nn.adam_kernel import update
+from cellweave.core.nn.compiled import FLAG, MATH, WHOLE, F, _compile
 from cellweave.core.nn.fused_kernels import NUMBER, U
 from cellweave.core.nn.matrix_kernel import floats_at, product
 from cellweave.core.nn.step_kernels import (
@@ -120,6 +121,80 @@ def _map(x, vector, at, weight, out):
     product(x.ctypes.data, n_in, 1, weight.ctypes.data, n_out, out.ctypes.data, n_out, x.shape[0], n_out, n_in)
 
 
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _forth(vector, sizes, classes, c, codes, first_row, drops, seeds, threshold, keep_scale, eps, work, costs, right):
+    """Fill in what one network costs each cell; see :func:`_forward`."""
+    n_cells, x = c.shape[0], c
+    for layer in range(1, sizes.shape[0]):
+        weight, mapped, normed, slope, result, scale = _parts(work, sizes, n_cells, layer)
+        _map(x, vector, _at(sizes, layer), weight, mapped)
+        bias, gain, shift = _small(vector, sizes, layer)
+        seed, width = U(seeds[layer - 1]), sizes[layer]
+        for n in range(n_cells):
+            mean = _biased(mapped[n], bias, normed[n])
+            scale[n] = _normed(normed[n], mean, eps)
+            if drops:
+                _mish_dropped(normed[n], gain, shift, (first_row + n) * width, seed, threshold, keep_scale, result[n], slope[n])
+            else:
+                _mish(normed[n], gain, shift, result[n], slope[n])
+        x = result
+    by_logits, _ = _ends(work, sizes, n_cells, classes)
+    weight, bias = _end(vector, sizes, classes)
+    class_costs(x, weight, bias, codes, costs, right, by_logits)
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _back_from_end(vector, sizes, classes, factor, n_cells, for_weights, work, grads):
+    """Fill in the derivative by the last hidden layer's result, and where asked those by the last map; return the former and room to work in."""
+    by_logits, rest = _ends(work, sizes, n_cells, classes)
+    last = sizes.shape[0] - 1
+    width = sizes[last]
+    by_result, spare = rest[: n_cells * width].reshape(n_cells, width), rest[n_cells * np.max(sizes[1:]) :]
+    weight, _ = _end(vector, sizes, classes)
+    by_weight, by_bias = _end(grads, sizes, classes)
+    for n in range(n_cells):
+        for k in range(classes):
+            by_logits[n, k] *= factor[n]
+            if for_weights:
+                by_bias[k] += by_logits[n, k]
+    if for_weights:
+        result = _parts(work, sizes, n_cells, last)[4]
+        product(by_logits.ctypes.data, 1, classes, result.ctypes.data, width, by_weight.ctypes.data, width, classes, width, n_cells)
+    product(by_logits.ctypes.data, classes, 1, weight.ctypes.data, width, by_result.ctypes.data, width, n_cells, width, classes)
+    return by_result, spare
+
+
+@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
+def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_x):
+    """Fill in the derivatives of one network; see :func:`_backward`."""
+    n_cells = c.shape[0]
+    if for_weights:
+        grads[:] = F(0.0)
+    by_result, spare = _back_from_end(vector, sizes, classes, factor, n_cells, for_weights, work, grads)
+    for layer in range(sizes.shape[0] - 1, 0, -1):
+        n_in, n_out = sizes[layer - 1], sizes[layer]
+        _, mapped, normed, slope, _, scale = _parts(work, sizes, n_cells, layer)
+        _, gain, _ = _small(vector, sizes, layer)
+        if for_weights:
+            to_bias, to_gain, to_shift = _small(grads, sizes, layer)
+        else:
+            spare[: 3 * n_out] = F(0.0)
+            to_bias, to_gain, to_shift = spare[:n_out], spare[n_out : 2 * n_out], spare[2 * n_out : 3 * n_out]
+        row = spare[3 * n_out : 4 * n_out]
+        for n in range(n_cells):
+            first, second = _through(by_result[n], normed[n], slope[n], gain, to_gain, to_shift, row)
+            _centred(row, normed[n], scale[n], first, second, to_bias, mapped[n])
+        at = _at(sizes, layer)
+        x = c if layer == 1 else _parts(work, sizes, n_cells, layer - 1)[4]
+        if for_weights:
+            to = grads[at : at + n_in * n_out]
+            product(mapped.ctypes.data, 1, n_out, x.ctypes.data, n_in, to.ctypes.data, n_in, n_out, n_in, n_cells)
+        if layer > 1 or by_c:
+            # The result of the layer before is not read again, so the derivative by it takes its place.
+            by_result = by_x if layer == 1 else x
+            product(mapped.ctypes.data, n_out, 1, vector.ctypes.data + 4 * at, n_in, by_result.ctypes.data, n_in, n_cells, n_in, n_out)
+
+
 def _forward(vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right):
     """Fill in what the networks from ``start`` to ``stop`` cost each cell, and how many cells they guess right and are asked.
 
@@ -141,23 +216,9 @@ def _forward(vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, thr
     n_cells, eps, keep_scale, threshold = c.shape[1], F(eps), F(keep_scale), U(threshold)
     for key in range(start, stop):
         vector = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key]))
-        x = c[key]
-        for layer in range(1, sizes.shape[0]):
-            weight, mapped, normed, slope, result, scale = _parts(work[key], sizes, n_cells, layer)
-            _map(x, vector, _at(sizes, layer), weight, mapped)
-            bias, gain, shift = _small(vector, sizes, layer)
-            seed, width = U(seeds[layer - 1]), sizes[layer]
-            for n in range(n_cells):
-                mean = _biased(mapped[n], bias, normed[n])
-                scale[n] = _normed(normed[n], mean, eps)
-                if drops:
-                    _mish_dropped(normed[n], gain, shift, (key * n_cells + n) * width, seed, threshold, keep_scale, result[n], slope[n])
-                else:
-                    _mish(normed[n], gain, shift, result[n], slope[n])
-            x = result
-        by_logits, _ = _ends(work[key], sizes, n_cells, n_classes[key])
-        weight, bias = _end(vector, sizes, n_classes[key])
-        class_costs(x, weight, bias, codes[key], costs[key], right[key], by_logits)
+        _forth(
+            vector, sizes, n_classes[key], c[key], codes[key], key * n_cells, drops, seeds, threshold, keep_scale, eps, work[key], costs[key], right[key]
+        )
     return True
 
 
@@ -175,58 +236,54 @@ def _backward(vectors, sizes, n_classes, c, factor, start, stop, for_weights, by
     by_c, by_x
         Whether those by c are, and where to: ``(n_keys, n_cells, sizes[0])``.
     """
-    n_cells = c.shape[1]
     for key in range(start, stop):
         vector = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key]))
-        by_logits, rest = _ends(work[key], sizes, n_cells, n_classes[key])
-        last = sizes.shape[0] - 1
-        by_result, spare = rest[: n_cells * sizes[last]].reshape(n_cells, sizes[last]), rest[n_cells * np.max(sizes[1:]) :]
-        if for_weights:
-            grads[key] = F(0.0)
-        weight, _ = _end(vector, sizes, n_classes[key])
-        by_weight, by_bias = _end(grads[key], sizes, n_classes[key])
-        result, classes, width = _parts(work[key], sizes, n_cells, last)[4], n_classes[key], sizes[last]
-        for n in range(n_cells):
-            for k in range(classes):
-                by_logits[n, k] *= factor[key, n]
-                if for_weights:
-                    by_bias[k] += by_logits[n, k]
-        if for_weights:
-            product(by_logits.ctypes.data, 1, classes, result.ctypes.data, width, by_weight.ctypes.data, width, classes, width, n_cells)
-        product(by_logits.ctypes.data, classes, 1, weight.ctypes.data, width, by_result.ctypes.data, width, n_cells, width, classes)
-        for layer in range(last, 0, -1):
-            n_in, n_out = sizes[layer - 1], sizes[layer]
-            _, mapped, normed, slope, _, scale = _parts(work[key], sizes, n_cells, layer)
-            _, gain, _ = _small(vector, sizes, layer)
-            if for_weights:
-                to_bias, to_gain, to_shift = _small(grads[key], sizes, layer)
-            else:
-                spare[: 3 * n_out] = F(0.0)
-                to_bias, to_gain, to_shift = spare[:n_out], spare[n_out : 2 * n_out], spare[2 * n_out : 3 * n_out]
-            row = spare[3 * n_out : 4 * n_out]
-            for n in range(n_cells):
-                first, second = _through(by_result[n], normed[n], slope[n], gain, to_gain, to_shift, row)
-                _centred(row, normed[n], scale[n], first, second, to_bias, mapped[n])
-            at = _at(sizes, layer)
-            x = c[key] if layer == 1 else _parts(work[key], sizes, n_cells, layer - 1)[4]
-            if for_weights:
-                to = grads[key, at : at + n_in * n_out]
-                product(mapped.ctypes.data, 1, n_out, x.ctypes.data, n_in, to.ctypes.data, n_in, n_out, n_in, n_cells)
-            if layer > 1 or by_c:
-                # The result of the layer before is not read again, so the derivative by it takes its place.
-                by_result = by_x[key] if layer == 1 else x
-                product(mapped.ctypes.data, n_out, 1, vectors[key] + 4 * at, n_in, by_result.ctypes.data, n_in, n_cells, n_in, n_out)
+        _back(vector, sizes, n_classes[key], c[key], factor[key], for_weights, by_c, work[key], grads[key], by_x[key])
     return True
 
 
-CUBE, NUMBERS = types.float32[:, :, ::1], types.float32[:, ::1]
-forward = _compile(
-    _forward,
+def _learn(
+    vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right, factor, grads, by_x, addresses,
+    settings, decoupled, told,
+):  # fmt: skip
+    """Let the networks from ``start`` to ``stop`` take some steps of Adam, all on the same cells.
+
+    Parameters
+    ----------
+    vectors, sizes, n_classes, c, codes, start, stop, drops, threshold, keep_scale, eps, work, costs, right, factor, grads, by_x
+        As above.
+    seeds
+        One for each step and layer, ``(n_steps, n_layers)``.
+    addresses, settings, decoupled
+        As :func:`cellweave.core.nn.adam_kernel._adam` takes them, the settings with the number of the first step.
+    told
+        Becomes what the cells cost each network before each step, ``(n_keys, n_steps)``.
+    """
+    n_cells, eps, keep_scale, threshold = c.shape[1], F(eps), F(keep_scale), U(threshold)
+    for key in range(start, stop):
+        vector, grad = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key])), grads[key, : _length(sizes, n_classes[key])]
+        first = numba.carray(floats_at(addresses[key, 2]), grad.shape[0])
+        second = numba.carray(floats_at(addresses[key, 3]), grad.shape[0])
+        for step in range(seeds.shape[0]):
+            _forth(
+                vector, sizes, n_classes[key], c[key], codes[key], key * n_cells, drops, seeds[step], threshold, keep_scale, eps, work[key], costs[key],
+                right[key],
+            )  # fmt: skip
+            told[key, step] = np.sum(costs[key])
+            _back(vector, sizes, n_classes[key], c[key], factor[key], True, False, work[key], grad, by_x[key])  # noqa: FBT003
+            update(vector, grad, first, second, settings[key], np.float64(step), decoupled)
+    return True
+
+
+CUBE, NUMBERS, CODES = types.float32[:, :, ::1], types.float32[:, ::1], types.int64[:, ::1]
+NETWORKS = (WHOLE, WHOLE, WHOLE, CUBE)
+DROPS = (NUMBER, types.float64, types.float64)
+forward = _compile(_forward, types.boolean(*NETWORKS, CODES, NUMBER, NUMBER, FLAG, WHOLE, *DROPS, NUMBERS, NUMBERS, CODES))
+backward = _compile(_backward, types.boolean(*NETWORKS, NUMBERS, NUMBER, NUMBER, FLAG, FLAG, NUMBERS, NUMBERS, CUBE))
+learn = _compile(
+    _learn,
     types.boolean(
-        WHOLE, WHOLE, WHOLE, CUBE, types.int64[:, ::1], NUMBER, NUMBER, FLAG, WHOLE, NUMBER, types.float64, types.float64, NUMBERS, NUMBERS,
-        types.int64[:, ::1],
+        *NETWORKS, CODES, NUMBER, NUMBER, FLAG, CODES, *DROPS, NUMBERS, NUMBERS, CODES, NUMBERS, NUMBERS, CUBE, CODES, types.float64[:, ::1], FLAG,
+        NUMBERS,
     ),
 )  # fmt: skip
-backward = _compile(
-    _backward, types.boolean(WHOLE, WHOLE, WHOLE, CUBE, NUMBERS, NUMBER, NUMBER, FLAG, FLAG, NUMBERS, NUMBERS, CUBE)
-)

@@ -13,7 +13,7 @@ from torch.nn.utils import parameters_to_vector
 
 from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.midas_layers import Mlp, kernels, norm_act
-from cellweave.core.nn.written_discriminators import WrittenDiscriminators
+from cellweave.core.nn.written_discriminators import Lending, WrittenDiscriminators
 
 
 class Discriminators(nn.Module):
@@ -148,6 +148,27 @@ class Discriminators(nn.Module):
                 told = float(written.forward(generator)[0].sum()) / c.shape[1]
                 written.backward(scale, for_weights=True, by_c=False)
                 return told
+
+    def learn_at_once(
+        self, keys: Sequence[str], c: Tensor, codes: Tensor, scale: float, n_steps: int, generator: torch.Generator | None, optimizer: object
+    ) -> float | None:
+        """Take all steps on a minibatch in one compiled call, where that serves; return the mean of what :meth:`learn` returns in each.
+
+        Parameters
+        ----------
+        keys, c, codes, scale, generator
+            As in :meth:`learn`.
+        n_steps, optimizer
+            How many steps, and of what.
+        """
+        if not isinstance(optimizer, Lending):
+            return None
+        with torch.no_grad(), torch.autocast(c.device.type, enabled=False):
+            written = self.written(c)
+            if written is None:
+                return None
+            written.show(keys, c.detach(), codes)
+            return written.learn(optimizer, n_steps, scale, generator)
 
     def written(self, c: Tensor) -> WrittenDiscriminators | None:
         """Return the same networks with derivatives that are written out, where they serve: on a CPU in float32, with layer norm and Mish."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from cellweave.core.nn.midas_discriminators import Discriminators
 
 Matrix = np.ndarray[Any, Any]
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """An optimiser whose steps a compiled loop can take: :class:`cellweave.core.training.compiled_adam.CompiledAdam`."""
+
+    decoupled: bool
+
+    def lend(self, parameters: Sequence[Tensor], n_steps: int) -> tuple[Matrix, Matrix]:
+        """Return addresses and settings for the next steps."""
 
 
 class WrittenDiscriminators:
@@ -57,6 +67,10 @@ class WrittenDiscriminators:
         self.plan.forward(generator, training=self.module.training)
         return self.plan.costs.tensor, self.plan.right.copy()
 
+    def learn(self, optimizer: Lending, n_steps: int, scale: float, generator: torch.Generator | None) -> float:
+        """Let them take their steps on what they are shown, of ``scale`` times the sum of their costs; return that sum by cell, the mean of all steps."""
+        return self.plan.learn(optimizer, n_steps, scale, generator, training=self.module.training)
+
     def backward(self, factor: Matrix | float, *, for_weights: bool, by_c: bool) -> Tensor | None:
         """Return the derivative by c of the costs, each times its factor ``(n_keys, n_cells)``; or set those by the weights.
 
@@ -64,7 +78,12 @@ class WrittenDiscriminators:
         """
         self.plan.factor[:] = factor
         self.plan.backward(for_weights=for_weights, by_c=by_c)
-        return self.plan.by_c.tensor if by_c else None
+        return self.by_c if by_c else None
+
+    @property
+    def by_c(self) -> Tensor:
+        """The derivative by c that was computed last, ``(n_keys, n_cells, n_in)``."""
+        return self.plan.by_c.tensor
 
 
 class _Plan:
@@ -92,12 +111,32 @@ class _Plan:
         """Return whether the weights still lie where they lay."""
         return all(parameter.data_ptr() == address for parameter, address in zip(self.parameters, self.addresses, strict=True))
 
-    def forward(self, generator: torch.Generator | None, *, training: bool) -> None:
-        """Fill in the costs."""
+    def _drops(self, seeds: Tensor, generator: torch.Generator | None, *, training: bool) -> tuple[Any, ...]:
+        """Draw seeds; return what the passes take for what is left out."""
         rate = self.rate if training else 0.0
         if rate > 0:
-            torch.randint(SEEDS, self.seeds.shape, generator=generator, out=self.seeds)
-        drops = (rate > 0, self.seeds.numpy(), int(rate * 4294967296.0), 1 / (1 - rate), LAYER_NORM_EPS)
+            torch.randint(SEEDS, seeds.shape, generator=generator, out=seeds)
+        return rate > 0, seeds.numpy(), int(rate * 4294967296.0), 1 / (1 - rate), LAYER_NORM_EPS
+
+    def learn(self, optimizer: Lending, n_steps: int, scale: float, generator: torch.Generator | None, *, training: bool) -> float:
+        """Take some steps; see :class:`WrittenDiscriminators`."""
+        drops = self._drops(torch.empty(n_steps, len(self.seeds), dtype=torch.int64), generator, training=training)
+        addresses, settings = optimizer.lend(self.parameters, n_steps)
+        told = np.empty((len(self.parameters), n_steps), np.float32)
+        self.factor[:] = scale
+
+        def part(start: int, stop: int) -> None:
+            self.kernels.learn(
+                *self.networks, self.codes.numpy(), start, stop, *drops, self.work, self.costs.array, self.right, self.factor, self.grad_rows,
+                self.by_c.array, addresses, settings, optimizer.decoupled, told,
+            )  # fmt: skip
+
+        in_parts(len(self.parameters), part, n_steps * self.width)
+        return float(told.sum()) / (n_steps * self.c.array.shape[1])
+
+    def forward(self, generator: torch.Generator | None, *, training: bool) -> None:
+        """Fill in the costs."""
+        drops = self._drops(self.seeds, generator, training=training)
 
         def part(start: int, stop: int) -> None:
             self.kernels.forward(*self.networks, self.codes.numpy(), start, stop, *drops, self.work, self.costs.array, self.right)

@@ -46,6 +46,7 @@ class CompiledAdam(torch.optim.Adam):
                 parameter.reads_narrow = narrow
                 self._slots.append(_Slot(parameter, group))
         self._calls: dict[tuple[int, ...], _Call] = {}
+        self._lent: dict[tuple[int, ...], _Call] = {}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients."""
@@ -63,7 +64,7 @@ class CompiledAdam(torch.optim.Adam):
         """Take up torch's state."""
         super().load_state_dict(state_dict)
         self._slots = [_Slot(parameter, group) for group in self.param_groups for parameter in group["params"]]
-        self._calls = {}
+        self._calls, self._lent = {}, {}
         for slot in self._slots:
             entry = self.state.get(slot.parameter)
             if entry:
@@ -92,6 +93,37 @@ class CompiledAdam(torch.optim.Adam):
                     del self._calls[next(iter(self._calls))]
             self._run(call.addresses, call.sizes, call.settings(), call.total)
         return loss
+
+    def lend(self, parameters: Sequence[Tensor], n_steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return addresses and settings for a compiled loop that takes the next steps of some parameters itself, as float32 derivatives.
+
+        Parameters
+        ----------
+        parameters
+            Some of those that are optimised.
+        n_steps
+            How many steps the loop takes; they are counted as done.
+
+        Returns
+        -------
+        addresses, settings
+            As the compiled step takes them, the settings with the number of the first of the steps.
+        """
+        key = tuple(map(id, parameters))
+        call = self._lent.get(key)
+        if call is None or not call.current(call.slots):
+            by_id = {id(slot.parameter): slot for slot in self._slots}
+            slots = [by_id[place] for place in key]
+            for slot in slots:
+                if not slot.count:
+                    self._begin(slot)
+            call = self._lent[key] = _Call(slots, [0] * (2 * len(slots)))
+        for slot in call.slots:
+            slot.count += 1.0
+        settings = call.settings()
+        for slot in call.slots:
+            slot.count += n_steps - 1.0
+        return call.addresses, settings
 
     # torch would otherwise wrap the step for its profiler, which costs as much as a small network's step.
     step.hooked = True  # type: ignore[attr-defined]
