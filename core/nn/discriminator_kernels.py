@@ -123,7 +123,7 @@ def _map(x, vector, at, weight, out):
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
 def _forth(vector, sizes, classes, c, codes, first_row, drops, seeds, threshold, keep_scale, eps, work, costs, right):
-    """Fill in what one network costs each cell; see :func:`_forward`."""
+    """Fill in what one network costs each cell; see :func:`_passes`."""
     n_cells, x = c.shape[0], c
     for layer in range(1, sizes.shape[0]):
         weight, mapped, normed, slope, result, scale = _parts(work, sizes, n_cells, layer)
@@ -166,7 +166,7 @@ def _back_from_end(vector, sizes, classes, factor, n_cells, for_weights, work, g
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
 def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_x):
-    """Fill in the derivatives of one network; see :func:`_backward`."""
+    """Fill in the derivatives of one network; see :func:`_passes`."""
     n_cells = c.shape[0]
     if for_weights:
         grads[:] = F(0.0)
@@ -195,8 +195,13 @@ def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_
             product(mapped.ctypes.data, n_out, 1, vector.ctypes.data + 4 * at, n_in, by_result.ctypes.data, n_in, n_cells, n_in, n_out)
 
 
-def _forward(vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right):
-    """Fill in what the networks from ``start`` to ``stop`` cost each cell, and how many cells they guess right and are asked.
+def _passes(
+    vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right, forth, back, for_weights, by_c, factor,
+    grads, by_x, addresses, settings, decoupled, told,
+):  # fmt: skip
+    """Send the networks from ``start`` to ``stop`` forth, back, or both, and where settings are given let them learn; as often as there are rows of seeds.
+
+    All is one function, for a compiler takes as long for each that multiplies matrices.
 
     Parameters
     ----------
@@ -207,83 +212,46 @@ def _forward(vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, thr
     c, codes
         What each network is shown, ``(n_keys, n_cells, sizes[0])``, and its batch codes, ``(n_keys, n_cells)``.
     drops, seeds, threshold, keep_scale, eps
-        As :func:`cellweave.core.nn.step_kernels._norm_mish` takes them, one seed for each layer.
+        As :func:`cellweave.core.nn.step_kernels._norm_mish` takes them, with a seed for each time and layer, ``(n_times, n_layers)``.
     work
-        Memory of each network, which :func:`_backward` reads.
+        Memory of each network. What the way forth leaves there the way back uses up.
     costs, right
-        ``(n_keys, n_cells)`` and ``(n_keys, 2)``.
-    """
-    n_cells, eps, keep_scale, threshold = c.shape[1], F(eps), F(keep_scale), U(threshold)
-    for key in range(start, stop):
-        vector = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key]))
-        _forth(
-            vector, sizes, n_classes[key], c[key], codes[key], key * n_cells, drops, seeds, threshold, keep_scale, eps, work[key], costs[key], right[key]
-        )
-    return True
-
-
-def _backward(vectors, sizes, n_classes, c, factor, start, stop, for_weights, by_c, work, grads, by_x):
-    """Fill in derivatives of the costs, each times its factor, after :func:`_forward`, whose memory is used up.
-
-    Parameters
-    ----------
-    vectors, sizes, n_classes, c, start, stop, work
-        As there.
+        Become what each cell costs, ``(n_keys, n_cells)``, and how many cells are guessed right and asked, ``(n_keys, 2)``.
+    forth, back, for_weights, by_c
+        Which ways are gone, and which derivatives are wanted.
     factor
-        ``(n_keys, n_cells)``.
-    for_weights, grads
-        Whether derivatives by the weights are wanted, and where to: ``(n_keys, longest)``.
-    by_c, by_x
-        Whether those by c are, and where to: ``(n_keys, n_cells, sizes[0])``.
-    """
-    for key in range(start, stop):
-        vector = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key]))
-        _back(vector, sizes, n_classes[key], c[key], factor[key], for_weights, by_c, work[key], grads[key], by_x[key])
-    return True
-
-
-def _learn(
-    vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right, factor, grads, by_x, addresses,
-    settings, decoupled, told,
-):  # fmt: skip
-    """Let the networks from ``start`` to ``stop`` take some steps of Adam, all on the same cells.
-
-    Parameters
-    ----------
-    vectors, sizes, n_classes, c, codes, start, stop, drops, threshold, keep_scale, eps, work, costs, right, factor, grads, by_x
-        As above.
-    seeds
-        One for each step and layer, ``(n_steps, n_layers)``.
+        Of each cell's cost on the way back, ``(n_keys, n_cells)``.
+    grads, by_x
+        Become the derivatives by the weights, ``(n_keys, longest)``, and by c.
     addresses, settings, decoupled
-        As :func:`cellweave.core.nn.adam_kernel._adam` takes them, the settings with the number of the first step.
+        As :func:`cellweave.core.nn.adam_kernel._adam` takes them, the settings with the number of the first step; no rows where nothing is learnt.
     told
-        Becomes what the cells cost each network before each step, ``(n_keys, n_steps)``.
+        Becomes what the cells cost each network each time, ``(n_keys, n_times)``.
     """
     n_cells, eps, keep_scale, threshold = c.shape[1], F(eps), F(keep_scale), U(threshold)
     for key in range(start, stop):
-        vector, grad = numba.carray(floats_at(vectors[key]), _length(sizes, n_classes[key])), grads[key, : _length(sizes, n_classes[key])]
-        first = numba.carray(floats_at(addresses[key, 2]), grad.shape[0])
-        second = numba.carray(floats_at(addresses[key, 3]), grad.shape[0])
-        for step in range(seeds.shape[0]):
-            _forth(
-                vector, sizes, n_classes[key], c[key], codes[key], key * n_cells, drops, seeds[step], threshold, keep_scale, eps, work[key], costs[key],
-                right[key],
-            )  # fmt: skip
-            told[key, step] = np.sum(costs[key])
-            _back(vector, sizes, n_classes[key], c[key], factor[key], True, False, work[key], grad, by_x[key])  # noqa: FBT003
-            update(vector, grad, first, second, settings[key], np.float64(step), decoupled)
+        size = _length(sizes, n_classes[key])
+        vector, grad = numba.carray(floats_at(vectors[key]), size), grads[key, :size]
+        for time in range(seeds.shape[0]):
+            if forth:
+                _forth(
+                    vector, sizes, n_classes[key], c[key], codes[key], key * n_cells, drops, seeds[time], threshold, keep_scale, eps, work[key],
+                    costs[key], right[key],
+                )  # fmt: skip
+                told[key, time] = np.sum(costs[key])
+            if back:
+                _back(vector, sizes, n_classes[key], c[key], factor[key], for_weights, by_c, work[key], grad, by_x[key])
+            if settings.shape[0]:
+                first, second = numba.carray(floats_at(addresses[key, 2]), size), numba.carray(floats_at(addresses[key, 3]), size)
+                update(vector, grad, first, second, settings[key], np.float64(time), decoupled)
     return True
 
 
 CUBE, NUMBERS, CODES = types.float32[:, :, ::1], types.float32[:, ::1], types.int64[:, ::1]
-NETWORKS = (WHOLE, WHOLE, WHOLE, CUBE)
-DROPS = (NUMBER, types.float64, types.float64)
-forward = _compile(_forward, types.boolean(*NETWORKS, CODES, NUMBER, NUMBER, FLAG, WHOLE, *DROPS, NUMBERS, NUMBERS, CODES))
-backward = _compile(_backward, types.boolean(*NETWORKS, NUMBERS, NUMBER, NUMBER, FLAG, FLAG, NUMBERS, NUMBERS, CUBE))
-learn = _compile(
-    _learn,
+passes = _compile(
+    _passes,
     types.boolean(
-        *NETWORKS, CODES, NUMBER, NUMBER, FLAG, CODES, *DROPS, NUMBERS, NUMBERS, CODES, NUMBERS, NUMBERS, CUBE, CODES, types.float64[:, ::1], FLAG,
-        NUMBERS,
+        WHOLE, WHOLE, WHOLE, CUBE, CODES, NUMBER, NUMBER, FLAG, CODES, NUMBER, types.float64, types.float64, NUMBERS, NUMBERS, CODES, FLAG, FLAG, FLAG,
+        FLAG, NUMBERS, NUMBERS, CUBE, CODES, types.float64[:, ::1], FLAG, NUMBERS,
     ),
 )  # fmt: skip

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cellweave.core.nn.midas_discriminators import Discriminators
 
 Matrix = np.ndarray[Any, Any]
+#: Addresses, settings and whether decay is decoupled, as the compiled passes take them.
+Adam = tuple[Matrix, Matrix, bool]
+NO_ADAM: Adam = (np.zeros((0, 5), np.int64), np.zeros((0, 6)), True)
 
 
 @runtime_checkable
@@ -102,7 +105,7 @@ class _Plan:
         grads = as_array(torch.zeros(n_keys, max(parameter.numel() for parameter in self.parameters)))
         self.grads = [row[: parameter.numel()] for row, parameter in zip(grads.tensor, self.parameters, strict=True)]
         self.networks = (self.addresses, sizes, classes, self.c.array)
-        self.grad_rows, self.seeds = grads.array, torch.zeros(len(sizes) - 1, dtype=torch.int64)
+        self.grad_rows, self.seeds = grads.array, torch.zeros(1, len(sizes) - 1, dtype=torch.int64)
         self.rate = float(module.how["dropout"])
         # Products of the widest layers, as many elements as a loop of a few operations for each would take as long for.
         self.width = n_cells * int((sizes[1:] * (sizes[:-1] // 8 + 16)).sum())
@@ -120,36 +123,33 @@ class _Plan:
 
     def learn(self, optimizer: Lending, n_steps: int, scale: float, generator: torch.Generator | None, *, training: bool) -> float:
         """Take some steps; see :class:`WrittenDiscriminators`."""
-        drops = self._drops(torch.empty(n_steps, len(self.seeds), dtype=torch.int64), generator, training=training)
-        addresses, settings = optimizer.lend(self.parameters, n_steps)
-        told = np.empty((len(self.parameters), n_steps), np.float32)
+        drops = self._drops(torch.zeros(n_steps, len(self.seeds[0]), dtype=torch.int64), generator, training=training)
         self.factor[:] = scale
-
-        def part(start: int, stop: int) -> None:
-            self.kernels.learn(
-                *self.networks, self.codes.numpy(), start, stop, *drops, self.work, self.costs.array, self.right, self.factor, self.grad_rows,
-                self.by_c.array, addresses, settings, optimizer.decoupled, told,
-            )  # fmt: skip
-
-        in_parts(len(self.parameters), part, n_steps * self.width)
+        told = self._pass(drops, back=True, for_weights=True, adam=(*optimizer.lend(self.parameters, n_steps), optimizer.decoupled))
         return float(told.sum()) / (n_steps * self.c.array.shape[1])
 
     def forward(self, generator: torch.Generator | None, *, training: bool) -> None:
         """Fill in the costs."""
-        drops = self._drops(self.seeds, generator, training=training)
-
-        def part(start: int, stop: int) -> None:
-            self.kernels.forward(*self.networks, self.codes.numpy(), start, stop, *drops, self.work, self.costs.array, self.right)
-
-        in_parts(len(self.parameters), part, self.width)
+        self._pass(self._drops(self.seeds, generator, training=training))
 
     def backward(self, *, for_weights: bool, by_c: bool) -> None:
         """Fill in the derivatives asked for."""
-
-        def part(start: int, stop: int) -> None:
-            self.kernels.backward(*self.networks, self.factor, start, stop, for_weights, by_c, self.work, self.grad_rows, self.by_c.array)
-
-        in_parts(len(self.parameters), part, self.width)
+        self._pass((False, self.seeds.numpy(), 0, 1.0, LAYER_NORM_EPS), forth=False, back=True, for_weights=for_weights, by_c=by_c)
         if for_weights:
             for parameter, grad in zip(self.parameters, self.grads, strict=True):
                 parameter.grad = grad
+
+    def _pass(
+        self, drops: tuple[Any, ...], *, forth: bool = True, back: bool = False, for_weights: bool = False, by_c: bool = False, adam: Adam = NO_ADAM
+    ) -> Matrix:
+        """Call the compiled passes, each thread for some of the networks; return what the cells cost each, each time."""
+        told, codes = np.zeros((len(self.parameters), len(drops[1])), np.float32), self.codes.numpy()
+
+        def part(start: int, stop: int) -> None:
+            self.kernels.passes(
+                *self.networks, codes, start, stop, *drops, self.work, self.costs.array, self.right, forth, back, for_weights, by_c, self.factor,
+                self.grad_rows, self.by_c.array, *adam, told,
+            )  # fmt: skip
+
+        in_parts(len(self.parameters), part, len(drops[1]) * self.width)
+        return told
