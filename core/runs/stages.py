@@ -323,13 +323,20 @@ class Stages:
     def _values(self, data: TrainingData, model: Model, loader: Loader) -> None:
         """Judge translations, and write imputed, corrected and translated values where the spec asks for them."""
         from cellweave.core.query.centroid import read_centroid
-        from cellweave.core.training.mosaic_results import judge_translations, wanted_values, write_values
+        from cellweave.core.training.mosaic_results import (
+            draw_corrected,
+            judge_translations,
+            wanted_values,
+            write_values,
+        )
 
         report = self._progress("translations between modalities")
         judge_translations(
             self.run_folder.results, self.spec, model, loader, progress=lambda f: report(f, ""), cancelled=lambda: self.control.cancelled
         )
         technical, stop = read_centroid(self.run_folder.results), lambda: self.control.cancelled
+        report = self._progress("corrected counts for the scores")
+        draw_corrected(self.run_folder.results, self.spec, model, loader, technical, progress=lambda f, r=report: r(f, ""), cancelled=stop)  # type: ignore[misc]
         for name, questions in wanted_values(self.spec.analysis, tuple(modality.name for modality in data.modalities)).items():
             report, path = self._progress(f"{name} values"), self.run_folder.results / f"{name}.h5"
             write_values(path, model, loader, questions, technical=technical, progress=lambda f, report=report: report(f, ""), cancelled=stop)  # type: ignore[misc]
