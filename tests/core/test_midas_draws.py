@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import mudata
 import numpy as np
 import pytest
 import torch
 
+from cellweave.core.cli import main
 from cellweave.core.query.imputed import ImputedQuestion, imputed_chunks
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values
 from cellweave.core.query.opened import open_run
@@ -83,3 +85,23 @@ def _drawn(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion) -> tupl
             for name, value in part.items():
                 found.setdefault(name, np.full((len(rows), value.shape[1]), np.nan, np.float32))[where] = value
     return mean, sd
+
+
+def test_the_command_line_gives_draws_and_every_translation(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = str(trained / "run")
+    assert main(["query", folder, "imputed", "--draws", "6", "--given", "rna", "--seed", "2", "-o", str(tmp_path / "i.h5mu")]) == 0
+    run = open_run(folder)
+    mean, sd = _drawn(run, run.rows(None), ImputedQuestion(given=("rna",), draws=6, seed=2))
+    found = mudata.read_h5mu(tmp_path / "i.h5mu")
+    np.testing.assert_allclose(found.mod["adt"].X, mean["adt"], rtol=1e-3)
+    np.testing.assert_allclose(found.mod["adt"].layers["sd"], sd["adt"], rtol=1e-2, atol=1e-4)
+    assert main(["query", folder, "corrected", "--sampled", "--seed", "2", "--cells", "batch=p2_0", "-o", str(tmp_path / "c.h5mu")]) == 0
+    rows = np.flatnonzero((run.study.obs["batch"] == "p2_0").to_numpy())
+    values = mosaic_values(run, rows, MosaicQuestion("corrected", sampled=True, seed=2))
+    assert (values["rna"] == mudata.read_h5mu(tmp_path / "c.h5mu").mod["rna"].X).mean() > 0.9999
+    for given, wanted in (("rna", "adt"), ("adt", "rna")):
+        assert main(["query", folder, "translated", "--given", given, "-o", str(tmp_path / f"{given}.h5mu")]) == 0
+        assert list(mudata.read_h5mu(tmp_path / f"{given}.h5mu").mod) == [wanted]
+    capsys.readouterr()
+    assert main(["query", folder, "imputed", "--draws", "6", "--sampled", "-o", str(tmp_path / "x.h5mu")]) == 2
+    assert "--draws gives means with their spread" in capsys.readouterr().err
