@@ -199,7 +199,7 @@ def score_mosaic(run: Any, tree: Mapping[str, Any], codes: Mapping[str, NDArray[
         progress(0.97, "drawing corrected counts")
         try:
             space = _space_of(run)
-        except (CellweaveError, OSError) as error:
+        except (CellweaveError, OSError, RuntimeError, MemoryError) as error:
             notes.append(f"Corrected counts were not drawn: {error}")
     progress(0.98, "scores of the modalities")
     batch = codes.get("batch")

@@ -21,7 +21,9 @@ from cellweave.core.cli import main
 from cellweave.core.query import corrected_space as module
 from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values
 from cellweave.core.query.opened import open_run
+from cellweave.core.runs.events import Warned
 from cellweave.core.runs.execute import execute
+from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
 
 NAME = "mosaic_bmmc_rna_adt_atac_4batches.h5mu"
@@ -261,3 +263,21 @@ def test_a_space_comes_back_as_it_was_written_and_a_damaged_one_is_none(tmp_path
     (tmp_path / FILE).write_bytes(b"broken")
     assert load_space(tmp_path / FILE) is None
     assert load_space(tmp_path / "none.npz") is None
+
+
+def test_a_run_goes_on_where_nothing_can_be_drawn(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from cellweave.core.training import mosaic_results
+
+    def fails(*_args: object, **_more: object) -> CountSpace:
+        raise RuntimeError("rate is not finite")
+
+    monkeypatch.setattr(mosaic_results, "corrected_space", fails)
+    spec = RunFolder.open(run).spec.with_changes({"training.max_epochs": 1})
+    said: list[str] = []
+    execute(spec, tmp_path / "run", listener=lambda event: said.append(event.text) if isinstance(event, Warned) else None)
+    assert "The corrected counts were not drawn for the scores: rate is not finite" in said
+    tree = scmib.load(tmp_path / "run" / "results")
+    assert tree is not None
+    assert {part["why"] for part in tree["parts"] if part["of"] == "counts"} == {"they were not drawn"}
+    assert "scmib_total" in tree["scores"]
+    assert any("they were not drawn" in note for note in tree["notes"])
