@@ -109,8 +109,11 @@ def measure_counts(
     chosen, _ = possible(own.get("batch"), own.get("labels"), names)
     if not chosen:
         return {}, "no batches or labels, or not asked for", []
+    n_drawn = len(space.rows) + space.n_empty
     left = f" ({space.n_empty:,} have no corrected count in some modality)" if space.n_empty else ""
-    note = f"Corrected counts were drawn for {len(space.rows) + space.n_empty:,} of {space.n_usable:,} cells and measured in {len(rows):,}{left}."
+    note = f"Corrected counts were drawn for {n_drawn:,} of {space.n_usable:,} cells and measured in {len(rows):,}{left}."
+    if len(rows) == n_drawn == space.n_usable:
+        note = f"Corrected counts were measured in all {len(rows):,} cells."
     progress(0.0, "corrected counts: neighbours in all modalities")
     near, _ = weighted_neighbours(
         [points[rows] for points in space.points.values()], LISI_NEIGHBOURS - 1, seed=seed,
