@@ -12,6 +12,7 @@ from cellweave.core.query.answering import Rows, write_csv, write_h5ad
 from cellweave.core.query.mosaic import MosaicQuestion
 from cellweave.core.query.questions import (
     CorrectedOptions,
+    DrawnOptions,
     ImputedOptions,
     LatentGivenOptions,
     SpreadOptions,
@@ -25,6 +26,12 @@ def answer_imputed(run: TrainedRun, options: SpreadOptions, rows: Rows, path: Pa
     """Write imputed values of the modalities."""
     from cellweave.core.query.imputed import ImputedQuestion, write_imputed
 
+    if isinstance(options, DrawnOptions) and options.values == "drawn":
+        if options.draws is not None:
+            raise QueryError("Means over draws of the latent are no drawn counts.", "Set 'Draws' to auto, or 'Values' to expected.")
+        if options.blended:
+            raise QueryError("Counts are drawn for every cell, also where they were measured.", "Switch 'Keep measured values' off.")
+        return _values(run, MosaicQuestion("imputed", options.given or None, options.modalities or None, sampled=True, seed=options.seed), rows, path)
     in_counts = not isinstance(options, ImputedOptions) or options.scale == "counts"
     question = ImputedQuestion(options.given or None, options.modalities or None, options.draws, options.blended, not in_counts, options.seed)
     write_imputed(run, path, rows, question)
@@ -48,8 +55,10 @@ def answer_translated(run: TrainedRun, options: TranslatedOptions, rows: Rows, p
 
 
 def _values(run: TrainedRun, question: MosaicQuestion, rows: Rows, path: Path) -> list[str]:
-    from cellweave.core.query.mosaic_files import write_mosaic
+    from cellweave.core.query.mosaic_files import SUFFIXES, write_mosaic
 
+    if path.suffix not in SUFFIXES:
+        raise QueryError(f"Drawn counts are not written as {path.suffix}.", f"Write them as {' or '.join(SUFFIXES)}.")
     known = {modality.name: modality.measured[rows] for modality in run.data.modalities}
     asked = question.among(tuple(run.trained.features))
     told = np.any([known[name] for name in asked.given or known], axis=0)

@@ -137,6 +137,12 @@ class ImputedOptions(SpreadOptions):
 _HOW = "Expected values, or counts drawn from them."
 
 
+class DrawnOptions(SpreadOptions):
+    """Of imputed values that may also be counts drawn from the model."""
+
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+
+
 class CorrectedOptions(_Listing):
     """Of values freed of the batch."""
 
@@ -233,7 +239,7 @@ IMPUTED = Q(
     "imputed", "Imputed values", "What every feature of every modality would be in each cell, measured or not, given the modalities of your choice.",
     ImputedOptions, (".h5mu", ".h5ad", ".h5", ".csv"), _VALUES,
 )  # fmt: skip
-IMPUTED_COUNTS = Q(IMPUTED.name, IMPUTED.title, IMPUTED.help, SpreadOptions, IMPUTED.formats, _VALUES)
+IMPUTED_COUNTS = Q(IMPUTED.name, IMPUTED.title, IMPUTED.help, DrawnOptions, IMPUTED.formats, _VALUES)
 CORRECTED = Q(
     "corrected", "Batch-corrected values", "What every feature of every modality would be if all cells had come from one batch, the one nearest the middle of "
     "all.", CorrectedOptions, (".h5mu", ".h5ad", ".h5"), _VALUES,

@@ -59,7 +59,7 @@ def asked(qtbot, dialog, name, options=None, suffix=""):
 def test_only_what_midas_can_answer_is_offered(dialog):
     assert [question.name for question in dialog.questions] == ["imputed", "corrected", "translated", "latent_given"]
     dialog.list.setCurrentRow(0)
-    assert dialog.forms["imputed"].paths() == ["given", "modalities", "blended", "draws", "seed"]  # it has no other scale than counts
+    assert dialog.forms["imputed"].paths() == ["given", "modalities", "blended", "draws", "seed", "values"]  # it has no other scale than counts
 
 
 def test_imputed_values_with_draws_are_those_of_the_core(qtbot, dialog, folder):
@@ -75,6 +75,15 @@ def test_imputed_values_with_draws_are_those_of_the_core(qtbot, dialog, folder):
     assert "standard deviation over the draws" in dialog.said.text()
     one = anndata.read_h5ad(asked(qtbot, dialog, "imputed", {"modalities": ("adt",), "draws": 4, "seed": 6}, ".h5ad"))
     assert not np.allclose(one.X, found.mod["adt"].X)
+    # Counts instead of means; what does not go with them is said.
+    for changes, words in (({"values": "drawn"}, "no drawn counts"), ({"draws": None, "blended": True}, "also where they were measured")):
+        assert asked(qtbot, dialog, "imputed", changes) is None
+        assert words in dialog.said.text()
+    assert asked(qtbot, dialog, "imputed", {"blended": False}, ".csv") is None
+    assert "Drawn counts are not written as .csv" in dialog.said.text()
+    drawn = anndata.read_h5ad(asked(qtbot, dialog, "imputed", {"given": ("rna",)}, ".h5ad"))
+    wanted = mosaic_values(run, question=MosaicQuestion("imputed", ("rna",), ("adt",), sampled=True, seed=6))["adt"]
+    assert ((wanted == drawn.X) | (np.isnan(wanted) & np.isnan(drawn.X))).mean() > 0.9999
 
 
 def test_corrected_and_translated_values_are_those_of_the_core(qtbot, dialog, folder):
