@@ -54,8 +54,8 @@ def _product_of_weights(spec: RunSpec) -> Iterator[Check]:
             continue
         usual = term.default * terms[term.times].default
         text = (
-            f"'{term.label}' has the weight {own:g}, which multiplies that of '{terms[term.times].label}', {other:g}: {own * other:g} in all, where {usual:g} is "
-            f"usual. In specs from before schema 2 the weight was the whole product; if yours is from then, set it to {own / other:g} or write "
+            f"'{term.label}' has the weight {own:g}, which multiplies that of '{terms[term.times].label}', {other:g}: {own * other:g} in all, where "
+            f"{usual:g} is usual. In specs from before schema 2 the weight was the whole product; if yours is from then, set it to {own / other:g} or write "
             "schema_version = 1 into it."
         )
         path = f"losses.weights.{term.name}"
