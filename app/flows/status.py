@@ -93,7 +93,7 @@ class Status(QObject):
             window.data_panel.summary(),
             window.covariates_panel.summary(),
             (done, self._model_words()),
-            (done, self._weights_words()),
+            (window.losses_panel.mark(), self._weights_words()),
             (done, self._training_words()),
         ]
 

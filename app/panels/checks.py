@@ -14,6 +14,15 @@ from cellweave.core.study.checks import Check, Fix, Level
 MARKS = {Level.OK: ("check", "good", "Passed"), Level.WARN: ("warn", "warn", "Warning"), Level.FAIL: ("fail", "bad", "Blocks training")}
 
 
+#: Steps that show what was found of their own fields; everything else stands with the data.
+OWN_STEPS = ("covariates", "losses")
+
+
+def of_step(checks: Sequence[Check], step: str) -> list[Check]:
+    """Return the findings that a step shows: ``"data"``, or one of :data:`OWN_STEPS`."""
+    return [check for check in checks if step == next((own for own in OWN_STEPS if check.where.startswith(own)), "data")]
+
+
 class MarkLabel(QLabel):
     """A finding's mark, drawn in the theme's colour; its meaning is its accessible name, never the colour alone."""
 

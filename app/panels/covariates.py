@@ -19,7 +19,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from cellweave.app.panels.checks import ChecksList
+from cellweave.app.panels.checks import ChecksList, of_step
 from cellweave.app.panels.crosstab import CrossTable
 from cellweave.app.panels.parts import button, clear, row, subheading, text
 from cellweave.app.panels.roles import TITLES, ColumnsView, RolePopup
@@ -160,7 +160,7 @@ class CovariatesPanel(QWidget):
 
     def _show_checks(self, checks: tuple[Any, ...]) -> None:
         self._show_rows(self._session.spec)
-        own = [check for check in checks if check.where.startswith("covariates") and check.level.value != "ok"]
+        own = [check for check in of_step(checks, "covariates") if check.level.value != "ok"]
         self.checks.set_checks(own)
         self.checks.setVisible(bool(own))
 
@@ -239,8 +239,7 @@ class CovariatesPanel(QWidget):
         words = " · ".join(f"{TITLES[role]}: {', '.join(names)}" for role, names in roles.items()) or "No column has a role yet"
         if session.study is None:
             return "", words if roles else "Which column means what"
-        own = [check for check in session.checks if check.where.startswith("covariates")]
-        levels = {check.level.value for check in own}
+        levels = {check.level.value for check in of_step(session.checks, "covariates")}
         done: Mark = "check" if roles and session.checked_spec is not None else ""
         return "fail" if "fail" in levels else "warn" if "warn" in levels or (not roles and session.checked_spec is not None) else done, words
 

@@ -9,7 +9,7 @@ from qtpy.QtCore import QSignalBlocker, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QVBoxLayout, QWidget
 
 from cellweave.app.forms import SpecForm
-from cellweave.app.panels.checks import ChecksList
+from cellweave.app.panels.checks import ChecksList, of_step
 from cellweave.app.panels.features import ModalityForm, label_width
 from cellweave.app.panels.mosaic import MOST_ROWS, MosaicGrid
 from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, set_look, subheading, text
@@ -186,7 +186,7 @@ class DataPanel(QWidget):
         self._refresh()
 
     def _show_checks(self, checks: tuple[Any, ...]) -> None:
-        own = [check for check in checks if not check.where.startswith("covariates")]
+        own = of_step(checks, "data")
         self.checks.set_checks(own)
         self.checks_title.setVisible(bool(own))
         self.checks.setVisible(bool(own))
@@ -303,8 +303,8 @@ class DataPanel(QWidget):
             return "fail", f"{name} · cannot be used"
         if session.study is None:
             return "", f"{name} · loading"
-        failing = any(not check.where.startswith("covariates") for check in session.failures)
-        warned = any(check.level.value == "warn" and not check.where.startswith("covariates") for check in session.checks)
+        failing = bool(of_step(session.failures, "data"))
+        warned = any(check.level.value == "warn" for check in of_step(session.checks, "data"))
         words = f"{name} · {session.study.n_cells:,} cells"
         return "fail" if failing else "warn" if warned else "check" if session.checked_spec is not None else "", words
 

@@ -6,8 +6,11 @@ from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QCheckBox, QVBoxLayout, QWidget
 
 from cellweave.app.forms import LossWeightsForm
+from cellweave.app.panels.checks import ChecksList, of_step
 from cellweave.app.panels.parts import text
+from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
+from cellweave.core.study.checks import Check, Level
 
 RESTING = "The objective is the sum of the terms, each times its weight. 0 switches a term off."
 
@@ -32,6 +35,9 @@ class LossesPanel(QWidget):
         self.live.setChecked(True)
         self.live.setVisible(False)
         self.live.toggled.connect(self.liveToggled)
+        self.checks = ChecksList()
+        self.checks.fixAsked.connect(lambda fix: session.editor.edit(fix.changes, fix.label))
+        self.checks.setVisible(False)
         self._form = LossWeightsForm()
         self.form.weightChanged.connect(self._edit)
         layout = QVBoxLayout(self)
@@ -40,12 +46,14 @@ class LossesPanel(QWidget):
         layout.addWidget(self.hint)
         layout.addWidget(self.live)
         layout.addWidget(self.form, 1)
+        layout.addWidget(self.checks)  # behind the sliders, which must not move while one is dragged
         self._waiting = QTimer(self)
         self._waiting.setSingleShot(True)
         self._waiting.setInterval(0)
         self._waiting.timeout.connect(self._catch_up)
         session.editor.changed.connect(self._show)
         session.study_changed.connect(self._show)
+        session.checks_changed.connect(self._show_checks)
         self._show()
 
     @property
@@ -66,6 +74,16 @@ class LossesPanel(QWidget):
         if self._stale:
             self._stale = False
             self._form.set_spec(self._session.spec, self._session.modalities)
+
+    def _show_checks(self, checks: tuple[Check, ...]) -> None:
+        own = [check for check in of_step(checks, "losses") if check.level is not Level.OK]
+        self.checks.set_checks(own)
+        self.checks.setVisible(bool(own))
+
+    def mark(self) -> Mark:
+        """Return the mark of the step's header."""
+        levels = {check.level for check in of_step(self._session.checks, "losses")}
+        return "fail" if Level.FAIL in levels else "warn" if Level.WARN in levels else "check" if self._session.study is not None else ""
 
     def _edit(self, term: str, weight: float) -> None:
         self._session.editor.edit({f"losses.weights.{term}": weight}, f"weight of {term.replace('_', ' ')}")

@@ -5,11 +5,10 @@ Views take their colours from :func:`current` when they paint and redraw on ``no
 
 from cellweave.app.theme.icons import icon, program_icon
 from cellweave.app.theme.manager import MODES, apply, current, follow, mode, notifier, stop_following
-from cellweave.app.theme.tokens import OKABE_ITO, SPACE, Theme, heading_font, load_theme, series_color, tabular_font
+from cellweave.app.theme.tokens import SPACE, Theme, heading_font, load_theme, series_color, tabular_font
 
 __all__ = [
     "MODES",
-    "OKABE_ITO",
     "SPACE",
     "Theme",
     "apply",

@@ -9,11 +9,10 @@ from importlib.resources import files
 
 from qtpy.QtGui import QColor, QFont, QFontDatabase, QGuiApplication
 
+from cellweave.core.export.palette import LOSS_COLOURS
+
 SPACE = 4
 """Step of all spacing, in device-independent pixels: 8 inside a group, 16 between groups."""
-
-OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-"""Okabe and Ito's colours, in the order of the curves (Okabe & Ito 2008, Color Universal Design)."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def load_theme(name: str) -> Theme:
 
 def series_color(index: int) -> QColor:
     """Return the colour of a loss term by the index that its family declares."""
-    return QColor(OKABE_ITO[index % len(OKABE_ITO)])
+    return QColor(LOSS_COLOURS[index % len(LOSS_COLOURS)])
 
 
 def heading_font() -> QFont:

@@ -8,7 +8,8 @@ from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QColor, QIcon, QPainter, QPen, QPixmap
 from qtpy.QtWidgets import QToolButton
 
-from cellweave.app.theme import OKABE_ITO, SPACE
+from cellweave.app.theme import SPACE
+from cellweave.core.export.palette import LOSS_COLOURS
 
 
 def stem(name: str) -> str:
@@ -18,8 +19,8 @@ def stem(name: str) -> str:
 
 def free_colours(taken: set[int]) -> list[int]:
     """Return the hues that no term has; all of them where every one is taken."""
-    every = range(len(OKABE_ITO))
-    return [number for number in every if number not in {colour % len(OKABE_ITO) for colour in taken}] or list(every)
+    every = range(len(LOSS_COLOURS))
+    return [number for number in every if number not in {colour % len(LOSS_COLOURS) for colour in taken}] or list(every)
 
 
 def line_icon(colour: QColor, pattern: Sequence[float]) -> QIcon:

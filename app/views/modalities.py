@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +34,11 @@ COLUMNS = (
 ABOUT = {"scmib_batch": "Batch mixing", "modality_score": "Modalities", "scmib_bio": "Biology kept"}
 PARTS = (
     TableColumn("part", "Part of the score", "What was measured."),
-    TableColumn("about", "Counts in", "The mean it is part of."),
-    TableColumn("value", "Value", "Between 0 and 1; higher is better.", "share"),
-    TableColumn("why", "Missing because", "Why a part was not measured; it is left out of its mean."),
+    TableColumn("about", "Mean", "The mean it is part of.", rank=2),
+    TableColumn("value", "Latent", "Of the latent space, or of what is told from it; between 0 and 1, higher is better.", "share"),
+    TableColumn("counts", "Counts", "The same of batch-corrected counts of all modalities, where it is a part of the score; between 0 and 1, higher is better.",
+                "share"),
+    TableColumn("why", "Missing because", "Why a part was not measured; it is left out of its mean.", rank=1),
 )
 
 
@@ -126,7 +129,7 @@ class ModalitiesView(RunView):
 
     def _lower(self) -> QSplitter:
         """Return the tables: pairs of modalities, and the parts of the score."""
-        self.parts = DataTable("Parts of the score of the mosaic")
+        self.parts = DataTable("Parts of the score of the mosaic", fit=True)
         self.parts_csv = tool("table", "Export the parts of the score as CSV", lambda: self.context.save_csv("scmib", self.parts.as_csv))
         self.total = text("", secondary=True)
         self.total.setAccessibleName("Score of the mosaic")
@@ -179,14 +182,18 @@ class ModalitiesView(RunView):
 
     def _show_score(self, found: Found) -> None:
         """Show each part, and say what the total is or why there is none."""
-        parts = [] if found.score is None else found.score["parts"]
+        every = [] if found.score is None else found.score["parts"]
+        drawn = {part["name"]: part for part in every if part["of"] == "counts"}
+        parts = [part for part in every if part["of"] != "counts"]
+        pairs = [(part, drawn.get(f"counts_{part['name']}") if part["of"] else None) for part in parts]
         values: dict[str, Any] = {
             "part": np.array([part["title"] for part in parts], dtype=object),
             "about": np.array([ABOUT.get(part["score"], part["score"]) for part in parts], dtype=object),
-            "value": np.array([np.nan if part["value"] is None else float(part["value"]) for part in parts]),
-            "why": np.array([part["why"] for part in parts], dtype=object),
+            "value": np.array([_number(part) for part in parts]),
+            "counts": np.array([_number(other) for _, other in pairs]),
+            "why": np.array([_why(part, other) for part, other in pairs], dtype=object),
         }
-        columns = [column for column in PARTS if column.name != "why" or any(values["why"])]
+        columns = [column for column in PARTS if column.name not in {"why", "counts"} or any(values["why"] if column.name == "why" else drawn)]
         self.parts.set_table(columns, values, text_column="part")
         self.parts_csv.setEnabled(bool(parts))
         self.total.setText(found.totals or "It is put together when the metrics of the run are computed: open Metrics and compute them.")
@@ -252,6 +259,17 @@ class ModalitiesView(RunView):
         self.selectionChanged.emit(np.asarray(rows, np.int64))
 
 
+def _number(part: Mapping[str, Any] | None) -> float:
+    return np.nan if part is None or part["value"] is None else float(part["value"])
+
+
+def _why(part: Mapping[str, Any], drawn: Mapping[str, Any] | None) -> str:
+    """Return why a part is missing in the latent space, in the corrected counts, or in both."""
+    if drawn is None or drawn["why"] == part["why"]:
+        return str(part["why"])
+    return ", ".join(words for words in (str(part["why"]), f"counts: {drawn['why']}" if drawn["why"] else "") if words)
+
+
 def read_modalities(results: RunResults) -> Found:
     """Return what the view shows of a run; called in a thread.
 
@@ -282,5 +300,5 @@ def read_modalities(results: RunResults) -> Found:
         pairs = tuple({**pair, **{side: labels.get(pair[side], pair[side]) for side in ("first", "second")}} for pair in tree["pairs"])
     score = scmib.load(folder)
     # What is left out of the means is said in the table, part by part.
-    totals = " ".join([*scmib.totals(score["scores"]), *(str(note) for note in score["notes"] if not note.startswith(scmib.LEFT_OUT))]) if score else ""
+    totals = " ".join([*scmib.totals(score), *(str(note) for note in score["notes"] if not note.startswith(scmib.LEFT_OUT))]) if score else ""
     return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "", score, totals)

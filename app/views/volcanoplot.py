@@ -13,9 +13,10 @@ from qtpy.QtCore import QPointF, QRectF, Qt, QTimer, Signal
 from qtpy.QtGui import QColor, QFontMetricsF, QKeyEvent
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from cellweave.app.theme import OKABE_ITO, current, notifier
+from cellweave.app.theme import current, notifier
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.dots import Dots
+from cellweave.core.export.palette import OKABE_ITO
 
 if TYPE_CHECKING:
     from cellweave.core.export.differential_files import Volcano

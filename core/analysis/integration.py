@@ -195,6 +195,29 @@ def measure(
     return {"values": values, "notes": notes}
 
 
+def measure_neighbours(
+    near: Neighbours, names: Sequence[str], *, batch: Codes | None, labels: Codes | None, seed: int = 0, progress: Report | None = None
+) -> dict[str, float]:
+    """Measure cells of which only the neighbours are known; for metrics that need no more.
+
+    Parameters
+    ----------
+    near
+        Neighbours of each cell, without itself, as many as LISI looks at where there are so many cells.
+    names
+        Metrics that the columns allow (:func:`possible`).
+    batch, labels, seed, progress
+        As in :func:`measure`.
+
+    Returns
+    -------
+    dict
+        By metric, without those that have no value.
+    """
+    nowhere = np.zeros((len(near.indices), 0), dtype=np.float32)
+    return _Measured(nowhere, batch, labels, None, seed, progress or (lambda share, text: None), near).values(names)
+
+
 def scores_of(values: Mapping[str, float]) -> dict[str, float]:
     """Return the batch score, the biology score and, where both are there, scIB's total."""
     found = {}
@@ -279,11 +302,12 @@ class _Measured:
     """One embedding, with what several metrics stand on computed once."""
 
     def __init__(
-        self, points: NDArray[np.floating], batch: Codes | None, labels: Codes | None, base: NDArray[np.floating] | None, seed: int, tell: Report
-    ) -> None:
+        self, points: NDArray[np.floating], batch: Codes | None, labels: Codes | None, base: NDArray[np.floating] | None, seed: int, tell: Report,
+        near: Neighbours | None = None,
+    ) -> None:  # fmt: skip
         self.points, self.batch, self.labels, self.base = points, batch, labels, base
         self.seed, self.tell, self.done = seed, tell, 0.0
-        self._neighbours: Neighbours | None = None
+        self._neighbours = near
 
     def values(self, chosen: Sequence[str]) -> dict[str, float]:
         found: dict[str, float] = {}

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from cellweave.core.analysis.arrays import load_array, save_array
 from cellweave.core.analysis.integration import ALL, BASELINE, METRICS, Embedding, measure, stratified_rows
+from cellweave.core.analysis.scmib_counts import FILE as SPACE
+from cellweave.core.analysis.scmib_counts import CountSpace, load_space, save_space
 from cellweave.core.errors import CellweaveError, DataError, SpecError
 from cellweave.core.files import write_atomic, write_json_atomic, write_text_atomic
 
@@ -185,18 +187,26 @@ def score_mosaic(run: Any, tree: Mapping[str, Any], codes: Mapping[str, NDArray[
     latents = {name: np.asarray(load_array(path)) for name, path in modality_latents(results).items()}
     if len(latents) < 2:
         return None
-    told, notes = scmib.read_translations(results), []
+    told, notes = scmib.read_translations(results), list[str]()
     if not (results / scmib.TRANSLATIONS).is_file():
         progress(0.97, "judging translations")
         try:
             told = _translations_of(run)
         except (CellweaveError, OSError) as error:
             notes.append(f"Translations were not judged: {error}")
+    space = load_space(results / SPACE)
+    if space is None:
+        progress(0.97, "drawing corrected counts")
+        try:
+            space = _space_of(run)
+        except (CellweaveError, OSError, RuntimeError, MemoryError) as error:
+            notes.append(f"Corrected counts were not drawn: {error}")
     progress(0.98, "scores of the modalities")
     batch = codes.get("batch")
-    seed = int(run.spec.training.seed)
+    seed, measured = int(run.spec.training.seed), tree["values"][tree["main"]]
     aligned = scmib.modality_parts(latents, batch if batch is not None else np.zeros(len(run.cells), dtype=np.int64), codes.get("labels"), seed=seed)
-    found = scmib.assemble(tree["values"][tree["main"]], aligned, told, tuple(latents), notes)
+    values, why, said = scmib.counts_half(space, codes, measured, seed=seed, progress=lambda share, text: progress(0.98 + 0.02 * share, text))
+    found = scmib.assemble(measured, aligned, told, tuple(latents), [*notes, *said], (values, why))
     return scmib.store(results, found, tree["columns"])
 
 
@@ -210,6 +220,22 @@ def _translations_of(run: Any) -> list[dict[str, Any]]:
     rows = translation_scores(run.spec, opened.model, opened.data, batches, seed=int(run.spec.training.seed))
     write_translations(run.folder.results, rows)
     return rows
+
+
+def _space_of(run: Any) -> CountSpace | None:
+    """Draw the corrected counts of a finished run whose folder has none, and keep what they come to there; None where its model corrects nothing."""
+    from cellweave.core.models.midas_network import MidasNetwork
+    from cellweave.core.query.centroid import centroid_of
+    from cellweave.core.query.corrected_space import corrected_space
+    from cellweave.core.query.opened import open_run
+
+    opened = open_run(run.folder.path)
+    if not isinstance(opened.model, MidasNetwork):
+        return None
+    batches = lambda rows: ((rows[where], batch) for where, batch in opened.minibatches(rows))  # noqa: E731
+    space = corrected_space(run.spec, opened.model, opened.data, batches, centroid_of(opened))
+    save_space(run.folder.results, space)
+    return space
 
 
 def update_metrics_file(path: Path, tree: Mapping[str, Any], mosaic: Mapping[str, Any] | None = None) -> None:

@@ -24,6 +24,7 @@ from cellweave.core.analysis.cached_stages import CachedStages, Emit, digest, su
 from cellweave.core.analysis.integration import BASELINE
 from cellweave.core.analysis.integration_results import FEWEST, JSON_NAME, latent_files, load, metric_rows, store
 from cellweave.core.analysis.jobs import Runner
+from cellweave.core.analysis.scmib_counts import FILE as SPACE
 from cellweave.core.errors import CellweaveError
 from cellweave.core.files import sha256_of, write_atomic, write_json_atomic
 from cellweave.core.runs.events import Metric, Warned
@@ -266,13 +267,16 @@ class _Pipeline:
 
     def _scmib(self, latents: dict[str, Path], sums: dict[str, str]) -> None:
         """Put the scores of the mosaic together from the integration metrics, the alignment in every batch and how well translations are."""
-        columns = {role: column for role, column in self.spec.covariates.scored().items() if role in {"batch", "labels"} and column in self.obs}
-        coded = {role: _codes(self.obs[column])[0] for role, column in columns.items()}
         tree = load(self.results) if self.spec.analysis.scores and self.spec.analysis.integration else None
+        wanted = tree["columns"] if tree is not None else self.spec.covariates.scored()  # all parts are of the same columns
+        columns = {role: column for role, column in wanted.items() if role in {"batch", "labels"} and column in self.obs}
+        coded = {role: _codes(self.obs[column])[0] for role, column in columns.items()}
         measured = tree["values"][tree["main"]] if tree is not None else None
+        space = self.results / SPACE if measured is not None and (self.results / SPACE).is_file() else None
         told = scmib.read_translations(self.results)
         sources = {role: zlib.crc32(codes.tobytes()) for role, codes in coded.items()}
         key: dict[str, Any] = {"latents": sums, "columns": sources, "measured": measured, "told": told, "seed": self.spec.training.seed}
+        key |= {"space": sha256_of(space) if space else None, "version": scmib.VERSION}
 
         def judge(out: Path) -> None:
             paths: dict[str, Any] = {}
@@ -280,7 +284,8 @@ class _Pipeline:
                 paths[role] = self.work / f"scmib_{role}.npy"
                 save_array(paths[role], codes)
             files = {name: str(path) for name, path in latents.items()}
-            found = self.stages.do("scmib", "Scores of the mosaic", latents=files, measured=measured, told=told, seed=self.spec.training.seed, **paths)
+            arguments = {"latents": files, "measured": measured, "told": told, "space": space, "seed": self.spec.training.seed, **paths}
+            found = self.stages.do("scmib", "Scores of the mosaic", **arguments)
             scmib.store(out.parent, found, columns)
 
         if self.stages.stage("scmib", "Scores of the mosaic", key, scmib.FILE, judge):

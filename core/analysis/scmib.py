@@ -3,15 +3,15 @@
 * scMIB: 0.3 times batch mixing, 0.3 times the alignment of modalities and 0.4 times biology kept.
 * scIB in the form of that paper: 0.4 times batch mixing and 0.6 times biology kept.
 
-Batch mixing is the mean of iLISI, graph connectivity and kBET; biology kept that of NMI, ARI, the F1 of isolated labels and cLISI; the alignment that
-of six parts, each a mean over batches and, where it has a direction, over directions. All are of the latent space; the paper adds those of a graph of
-batch-corrected counts to the first and the last, which is not done here. A part that could not be measured is left out of its mean, and said.
+Batch mixing is the mean of iLISI, graph connectivity and kBET, biology kept that of NMI, ARI, the F1 of isolated labels and cLISI, in scMIB each of the
+latent space and of batch-corrected counts (:mod:`cellweave.core.analysis.scmib_counts`), in scIB of one of the two. The alignment is the mean of six
+parts, each a mean over batches and, where it has a direction, over directions. A part that could not be measured is left out of its mean, and said.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from cellweave.core.analysis.alignment import FEWEST, MOST_CELLS, foscttm, label_transfer
 from cellweave.core.analysis.integration import METRICS, MetricInfo
+from cellweave.core.analysis.scmib_counts import CountSpace, load_space, measure_counts
 from cellweave.core.analysis.silhouettes import silhouette_batch
 from cellweave.core.files import write_json_atomic
 from cellweave.core.spec.modalities import modality_kind
@@ -29,12 +30,18 @@ from cellweave.core.spec.modalities import modality_kind
 FILE, TRANSLATIONS = "scmib.json", "translation.json"
 #: Beginning of the note on parts that could not be measured.
 LEFT_OUT = "Left out of the means"
-VERSION = 1
+#: 2: with the half on corrected counts.
+VERSION = 2
+OLDER = "These scores are without the half on corrected counts, which this version measures too: compute the metrics again."
 BATCH_PARTS = ("ilisi", "graph_connectivity", "kbet")
 BIO_PARTS = ("nmi", "ari", "isolated_f1", "clisi")
 #: Shares of batch mixing, alignment of modalities and biology kept in the totals.
 SCMIB_WEIGHTS = {"scmib_batch": 0.3, "modality_score": 0.3, "scmib_bio": 0.4}
 SCIB_WEIGHTS = {"scmib_batch": 0.4, "scmib_bio": 0.6}
+#: Beginning of the names of parts that are of corrected counts; those of the latent space are called as the metrics.
+COUNTS = "counts_"
+#: scIB's totals by what they are of.
+SCIB = {"latent": "scmib_scib", "counts": "scmib_scib_counts"}
 MODALITY_PARTS: dict[str, MetricInfo] = {
     "asw_modality": MetricInfo("ASW over modality", "1 where the modalities of each label cannot be told apart in c.", "modality", ("labels",)),
     "foscttm": MetricInfo("1 \N{MINUS SIGN} FOSCTTM", "1 minus the share of cells that lie nearer than the true match; 0.5 is chance.", "modality", ()),
@@ -45,10 +52,17 @@ MODALITY_PARTS: dict[str, MetricInfo] = {
 }
 SCORES: dict[str, MetricInfo] = {
     "scmib_total": MetricInfo("scMIB", "0.3 batch mixing, 0.3 alignment of modalities, 0.4 biology kept (He et al. 2024).", "total", ("batch", "labels")),
-    "scmib_scib": MetricInfo("scIB (scMIB's parts)", "0.4 batch mixing and 0.6 biology kept, of scMIB's parts.", "total", ("batch", "labels")),
-    "scmib_batch": MetricInfo("Batch mixing (scMIB)", "Mean of iLISI, graph connectivity and kBET.", "batch", ("batch",)),
+    "scmib_scib": MetricInfo(
+        "scIB (scMIB's parts)", "0.4 batch mixing and 0.6 biology kept, of scMIB's parts on the latent space.", "total", ("batch", "labels")
+    ),
+    "scmib_scib_counts": MetricInfo(
+        "scIB, corrected counts", "0.4 batch mixing and 0.6 biology kept, of scMIB's parts on batch-corrected counts.", "total", ("batch", "labels")
+    ),
+    "scmib_batch": MetricInfo("Batch mixing (scMIB)", "Mean of iLISI, graph connectivity and kBET, of latent space and corrected counts.", "batch", ("batch",)),
     "modality_score": MetricInfo("Modalities aligned", "Mean of what tells how modalities lie together and are told from each other.", "modality", ()),
-    "scmib_bio": MetricInfo("Biology kept (scMIB)", "Mean of NMI, ARI, the F1 of isolated labels and cLISI.", "bio", ("labels",)),
+    "scmib_bio": MetricInfo(
+        "Biology kept (scMIB)", "Mean of NMI, ARI, the F1 of isolated labels and cLISI, of latent space and corrected counts.", "bio", ("labels",)
+    ),
 }
 
 
@@ -66,6 +80,8 @@ class Part:
         None where it could not be measured.
     why
         Then why, in a few words.
+    of
+        ``"latent"``: the latent space; ``"counts"``: batch-corrected counts; empty for the alignment of modalities.
     """
 
     name: str
@@ -74,12 +90,16 @@ class Part:
     score: str
     value: float | None
     why: str = ""
+    of: str = ""
 
 
 def part_info(name: str) -> MetricInfo:
     """Return what a part or a score is called and means, also of modalities that plug-ins declare."""
     if name in MODALITY_PARTS or name in SCORES or name in METRICS:
         return MODALITY_PARTS.get(name) or SCORES.get(name) or METRICS[name]
+    if name.startswith(COUNTS):
+        info = METRICS[name.removeprefix(COUNTS)]
+        return MetricInfo(f"{info.title}, corrected counts", f"Of batch-corrected counts of all modalities. {info.help}", info.about, info.needs)
     label = modality_kind(name.removeprefix("told_")).label
     return MetricInfo(f"{label} told", f"How well {label} is told from other modalities: Pearson's correlation, or AUROC of 0 and 1.", "modality", ())
 
@@ -150,7 +170,12 @@ def _silhouette(
 
 
 def assemble(
-    measured: Mapping[str, float] | None, aligned: Mapping[str, float], told: Sequence[Mapping[str, Any]], modalities: Sequence[str], notes: Sequence[str] = ()
+    measured: Mapping[str, float] | None,
+    aligned: Mapping[str, float],
+    told: Sequence[Mapping[str, Any]],
+    modalities: Sequence[str],
+    notes: Sequence[str] = (),
+    counts: tuple[Mapping[str, float], str] = ({}, "they were not drawn"),
 ) -> dict[str, Any]:
     """Put the scores together.
 
@@ -166,13 +191,15 @@ def assemble(
         Names of the model's modalities.
     notes
         Further sentences.
+    counts
+        The same metrics of corrected counts, and why there are none.
 
     Returns
     -------
     dict
         ``parts`` (each :class:`Part` as a dict), ``scores`` by name (without those that have no part), ``notes``.
     """
-    parts = [_measured_part(name, "scmib_batch", measured) for name in BATCH_PARTS]
+    parts = _both(BATCH_PARTS, "scmib_batch", measured, counts)
     for name in ("asw_modality", "foscttm", "label_transfer"):
         why = "no labels, or too few cells with them" if name != "foscttm" and "foscttm" in aligned else "too few cells have two modalities"
         parts.append(_part(name, "modality_score", aligned.get(name), why))
@@ -183,29 +210,47 @@ def assemble(
         mean = float(np.mean(values[modality])) if modality in values else None
         why = "too few cells have it and another modality" if modality in modalities else "the data have no such modality"
         parts.append(_part(f"told_{modality}", "modality_score", mean, why))
-    parts += [_measured_part(name, "scmib_bio", measured) for name in BIO_PARTS]
-    scores = {}
-    for score in SCMIB_WEIGHTS:
-        own = [part.value for part in parts if part.score == score and part.value is not None]
+    parts += _both(BIO_PARTS, "scmib_bio", measured, counts)
+    rows = [vars(part) for part in parts]
+    scores = means_of(rows, SCMIB_WEIGHTS)
+    if set(SCMIB_WEIGHTS) <= set(scores):
+        scores["scmib_total"] = _weighed(scores, SCMIB_WEIGHTS)
+    for of, total in SCIB.items():
+        own = means_of(rows, SCIB_WEIGHTS, of)
+        if set(SCIB_WEIGHTS) <= set(own):
+            scores[total] = _weighed(own, SCIB_WEIGHTS)
+    return {"version": VERSION, "parts": rows, "scores": scores, "notes": [*notes, *_said(parts, scores)]}
+
+
+def means_of(parts: Sequence[Mapping[str, Any]], scores: Iterable[str], of: str | None = None) -> dict[str, float]:
+    """Return the means of the parts that were measured, by score, of those of the latent space or of corrected counts alone where it is said."""
+    found = {}
+    for score in scores:
+        own = [part["value"] for part in parts if part["score"] == score and part["value"] is not None and of in (None, part["of"])]
         if own:
-            scores[score] = float(np.mean(own))
-    for total, weights in (("scmib_total", SCMIB_WEIGHTS), ("scmib_scib", SCIB_WEIGHTS)):
-        if set(weights) <= set(scores):
-            scores[total] = sum(weight * scores[name] for name, weight in weights.items())
-    return {"version": VERSION, "parts": [vars(part) for part in parts], "scores": scores, "notes": [*notes, *_said(parts, scores)]}
+            found[score] = float(np.mean(own))
+    return found
 
 
-def _part(name: str, score: str, value: float | None, why: str) -> Part:
+def _weighed(means: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    return sum(weight * means[name] for name, weight in weights.items())
+
+
+def _part(name: str, score: str, value: float | None, why: str, of: str = "") -> Part:
     info = part_info(name)
-    return Part(name, info.title, info.help, score, value, "" if value is not None else why)
+    return Part(name, info.title, info.help, score, value, "" if value is not None else why, of)
 
 
-def _measured_part(name: str, score: str, measured: Mapping[str, float] | None) -> Part:
-    if measured is None:
-        why = "the integration metrics were not computed"
-    else:
-        why = "no labels, or not asked for" if "labels" in METRICS[name].needs else "no batches, or not asked for"
-    return _part(name, score, None if measured is None else measured.get(name), why)
+def _both(names: Sequence[str], score: str, measured: Mapping[str, float] | None, counts: tuple[Mapping[str, float], str]) -> list[Part]:
+    """Return the parts of a score that are of the latent space, then those of corrected counts."""
+    values, nothing = counts
+    whys = {}
+    for name in names:
+        needed = "no labels, or not asked for" if "labels" in METRICS[name].needs else "no batches, or not asked for"
+        whys[name] = "the integration metrics were not computed" if measured is None else needed
+    latent = [_part(name, score, (measured or {}).get(name), why, "latent") for name, why in whys.items()]
+    drawn = [_part(COUNTS + name, score, values.get(name), why if measured is None else nothing or why, "counts") for name, why in whys.items()]
+    return [*latent, *drawn]
 
 
 def _said(parts: Sequence[Part], scores: Mapping[str, float]) -> list[str]:
@@ -213,7 +258,10 @@ def _said(parts: Sequence[Part], scores: Mapping[str, float]) -> list[str]:
     missing = [part for part in parts if part.value is None]
     notes = []
     if missing:
-        words = "; ".join(f"{part.title} ({part.why})" for part in missing)
+        by_reason: dict[str, list[str]] = {}
+        for part in missing:
+            by_reason.setdefault(part.why, []).append(part.title)
+        words = "; ".join(f"{', '.join(titles)} ({why})" for why, titles in by_reason.items())
         notes.append(f"{LEFT_OUT}: {words}. Compare scores only with runs that have the same parts.")
     if "scmib_total" not in scores:
         wanting = [SCORES[name].title for name in SCMIB_WEIGHTS if name not in scores]
@@ -221,14 +269,17 @@ def _said(parts: Sequence[Part], scores: Mapping[str, float]) -> list[str]:
     return notes
 
 
-def totals(scores: Mapping[str, float]) -> list[str]:
-    """Return a sentence on each total that there is."""
+def totals(tree: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on scMIB's total and one on scIB's, as far as they are there in what :func:`load` gives."""
     short = {"scmib_batch": "batch mixing", "modality_score": "modalities", "scmib_bio": "biology kept"}
-    found = []
-    for name, title, weights in (("scmib_total", "scMIB", SCMIB_WEIGHTS), ("scmib_scib", "scIB", SCIB_WEIGHTS)):
-        if name in scores:
-            words = " + ".join(f"{weight:g} × {short[part]} {scores[part]:.3f}" for part, weight in weights.items())
-            found.append(f"{title} {scores[name]:.3f} = {words}.")
+    scores, found = tree["scores"], []
+    if "scmib_total" in scores:
+        words = " + ".join(f"{weight:g} × {short[part]} {scores[part]:.3f}" for part, weight in SCMIB_WEIGHTS.items())
+        found.append(f"scMIB {scores['scmib_total']:.3f} = {words}.")
+    what = {"latent": "of the latent space", "counts": "of corrected counts"}
+    own = [f"{scores[total]:.3f} {what[of]}" for of, total in SCIB.items() if total in scores]
+    if own:
+        found.append(f"scIB {' and '.join(own)}.")
     return found
 
 
@@ -245,7 +296,12 @@ def load(results: Path) -> dict[str, Any] | None:
         tree = json.loads((results / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return tree if isinstance(tree, dict) and isinstance(tree.get("parts"), list) and isinstance(tree.get("scores"), dict) else None
+    if not isinstance(tree, dict) or not isinstance(tree.get("parts"), list) or not isinstance(tree.get("scores"), dict):
+        return None
+    if tree.get("version", 1) < VERSION:  # parts of the latent space alone
+        parts = [{"of": "" if part["score"] == "modality_score" else "latent", **part} for part in tree["parts"]]
+        return {**tree, "parts": parts, "notes": [*tree.get("notes", ()), OLDER]}
+    return tree
 
 
 def read_translations(results: Path) -> list[dict[str, Any]]:
@@ -258,9 +314,13 @@ def read_translations(results: Path) -> list[dict[str, Any]]:
 
 
 def own_values(tree: Mapping[str, Any]) -> dict[str, float]:
-    """Return scores and parts of the alignment by name, as far as there are any; the other parts are integration metrics."""
-    parts = {part["name"]: part["value"] for part in tree["parts"] if part["score"] == "modality_score" and part["value"] is not None}
-    return {**tree["scores"], **parts}
+    """Return scores and the parts that are no integration metrics of the latent space by name, as far as there are any."""
+    return {**tree["scores"], **{part["name"]: part["value"] for part in own_parts(tree) if part["value"] is not None}}
+
+
+def own_parts(tree: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the parts that are no integration metrics of the latent space: of the alignment, and of corrected counts."""
+    return [part for part in tree["parts"] if part["of"] != "latent"]
 
 
 def score_rows(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -270,14 +330,14 @@ def score_rows(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def is_ours(name: str) -> bool:
     """Return whether a row of ``metrics.csv`` is one of :func:`score_rows`."""
-    return name in SCORES or name in MODALITY_PARTS or name.startswith("told_")
+    return name in SCORES or name in MODALITY_PARTS or name.startswith(("told_", COUNTS))
 
 
 def score_task(arguments: Mapping[str, Any], progress: Callable[..., None]) -> dict[str, Any]:
     """Put the scores of a run together, as the analysis process asks.
 
     ``latents`` (path by modality), ``batch`` and ``labels`` (paths of codes, or None), ``measured`` (metrics by name, or None), ``told`` (rows),
-    ``seed``.
+    ``space`` (path of what was drawn of corrected counts, or None), ``seed``.
     """
     from cellweave.core.analysis.arrays import load_array
 
@@ -285,7 +345,19 @@ def score_task(arguments: Mapping[str, Any], progress: Callable[..., None]) -> d
     codes = {role: np.asarray(load_array(Path(arguments[role]))) if arguments.get(role) else None for role in ("batch", "labels")}
     n_cells = len(next(iter(latents.values())))
     batch = codes["batch"] if codes["batch"] is not None else np.zeros(n_cells, dtype=np.int64)
-    aligned = modality_parts(
-        latents, batch, codes["labels"], seed=int(arguments.get("seed", 0)), progress=lambda share: progress(share, "scores of the modalities")
-    )
-    return assemble(arguments.get("measured"), aligned, arguments.get("told") or (), tuple(latents))
+    seed, measured = int(arguments.get("seed", 0)), arguments.get("measured")
+    aligned = modality_parts(latents, batch, codes["labels"], seed=seed, progress=lambda share: progress(0.3 * share, "scores of the modalities"))
+    space = load_space(Path(arguments["space"])) if arguments.get("space") else None
+    values, why, notes = counts_half(space, codes, measured, seed=seed, progress=lambda share, text: progress(0.3 + 0.7 * share, text))
+    return assemble(measured, aligned, arguments.get("told") or (), tuple(latents), notes, (values, why))
+
+
+def counts_half(
+    space: CountSpace | None, codes: Mapping[str, NDArray[np.integer] | None], measured: Mapping[str, float] | None, *, seed: int,
+    progress: Callable[[float, str], None],
+) -> tuple[dict[str, float], str, list[str]]:  # fmt: skip
+    """Measure in corrected counts what was measured in the latent space; see :func:`cellweave.core.analysis.scmib_counts.measure_counts`."""
+    names = [name for name in (*BATCH_PARTS, *BIO_PARTS) if name in (measured or {})]
+    if not names:
+        return {}, "the integration metrics were not computed" if measured is None else "", []
+    return measure_counts(space, codes.get("batch"), codes.get("labels"), names, seed=seed, progress=progress)

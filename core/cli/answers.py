@@ -174,6 +174,14 @@ def _values(run: TrainedRun, question: Question, cells: np.ndarray | None) -> in
 
     assert question.out is not None
     wanted = (question.modality,) if question.modality else None
+    if question.draws is not None:
+        from cellweave.core.query.imputed import ImputedQuestion, write_imputed
+
+        if question.sampled:
+            raise SpecError("--draws gives means with their spread, --sampled counts.", "Give one of them.")
+        write_imputed(run, question.out, cells, ImputedQuestion(question.given, wanted, question.draws, seed=question.seed))
+        say(f"{question.out}")
+        return EXIT_DONE
     asked = MosaicQuestion(question.what, question.given, wanted, question.sampled, question.seed)  # type: ignore[arg-type]
     say(f"{write_mosaic(run, question.out, cells, asked)}")
     return EXIT_DONE

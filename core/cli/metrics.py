@@ -66,15 +66,15 @@ def metrics(
 
 def _show(found: Mapping[str, Any], mosaic: Mapping[str, Any] | None) -> None:
     """Print the table, or CSV where the output is no terminal, and the notes."""
+    from cellweave.core.analysis import scmib
     from cellweave.core.analysis.integration_results import table_of
-    from cellweave.core.analysis.scmib import part_info
 
     table = table_of(found).drop(columns="title")
     head = [str(column) for column in table.columns]
     rows = [["" if value != value else value for value in row] for row in table.itertuples(index=False)]
     if mosaic is not None:
-        own = {part["name"]: part["value"] for part in mosaic["parts"] if part["score"] == "modality_score"} | mosaic["scores"]
-        rows += [[name, part_info(name).about, "" if value is None else value, *[""] * (len(head) - 3)] for name, value in own.items()]
+        own = {part["name"]: part["value"] for part in scmib.own_parts(mosaic)} | mosaic["scores"]
+        rows += [[name, scmib.part_info(name).about, "" if value is None else value, *[""] * (len(head) - 3)] for name, value in own.items()]
     if sys.stdout.isatty():
         say_table(head, [[f"{value:.3f}" if isinstance(value, float) else value for value in row] for row in rows])
     else:

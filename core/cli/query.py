@@ -28,7 +28,7 @@ TAKES = {
     "features": ("modality", "draws", "seed"),
     "dimensions": (),
     "minify": ("with_counts",),
-    "imputed": ("modality", "sampled", "seed"),
+    "imputed": ("given", "modality", "draws", "sampled", "seed"),
     "corrected": ("modality", "sampled", "seed"),
     "translated": ("given", "modality", "sampled", "seed"),
     "alignment": ("groupby",),
@@ -97,7 +97,9 @@ def query(
     ] = None,
     modality: Annotated[str | None, typer.Option("--modality", help="Modality whose features are asked about.", show_default="rna, or the first")] = None,
     library_size: Annotated[str | None, typer.Option("--library-size", help="A number, or 'latent' for each cell's own.", show_default="1")] = None,
-    draws: Annotated[int | None, typer.Option("--draws", min=1, help="Draws of the latent.", show_default="posterior mean")] = None,
+    draws: Annotated[
+        int | None, typer.Option("--draws", min=1, help="Draws of the latent; of imputed values their spread is written too.", show_default="posterior mean")
+    ] = None,
     pearson: Annotated[bool, typer.Option("--pearson", help="Correlate values instead of ranks.")] = False,
     groupby: Annotated[str | None, typer.Option("--groupby", help="Column whose levels are compared.")] = None,
     group1: Annotated[str | None, typer.Option("--group1", help="Level to compare.", show_default="each")] = None,
@@ -118,8 +120,8 @@ def query(
     covariate_reference: Annotated[
         str | None, typer.Option("--covariate-reference", help="zero, mean or reference (the most frequent level).", show_default="zero")
     ] = None,
-    given: Annotated[list[str] | None, typer.Option("--given", metavar="NAME,NAME", help="Modalities that a translation starts from.")] = None,
-    sampled: Annotated[bool, typer.Option("--sampled", help="Draw counts instead of giving their expected values.")] = False,
+    given: Annotated[list[str] | None, typer.Option("--given", metavar="NAME,NAME", help="Modalities that are looked at; a translation needs them.")] = None,
+    sampled: Annotated[bool, typer.Option("--sampled", help="Draw counts instead of giving their expected values (MIDAS).")] = False,
     neighbours: Annotated[int | None, typer.Option("--neighbours", min=1, help="Labelled cells that vote on a label.", show_default="5")] = None,
     threshold: Annotated[
         float | None, typer.Option("--threshold", help="Cells whose surroundings are new by more than this share are 'unknown'; 0.83 by the authors.")

@@ -136,7 +136,7 @@ class _Figure:
             counted = int(np.isfinite(self.layout[0]).all(axis=1).sum())
             notes.append(f"{counted:,} cells, one UMAP of all latents; cells of other batches are faint.")
         if self.tree is not None:
-            notes += [sentence for sentence in scmib.totals(self.tree["scores"]) if sentence]
+            notes += [sentence for sentence in scmib.totals(self.tree) if sentence]
             notes += [str(note) for note in self.tree["notes"]]
         return notes
 

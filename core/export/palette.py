@@ -10,6 +10,12 @@ from numpy.typing import NDArray
 
 #: Okabe and Ito's colours (2008, Color Universal Design), in the order of the curves.
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
+#: Of loss terms: Okabe and Ito's seven hues, then ten that lie as far as can be from those before them, from the grounds and from the neutral total, for
+#: full sight and for lack of any one cone, and stand out from either ground. Okabe and Ito's grey is not among them: who lacks the green cones takes
+#: their pink for it. One colour serves both themes, so that a term has the same in every run and figure.
+LOSS_COLOURS = (
+    *OKABE_ITO[:7], "#8C73FF", "#B43296", "#C82341", "#9B9B4B", "#6955D2", "#96697D", "#B95AD2", "#FF5F7D", "#237846", "#968CD2",
+)  # fmt: skip
 #: More levels than this share colours; nobody tells so many apart.
 MOST_COLOURS = 256
 ThemeName = Literal["light", "dark"]
@@ -28,7 +34,7 @@ def look(theme: ThemeName) -> dict[str, str]:
 
 def loss_colour(index: int, theme: ThemeName = "light") -> str:
     """Return the colour of the loss term with this ``LossTerm.colour``; below 0 is the total, which is neutral."""
-    return _LOOK[theme]["text"] if index < 0 else OKABE_ITO[index % len(OKABE_ITO)]
+    return _LOOK[theme]["text"] if index < 0 else LOSS_COLOURS[index % len(LOSS_COLOURS)]
 
 
 def category_colours(n_levels: int, theme: ThemeName = "light") -> tuple[str, ...]:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, Model, ParameterGroup, StepContext
+from cellweave.core.models.base import BuildContext, Minibatch, ModalityInfo, ParameterGroup, StepContext
 from cellweave.core.models.discriminator_hits import Hits
 from cellweave.core.models.midas import FAMILY, OWN_LOSS, MidasOptions, reconstruction, sizes_of
+from cellweave.core.models.midas_answers import MidasAnswers
 from cellweave.core.models.midas_summaries import MEASURED_IN, ROUND
 from cellweave.core.models.midas_written import EXPERT_TERMS, WrittenStep
 from cellweave.core.models.vae_network import level_of
@@ -64,7 +65,7 @@ class Seen:
         return self.both[1:]
 
 
-class MidasNetwork(Model):
+class MidasNetwork(MidasAnswers):
     """Encoders, decoders, batch networks and discriminators of MIDAS.
 
     In training a forward pass is made in :meth:`before_step`, where the discriminators learn on its draws, and taken up by the
@@ -406,44 +407,6 @@ class MidasNetwork(Model):
                 )
             )  # fmt: skip
         return groups
-
-    # ------------------------------------------------------------------ what it gives
-
-    def latent(self, batch: Minibatch) -> dict[str, Tensor]:
-        """Return posterior means: ``latent`` (c of all modalities), ``u``, and ``c_MODALITY``, ``u_MODALITY`` of each alone; NaN where not measured."""
-        seen = self.see(batch, draw=False, told=self.options.batch_expert)
-        n_c = self.options.n_latent
-        result = {"latent": seen.joint.mean[:, :n_c], "u": seen.joint.mean[:, n_c:]}
-        for name, mean in zip(seen.names, seen.single.mean, strict=True):
-            known = seen.known[name]
-            own = mean if known is None else torch.where(known > 0, mean, torch.full_like(mean, float("nan")))
-            result[f"c_{name}"], result[f"u_{name}"] = own[:, :n_c], own[:, n_c:]
-        return result
-
-    def impute(self, batch: Minibatch, *, given: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Return the expected value of every feature of every modality from ``given``, as :class:`Model` says; NaN where none of it was measured."""
-        seen = self.see(batch, draw=False, told=self.options.batch_expert, given=given)
-        return {name: value.where(self.any_known(seen, value), torch.full_like(value, float("nan"))) for name, value in self.means(seen.joint.mean).items()}
-
-    def any_known(self, seen: Seen, like: Tensor) -> Tensor:
-        """Return which cells have one of the modalities that were looked at, bool ``(n_cells, 1)``."""
-        if any(part is None for part in seen.known.values()):
-            return torch.ones(len(like), 1, dtype=torch.bool, device=like.device)
-        known = [part > 0 for part in seen.known.values() if part is not None]
-        return torch.stack(known).any(0) if known else torch.zeros(len(like), 1, dtype=torch.bool, device=like.device)
-
-    def means(self, z: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Return expected values by modality, ``(n_cells, n_features)``, in the units of the data."""
-        wanted = names or [info.name for info in self.infos]
-        return {name: self.values[name].mean(eta) for name, eta in self.decode(z, wanted).items()}
-
-    def sampled(self, z: Tensor, names: Sequence[str], generator: torch.Generator | None) -> dict[str, Tensor]:
-        """Return draws of the values by modality, ``(n_cells, n_features)``, in the units of the data."""
-        return {name: self.values[name].sample(eta, generator) for name, eta in self.decode(z, names).items()}
-
-    def with_technical(self, z: Tensor, u: Tensor) -> Tensor:
-        """Return latents with another u, ``(n_technical,)``, for all cells."""
-        return torch.cat([z[:, : self.options.n_latent], u.to(z).expand(len(z), -1)], 1)
 
 
 def build(context: BuildContext) -> MidasNetwork:

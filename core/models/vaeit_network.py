@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cellweave.core.errors import SpecError
 from cellweave.core.models.base import BuildContext, Minibatch, Model, StepContext
+from cellweave.core.models.spread import over_draws
 from cellweave.core.models.vaeit import FAMILY, VaeitOptions, conditions
 from cellweave.core.models.vaeit_part import Encoded, ModalityPart, View, within
 from cellweave.core.nn.hiding import Hiding, Observed, draw_hiding
@@ -366,18 +367,12 @@ class VaeitNetwork(Model):
         """
         view = self.view(batch, self._known(given))
         encoded = self.encode(view, None, 1)
-        total: dict[str, Tensor] = {}
-        square: dict[str, Tensor] = {}
-        for number, own in enumerate(noise):
-            for name, value in self._values(view, encoded, self.drawn(encoded, own.to(encoded.mean)[None]), in_counts=in_counts).items():
-                if number == 0:
-                    total[name], square[name] = value, torch.zeros_like(value)
-                    continue
-                # Welford's update, since the square of a mean nearly equals the mean of the squares.
-                step = value - total[name]
-                total[name] = total[name] + step / (number + 1)
-                square[name] = square[name] + step * (value - total[name])
-        return total, {name: (value / max(1, len(noise) - 1)).sqrt() for name, value in square.items()}
+        return over_draws(self._values(view, encoded, self.drawn(encoded, own.to(encoded.mean)[None]), in_counts=in_counts) for own in noise)
+
+    @property
+    def noise_width(self) -> int:
+        """Standard normal numbers that a draw of the latent of a cell takes."""
+        return int(self.options.n_latent)
 
     def _values(self, view: View, encoded: Encoded, z: Tensor, *, in_counts: bool, borrow: bool = True) -> dict[str, Tensor]:
         own = self.decode(z, encoded, view)[0].split(self.n_units, -1)

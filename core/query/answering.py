@@ -23,8 +23,6 @@ from cellweave.core.query.questions import (
     EvaluationOptions,
     ExpressionOptions,
     FeatureOptions,
-    ImputedOptions,
-    LatentGivenOptions,
     LatentOptions,
     LibraryOptions,
     ParameterOptions,
@@ -150,43 +148,11 @@ def answer_latent(run: TrainedRun, options: LatentOptions, rows: Rows, path: Pat
         parts = {"": value}
     names = [f"Z_{number}" + (f"_{part}" if part else "") for part, values in parts.items() for number in range(values.shape[1])]
     if path.suffix == ".csv":
-        _csv(path, pd.DataFrame(np.concatenate(list(parts.values()), axis=1), index=run.cell_names[rows], columns=names).rename_axis("cell"))
+        write_csv(path, pd.DataFrame(np.concatenate(list(parts.values()), axis=1), index=run.cell_names[rows], columns=names).rename_axis("cell"))
     else:
         keys = {"": "X_latent", "mean": "X_latent_qzm", "var": "X_latent_qzv"}
-        _h5ad(path, run, rows, obsm={keys[part]: values for part, values in parts.items()})
+        write_h5ad(path, run, rows, obsm={keys[part]: values for part, values in parts.items()})
     return [f"{len(rows):,} cells in {next(iter(parts.values())).shape[1]} dimensions."]
-
-
-def answer_imputed(run: TrainedRun, options: ImputedOptions, rows: Rows, path: Path) -> list[str]:
-    """Write imputed values of the modalities."""
-    from cellweave.core.query.imputed import ImputedQuestion, write_imputed
-
-    question = ImputedQuestion(
-        options.given or None, options.modalities or None, options.draws, options.blended, options.scale == "training", options.seed
-    )  # fmt: skip
-    write_imputed(run, path, rows, question)
-    names = options.modalities or tuple(modality.name for modality in run.data.modalities)
-    spread = " Their standard deviation over the draws is written as sd." if options.draws is not None else ""
-    return [f"{len(rows):,} cells, {' and '.join(names)}, {'as counts' if options.scale == 'counts' else 'on the scale of training'}.{spread}"]
-
-
-def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows, path: Path) -> list[str]:
-    """Write the latent space given some modalities; cells that have none of them are left out."""
-    from cellweave.core.query.imputed import latent_given
-
-    given = options.given or tuple(modality.name for modality in run.data.modalities)
-    values = latent_given(run, given, rows)
-    told = np.isfinite(values).all(1)
-    if not told.any():
-        raise QueryError(f"None of these cells has {' or '.join(given)}.", "Choose other cells, or let the model look at other modalities.")
-    rows, values = rows[told], values[told]
-    if path.suffix == ".csv":
-        names = [f"Z_{number}" for number in range(values.shape[1])]
-        _csv(path, pd.DataFrame(values, index=run.cell_names[rows], columns=names).rename_axis("cell"))
-    else:
-        _h5ad(path, run, rows, obsm={"X_latent": values})
-    left = f" {int((~told).sum()):,} cells have none of it and are left out." if not told.all() else ""
-    return [f"{len(rows):,} cells in {values.shape[1]} dimensions, given {' and '.join(given)}.{left}"]
 
 
 def answer_library(run: TrainedRun, options: LibraryOptions, rows: Rows, path: Path) -> list[str]:
@@ -259,7 +225,7 @@ def answer_predictive(run: TrainedRun, options: PredictiveOptions, rows: Rows, p
         run, rows, n_samples=options.draws, features=genes, transform_batch=_batches(run, options.as_batch), seed=options.seed
     )
     layers = {f"draw_{number}": values for number, values in enumerate(draws[1:], 2)}
-    _h5ad(path, run, rows, values=draws[0], names=run.feature_names(genes), layers=layers)
+    write_h5ad(path, run, rows, values=draws[0], names=run.feature_names(genes), layers=layers)
     return [f"{options.draws} draw{'s' * (options.draws > 1)} of {len(rows):,} cells; the first is in X, further ones in layers."]
 
 
@@ -270,7 +236,7 @@ def answer_parameters(run: TrainedRun, options: ParameterOptions, rows: Rows, pa
     genes = options.genes or None
     found = likelihood_parameters(run, rows, features=genes, n_samples=options.draws, seed=options.seed)
     layers = {name: values for name, values in found.items() if name != "mean"}
-    _h5ad(path, run, rows, values=found["mean"], names=run.feature_names(genes), layers=layers)
+    write_h5ad(path, run, rows, values=found["mean"], names=run.feature_names(genes), layers=layers)
     return ["The mean is in X" + (f", {' and '.join(layers)} in layers." if layers else ".")]
 
 
@@ -283,7 +249,7 @@ def answer_correlation(run: TrainedRun, options: CorrelationOptions, rows: Rows,
         transform_batch=_batches(run, options.as_batch), seed=options.seed,
     )  # fmt: skip
     if path.suffix == ".csv":
-        _csv(path, table.rename_axis("feature"))
+        write_csv(path, table.rename_axis("feature"))
     else:
         _write_h5ad(path, obs=pd.DataFrame(index=table.index.astype(str)), values=table.to_numpy(np.float32), names=[str(name) for name in table.columns])
     return [f"{len(table):,} genes."]
@@ -294,7 +260,7 @@ def answer_features(run: TrainedRun, options: FeatureOptions, rows: Rows, path: 
     from cellweave.core.query.description import feature_losses
 
     found = feature_losses(run, rows, n_samples=options.draws, seed=options.seed)
-    _csv(path, found)
+    write_csv(path, found)
     words = []
     for name, table in found.groupby("modality", sort=False):
         ten = table["share"].nlargest(max(1, len(table) // 10)).sum()
@@ -319,7 +285,7 @@ def answer_dimensions(run: TrainedRun, options: DimensionOptions, rows: Rows, pa
     from cellweave.core.query.description import dimension_divergences
 
     found = dimension_divergences(run, rows)
-    _csv(path, found)
+    write_csv(path, found)
     words = []
     for name, table in found.groupby("encoder", sort=False):
         used = int((table["active"] > 0).sum())
@@ -350,7 +316,7 @@ def answer_discrepancy(run: TrainedRun, options: DiscrepancyOptions, rows: Rows,
     from cellweave.core.query.evaluate import discrepancy
 
     found = discrepancy(run, rows, batch_size=options.batch_size, sample=options.sample, seed=options.seed)
-    _csv(path, found.pairs.set_index("batch1"))
+    write_csv(path, found.pairs.set_index("batch1"))
     columns = (
         ("batch1", "Batch", "", "text"),
         ("batch2", "Beside", "", "text"),
@@ -365,19 +331,20 @@ def answer_discrepancy(run: TrainedRun, options: DiscrepancyOptions, rows: Rows,
 # ---------------------------------------------------------------------- files
 
 
-def _csv(path: Path, table: pd.DataFrame) -> None:
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table, whole or not at all."""
     write_or_say(path, table.to_csv)
 
 
 def _columns(path: Path, run: TrainedRun, rows: Rows, table: pd.DataFrame) -> None:
     """Write one value or more of each cell."""
     if path.suffix == ".csv":
-        _csv(path, table.rename_axis("cell"))
+        write_csv(path, table.rename_axis("cell"))
     else:
-        _h5ad(path, run, rows, columns=table)
+        write_h5ad(path, run, rows, columns=table)
 
 
-def _h5ad(
+def write_h5ad(
     path: Path,
     run: TrainedRun,
     rows: Rows,
@@ -388,6 +355,7 @@ def _h5ad(
     obsm: dict[str, np.ndarray] | None = None,
     columns: pd.DataFrame | None = None,
 ) -> None:
+    """Write values of the cells, or of the cells and genes, with the covariates of the run in ``obs``."""
     obs = covariates_of(run, rows)
     if columns is not None:
         for name in columns.columns:

@@ -14,6 +14,7 @@ import torch
 
 from cellweave.core.files import write_atomic
 from cellweave.core.nn.distributions import distribution
+from cellweave.core.query.draws import noise_of_cells
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.trained_run import QueryError, require_finite
 
@@ -94,8 +95,9 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
     for where, batch in run.minibatches_by_pattern(rows, BATCH):
         sd: dict[str, torch.Tensor] = {}
         if question.draws is not None:
-            noise = noise_of_cells(question.seed, rows[where], question.draws, model.options.n_latent)
-            mean, sd = model.impute_draws(batch, noise.to(batch.index.device), given=question.given, in_counts=not question.normalised)
+            noise = noise_of_cells(question.seed, rows[where], question.draws, model.noise_width).to(batch.index.device)
+            scale = {"in_counts": False} if question.normalised else {}
+            mean, sd = model.impute_draws(batch, noise, given=question.given, **scale)
         elif question.normalised:
             mean = model.impute_normalised(batch, given=question.given)
         else:
@@ -110,18 +112,6 @@ def imputed_chunks(run: TrainedRun, rows: np.ndarray, question: ImputedQuestion)
         if question.blended:
             _blend(run, rows[where], question, means, spreads)
         yield where, means, spreads
-
-
-def noise_of_cells(seed: int, rows: np.ndarray, n_draws: int, n_latent: int) -> torch.Tensor:
-    """Return standard normal noise, float32 ``(n_draws, n_cells, n_latent)``.
-
-    Each cell has a stream of its own, which seed and row of the data determine, so that its draws are the same whichever cells are asked of with it.
-    """
-    out = np.empty((n_draws, len(rows), n_latent), np.float32)
-    for place, row in enumerate(rows.tolist()):
-        stream = np.random.Generator(np.random.Philox(key=np.array([seed % (1 << 64), row], np.uint64)))
-        out[:, place] = stream.standard_normal((n_draws, n_latent), np.float32)
-    return torch.from_numpy(out)
 
 
 def value_scale(run: TrainedRun, modality: str) -> Normalisation:
@@ -173,7 +163,7 @@ def latent_given(run: TrainedRun, given: Sequence[str], cells: Cells = None) -> 
         Where the model always looks at all it has.
     """
     if not hasattr(run.model, "latent_given"):
-        raise QueryError(f"{run.spec.family.title} cannot be asked for a latent given some modalities only.", "Train scVAEIT.")
+        raise QueryError(f"{run.spec.family.title} cannot be asked for a latent given some modalities only.", "Train scVAEIT or MIDAS.")
     ImputedQuestion(given=tuple(given)).check(run)
     with torch.no_grad():
         model = cast(Any, run.model)

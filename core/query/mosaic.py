@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cellweave.core.query.draws import seeds_of_cells
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 
@@ -36,9 +37,9 @@ class MosaicQuestion:
     modalities
         Modalities that are wanted; None for all (of a translation: those that are not given).
     sampled
-        Draw counts from the distributions instead of giving their means (``"corrected"`` and ``"imputed"`` of MIDAS).
+        Draw counts from the distributions instead of giving their means (MIDAS only).
     seed
-        Determines the draws.
+        Determines the draws; those of a cell do not depend on which others are asked of.
     """
 
     what: What = "imputed"
@@ -131,12 +132,13 @@ def values_of(
     elif technical is None:
         raise QueryError("The run keeps no technical latent to correct its cells with.", "Resume the run, which computes its results anew.")
     with torch.no_grad():
-        device = next(model.parameters()).device
-        generator = torch.Generator(device=device).manual_seed(question.seed) if question.sampled else None
         for where, batch in batches():
             seen = model.see(batch, draw=False, told=model.options.batch_expert, given=question.given)
             z = seen.joint.mean if technical is None else model.with_technical(seen.joint.mean, technical)
-            found = model.sampled(z, wanted, generator) if generator is not None else model.means(z, wanted)
+            if question.sampled:
+                found = model.sampled(z, wanted, seeds_of_cells(question.seed, batch.index.cpu().numpy(), len(known)))
+            else:
+                found = model.means(z, wanted)
             told = model.any_known(seen, z)
             yield where, {name: _known(value, told) for name, value in found.items()}
 

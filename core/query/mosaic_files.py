@@ -16,6 +16,7 @@ from cellweave.core.query.mosaic import MosaicQuestion, mosaic_chunks
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 
 CHUNK_ROWS = 128
+SUFFIXES = (".h5mu", ".h5ad", ".h5")
 ANNDATA = {"encoding-type": "anndata", "encoding-version": "0.1.0"}
 #: What every MuData file begins with, so that it is known as one without being opened.
 HEADER = b"MuData (format-version=0.1.0;creator=cellweave;creator-version=0)".ljust(512, b"\0")
@@ -49,7 +50,7 @@ def write_mosaic(run: TrainedRun, out: str | Path, cells: Cells = None, question
     """
     out, question = Path(out).expanduser().absolute(), (question or MosaicQuestion()).among(tuple(run.trained.features))
     wanted = question.modalities or ()
-    if out.suffix not in {".h5mu", ".h5ad", ".h5"}:
+    if out.suffix not in SUFFIXES:
         raise QueryError(f"'{out.name}' ends in none of .h5mu, .h5ad and .h5.", "Name the file accordingly.")
     if out.suffix == ".h5ad" and len(wanted) != 1:
         raise QueryError(f"An h5ad file holds one modality, and {', '.join(wanted)} are asked for.", "Name one with --modality, or write an h5mu file.")

@@ -110,25 +110,60 @@ class DiscrepancyOptions(Frozen):
     seed: int = option(0, "Seed", "Determines the order of the cells and the draws.", group=DRAWS, ge=0, le=SEED)
 
 
-class ImputedOptions(_Listing):
-    """Of imputed values."""
+_GIVEN = "Modalities that the model may look at; empty lets it look at all that were measured."
+_WRITTEN = "Modalities that are written; empty writes all. h5ad and CSV hold one."
 
-    given: tuple[str, ...] = option(tuple, "Look at", "Modalities that the model may look at; empty lets it look at all that were measured.", group=MODALITIES)
-    modalities: tuple[str, ...] = option(tuple, "Write", "Modalities that are written; empty writes all. h5ad and CSV hold one.", group=MODALITIES)
+
+class SpreadOptions(_Listing):
+    """Of imputed values on the scale of counts, with their spread over the posterior."""
+
+    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES)
+    modalities: tuple[str, ...] = option(tuple, "Write", _WRITTEN, group=MODALITIES)
     blended: bool = option(False, "Keep measured values", "Write what was measured as it is, and fill in only what was not.")
-    scale: Literal["counts", "training"] = option(
-        "counts", "Scale", "Counts, at the depth of each cell where it is known and that of a typical cell elsewhere; or the scale of training."
-    )
     draws: int | None = option(
         None, "Draws", "Draws of the latent; their mean is written, and their standard deviation beside it.", group=DRAWS, ge=2, le=1000, auto="posterior mean"
     )
     seed: int = option(0, "Seed", "Determines the draws.", group=DRAWS, ge=0, le=SEED)
 
 
+class ImputedOptions(SpreadOptions):
+    """Of imputed values, also on the scale of training."""
+
+    scale: Literal["counts", "training"] = option(
+        "counts", "Scale", "Counts, at the depth of each cell where it is known and that of a typical cell elsewhere; or the scale of training."
+    )
+
+
+_HOW = "Expected values, or counts drawn from them."
+
+
+class DrawnOptions(SpreadOptions):
+    """Of imputed values that may also be counts drawn from the model."""
+
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+
+
+class CorrectedOptions(_Listing):
+    """Of values freed of the batch."""
+
+    modalities: tuple[str, ...] = option(tuple, "Write", "Modalities that are written; empty writes all. h5ad holds one.", group=MODALITIES)
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+    seed: int = option(0, "Seed", "Determines the counts that are drawn.", group=DRAWS, ge=0, le=SEED)
+
+
+class TranslatedOptions(_Listing):
+    """Of values translated from some modalities to others."""
+
+    given: tuple[str, ...] = option(tuple, "From", "Modalities that the translation starts from; nothing else is looked at.", group=MODALITIES)
+    modalities: tuple[str, ...] = option(tuple, "To", "Modalities that are told; empty tells all others. h5ad holds one.", group=MODALITIES)
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+    seed: int = option(0, "Seed", "Determines the counts that are drawn.", group=DRAWS, ge=0, le=SEED)
+
+
 class LatentGivenOptions(_Listing):
     """Of the latent space given some modalities."""
 
-    given: tuple[str, ...] = option(tuple, "Look at", "Modalities that the model may look at; empty lets it look at all that were measured.", group=MODALITIES)
+    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES)
 
 
 class JudgeOptions(_Listing):
@@ -161,6 +196,8 @@ class Question:
         What can be set.
     formats
         Suffixes that the answer can be written with, the usual one first.
+    module
+        Where in :mod:`cellweave.core.query` the function ``answer_NAME`` is.
     """
 
     name: str
@@ -168,10 +205,11 @@ class Question:
     help: str
     options: type[Frozen]
     formats: tuple[str, ...] = (".csv", ".h5ad")
+    module: str = "answering"
 
     def load(self) -> Any:
         """Import the function that answers; it imports torch."""
-        return getattr(import_module("cellweave.core.query.answering"), f"answer_{self.name}")
+        return getattr(import_module(f"cellweave.core.query.{self.module}"), f"answer_{self.name}")
 
 
 Q = Question
@@ -195,19 +233,31 @@ QUESTIONS: tuple[Question, ...] = (
     Q("discrepancy", "Discrepancy between batches", "Maximum mean discrepancy of every pair of batches, as the model's own term measures it.",
       DiscrepancyOptions, (".csv",)),
 )  # fmt: skip
-#: What only a model that imputes can be asked.
+_VALUES = "mosaic_answers"
+#: What only a model of several modalities can be asked.
 IMPUTED = Q(
     "imputed", "Imputed values", "What every feature of every modality would be in each cell, measured or not, given the modalities of your choice.",
-    ImputedOptions, (".h5mu", ".h5ad", ".h5", ".csv"),
+    ImputedOptions, (".h5mu", ".h5ad", ".h5", ".csv"), _VALUES,
+)  # fmt: skip
+IMPUTED_COUNTS = Q(IMPUTED.name, IMPUTED.title, IMPUTED.help, DrawnOptions, IMPUTED.formats, _VALUES)
+CORRECTED = Q(
+    "corrected", "Batch-corrected values", "What every feature of every modality would be if all cells had come from one batch, the one nearest the middle of "
+    "all.", CorrectedOptions, (".h5mu", ".h5ad", ".h5"), _VALUES,
+)  # fmt: skip
+TRANSLATED = Q(
+    "translated", "Translated values", "What some modalities alone say of the others; cells that have none of them have no values.", TranslatedOptions,
+    (".h5mu", ".h5ad", ".h5"), _VALUES,
 )  # fmt: skip
 LATENT_GIVEN = Q(
     "latent_given", "Latent space given some modalities", "Where each cell lies when the model looks at some of its modalities only, RNA alone for instance; "
-    "cells that have none of them are left out.", LatentGivenOptions,
+    "cells that have none of them are left out.", LatentGivenOptions, module=_VALUES,
 )  # fmt: skip
 
 
 def questions_of(spec: RunSpec) -> tuple[Question, ...]:
-    """Return what may be asked of the model of a run; scVAEIT has imputed values, and no likelihoods or libraries of a single modality."""
-    if spec.model.kind != "vaeit":
-        return QUESTIONS
-    return (IMPUTED, LATENT_GIVEN, *(question for question in QUESTIONS if question.name == "expression"))
+    """Return what may be asked of the model of a run; those of several modalities have values, and no likelihoods or libraries of a single one."""
+    if spec.model.kind == "midas":
+        return (IMPUTED_COUNTS, CORRECTED, TRANSLATED, LATENT_GIVEN)
+    if spec.model.kind == "vaeit":
+        return (IMPUTED, LATENT_GIVEN, *(question for question in QUESTIONS if question.name == "expression"))
+    return QUESTIONS

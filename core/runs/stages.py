@@ -331,10 +331,24 @@ class Stages:
             self.run_folder.results, self.spec, model, loader, progress=lambda f: report(f, ""), cancelled=lambda: self.control.cancelled
         )
         technical, stop = read_centroid(self.run_folder.results), lambda: self.control.cancelled
+        self._draw_corrected(model, loader, technical)
         for name, questions in wanted_values(self.spec.analysis, tuple(modality.name for modality in data.modalities)).items():
             report, path = self._progress(f"{name} values"), self.run_folder.results / f"{name}.h5"
             write_values(path, model, loader, questions, technical=technical, progress=lambda f, report=report: report(f, ""), cancelled=stop)  # type: ignore[misc]
             self.journal.emit(ResultReady(name=name, path=str(path)))
+
+    def _draw_corrected(self, model: Model, loader: Loader, technical: torch.Tensor | None) -> None:
+        """Draw corrected counts for the scores of a mosaic; the other results do not depend on them."""
+        from cellweave.core.training.mosaic_results import draw_corrected
+
+        report = self._progress("corrected counts for the scores")
+        try:
+            draw_corrected(
+                self.run_folder.results, self.spec, model, loader, technical, progress=lambda f: report(f, ""), cancelled=lambda: self.control.cancelled
+            )
+        except (CellweaveError, OSError, RuntimeError, MemoryError) as error:
+            LOG.warning("corrected counts", exc_info=True)
+            self.journal.emit(Warned(text=f"The corrected counts were not drawn for the scores: {error}", mend="'cellweave metrics RUN --again' tries again."))
 
     def _effects(self, model: Model, loader: Loader) -> None:
         """Write what covariates do, where the family says it can tell; the other results do not depend on it."""

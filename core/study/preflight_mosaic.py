@@ -18,6 +18,8 @@ from cellweave.core.study.study import Modality, Study
 
 FEW_OF_PATTERN = 10  # cells of one batch and pattern below which a stream of the sampler repeats a handful of cells
 SHOWN = 3
+#: Weights from here on of a term that multiplies another look like the product of the two.
+OLD_PRODUCT = 10.0
 
 
 def check_mosaic(spec: RunSpec, study: Study, used: Sequence[Modality]) -> Iterator[Check]:
@@ -34,10 +36,30 @@ def check_mosaic(spec: RunSpec, study: Study, used: Sequence[Modality]) -> Itera
     gone = nothing_left(without_cells(spec, study.obs))
     if gone:
         yield Check("held-out-whole", Level.WARN, "Cells with nothing left", gone, where="data.switched_off")
+    yield from _product_of_weights(spec)
     for modality in used:
         if spec.family.blocks:
             yield from _blocks(spec, modality)
         yield from _masks(study, modality)
+
+
+def _product_of_weights(spec: RunSpec) -> Iterator[Check]:
+    """Warn of a weight of the adversarial term that looks as files of schema 1 had it; one that names no schema is read with today's meaning."""
+    terms = {term.name: term for term in spec.terms()}
+    for term in terms.values():
+        if not term.times or term.times not in terms:
+            continue
+        own, other = (spec.losses.weights.get(each.name, each.default) for each in (term, terms[term.times]))
+        if own < OLD_PRODUCT or not other:
+            continue
+        usual = term.default * terms[term.times].default
+        text = (
+            f"'{term.label}' has the weight {own:g}, which multiplies that of '{terms[term.times].label}', {other:g}: {own * other:g} in all, where "
+            f"{usual:g} is usual. In specs from before schema 2 the weight was the whole product; if yours is from then, set it to {own / other:g} or write "
+            "schema_version = 1 into it."
+        )
+        path = f"losses.weights.{term.name}"
+        yield Check("adversarial-product", Level.WARN, "A very high weight", text, (Fix(f"Set it to {own / other:g}", {path: own / other}),), path)
 
 
 def _unused_options(spec: RunSpec, study: Study) -> Iterator[Check]:

@@ -9,9 +9,12 @@ import h5py
 import numpy as np
 from torch import Tensor
 
+from cellweave.core.analysis.scmib_counts import FILE as SPACE
+from cellweave.core.analysis.scmib_counts import save_space
 from cellweave.core.errors import Cancelled
 from cellweave.core.files import write_atomic
 from cellweave.core.models.base import Minibatch, Model
+from cellweave.core.query.corrected_space import corrected_space
 from cellweave.core.query.mosaic import MosaicQuestion, translations, values_of
 from cellweave.core.query.told import FILE as TRANSLATION
 from cellweave.core.query.told import translation_scores, write_translations
@@ -129,3 +132,43 @@ def judge_translations(
         spec, model, loader.data, lambda rows: loader.in_order(rows, BATCH), seed=spec.training.seed, progress=progress, cancelled=cancelled
     )
     return write_translations(results, rows)
+
+
+def draw_corrected(
+    results: Path, spec: RunSpec, model: Model, loader: Loader, technical: Tensor | None, *, progress: Callable[[float], None],
+    cancelled: Callable[[], bool],
+) -> Path | None:
+    """Draw corrected counts for the scores of the mosaic and write what they come to into the folder of results.
+
+    Parameters
+    ----------
+    results
+        Folder of results; what is there of an earlier model is removed.
+    spec, model, loader, technical
+        Of the run.
+    progress, cancelled
+        Told the share that is done; asked between minibatches.
+
+    Returns
+    -------
+    Path or None
+        The file; None where nothing is scored.
+
+    Raises
+    ------
+    Cancelled
+        Where the person asked for it.
+    """
+    from cellweave.core.models.midas_network import MidasNetwork
+
+    (results / SPACE).unlink(missing_ok=True)
+    analysis = spec.analysis
+    if not (analysis.alignment and analysis.scores and analysis.integration) or not isinstance(model, MidasNetwork) or technical is None:
+        return None
+    if len(loader.data.modalities) < 2:
+        return None
+    model.eval()
+    space = corrected_space(
+        spec, model, loader.data, lambda rows: loader.in_order(rows, CHUNK_ROWS), technical, progress=progress, cancelled=cancelled
+    )
+    return save_space(results, space)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
-from qtpy.QtWidgets import QApplication
+from qtpy.QtWidgets import QAbstractButton, QApplication
 
 from cellweave.app.forms import LossWeightsForm
 from cellweave.app.forms.weights import LogScale
@@ -192,3 +192,23 @@ def test_a_term_has_the_same_hue_before_a_run_and_in_it(kind):
     run = {term.name: term.colour for term in spec.with_changes(begun).terms()}
     assert not any(name.endswith("_atac") for name in run)
     assert run == {name: form[name] for name in run}
+
+
+def test_what_was_found_of_a_weight_stands_with_the_weights_and_is_mended_there(window, qtbot):
+    from cellweave.core.example import example_path
+
+    session = window.session
+    window.opening.open_path(str(example_path()))
+    qtbot.waitUntil(lambda: session.checked_spec is not None and session.checked_spec == session.spec, timeout=60_000)
+    session.editor.edit({"model.kind": "midas"})
+    session.editor.edit({"losses.weights.adversarial": 30.0})
+    panel = window.losses_panel
+    qtbot.waitUntil(lambda: panel.mark() == "warn", timeout=60_000)
+    assert not panel.checks.isHidden()
+    assert not any(check.where.startswith("losses") for check in window.data_panel.checks._checks)
+    assert window.data_panel.summary()[0] == "check"
+    mend = next(button for button in panel.checks.findChildren(QAbstractButton) if button.text() == "Set it to 1")
+    mend.click()
+    assert session.spec.losses.weights["adversarial"] == 1
+    qtbot.waitUntil(lambda: panel.mark() == "check", timeout=60_000)
+    assert panel.checks.isHidden()

@@ -244,7 +244,7 @@ def test_the_model_is_asked_what_it_imputes_given_one_modality(window, qtbot, fo
     dialog._changed({"given": ("adt",)})
     qtbot.mouseClick(dialog.start, Qt.MouseButton.LeftButton)
     qtbot.waitUntil(lambda: dialog._task is None, timeout=60_000)
-    assert "given adt. 800 cells have none of it and are left out." in dialog.said.text()
+    assert "given ADT. 800 cells have none of it and are left out." in dialog.said.text()
     dialog.close()
 
 

@@ -113,15 +113,20 @@ def test_every_part_of_the_score_is_shown_and_what_is_missing_is_said(view):
     assert "compute" in view.total.text()
     found = view.found
     parts = [
-        {"name": "ilisi", "title": "iLISI", "help": "", "score": "scmib_batch", "value": 0.25, "why": ""},
-        {"name": "told_atac", "title": "AUROC, ATAC", "help": "", "score": "modality_score", "value": None, "why": "the data have no such modality"},
+        {"name": "ilisi", "title": "iLISI", "help": "", "score": "scmib_batch", "value": 0.25, "why": "", "of": "latent"},
+        {"name": "kbet", "title": "kBET", "help": "", "score": "scmib_batch", "value": None, "why": "no batches", "of": "latent"},
+        {"name": "counts_ilisi", "title": "iLISI, corrected counts", "help": "", "score": "scmib_batch", "value": 0.5, "why": "", "of": "counts"},
+        {"name": "counts_kbet", "title": "kBET, corrected counts", "help": "", "score": "scmib_batch", "value": None, "why": "not drawn", "of": "counts"},
+        {"name": "told_atac", "title": "AUROC, ATAC", "help": "", "score": "modality_score", "value": None, "why": "no such modality", "of": ""},
     ]
     view._take(Found(found.layout, found.names, found.cells, found.pairs, "batch", {"parts": parts, "scores": {}, "notes": []}, "scMIB 0.400."))
     assert view.total.text() == "scMIB 0.400."
     view.parts_csv.click()
     name, csv = view.context.saved
     assert name == "scmib"
-    assert csv.splitlines()[1:] == ["iLISI,Batch mixing,0.25,", "\"AUROC, ATAC\",Modalities,nan,the data have no such modality"]
+    assert csv.splitlines()[1:] == [
+        "iLISI,Batch mixing,0.25,0.5,", "kBET,Batch mixing,nan,nan,\"no batches, counts: not drawn\"", "\"AUROC, ATAC\",Modalities,nan,nan,no such modality",
+    ]  # fmt: skip
 
 
 def test_the_figure_takes_the_colour_of_the_view(view):

@@ -225,7 +225,7 @@ def test_commands(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     capsys.readouterr()
     assert main(["query", run, "imputed"]) == 2
     assert "is too large to be shown" in capsys.readouterr().err
-    assert main(["query", run, "imputed", "--given", "rna", "--out", str(tmp_path / "x.h5mu")]) == 2
+    assert main(["query", run, "corrected", "--given", "rna", "--out", str(tmp_path / "x.h5mu")]) == 2
     assert "does not take --given" in capsys.readouterr().err
 
 

@@ -114,7 +114,7 @@ def test_isolated_labels_are_told_by_the_best_cluster_of_any_resolution():
 def test_a_run_keeps_its_scores_and_each_translation_is_what_it_says(run: Path):
     tree = scmib.load(run / "results")
     assert tree is not None
-    assert set(tree["scores"]) == {"scmib_batch", "modality_score", "scmib_bio", "scmib_total", "scmib_scib"}
+    assert set(tree["scores"]) == {"scmib_batch", "modality_score", "scmib_bio", "scmib_total", "scmib_scib", "scmib_scib_counts"}
     assert all(part["value"] is not None for part in tree["parts"])
     with (run / "metrics.csv").open() as file:
         written = {row["name"]: float(row["value"]) for row in csv.DictReader(file) if not row["group"]}

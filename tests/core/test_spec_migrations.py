@@ -95,3 +95,13 @@ def test_whoever_writes_the_old_option_today_is_told_what_to_write() -> None:
         parse_spec({"model": {"kind": "midas", "discriminator_scale": 3.0}})
     with pytest.raises(SpecError, match=sentence):
         RunSpec().with_changes({"model.kind": "midas"}).with_changes({"model.discriminator_scale": 3.0})
+
+
+UNSIGNED = OLD.replace("schema_version = 1\n", "")
+
+
+def test_a_file_without_a_version_that_has_an_option_of_the_first_schema_is_of_it() -> None:
+    text = "discriminator_scale = 10.0\n[losses.weights]\nadversarial = 25.0\n"
+    assert from_toml(UNSIGNED + text) == from_toml(OLD + text)
+    # Without it nothing tells; it is read as of today, and the check of the study warns (test_preflight_weights).
+    assert from_toml(UNSIGNED + "[losses.weights]\nadversarial = 30.0\n").loss_weights()["adversarial"] == 30
