@@ -15,7 +15,10 @@ the compiler from treating sixteen elements at once.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from functools import lru_cache
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -322,12 +325,26 @@ def _log1p_rows(starts, columns, values, dense, total):
     return True
 
 
+@lru_cache(maxsize=1)
+def _fingerprint():
+    """A digest of all sources of compiled loops: those of one file call those of another, which numba does not look at when it keeps machine code."""
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"".join(text for text in sources if b"numba" in text)).hexdigest()
+
+
 def _compile(function, signature):
     options = {"nogil": True, "error_model": "numpy", "fastmath": MATH}
     try:
-        return numba.njit(signature, cache=True, **options)(function)
+        made = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # numba found no folder it may keep machine code in
         return numba.njit(signature, **options)(function)
+    kept = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(kept, "_source_stamp"):
+        kept._source_stamp = (kept._source_stamp, _fingerprint())
+    for one in signature if isinstance(signature, list) else [signature]:
+        made.compile(one)
+    made.disable_compile()
+    return made
 
 
 MATRIX, VECTOR, WHOLE, FLAG = types.float32[:, ::1], types.float32[::1], types.int64[::1], types.boolean

@@ -172,3 +172,22 @@ def test_steps_taken_at_once_are_those_taken_one_by_one(decoupled: bool) -> None
     for key, moments in state.items():
         assert float(moments["step"]) == float(other_state[key]["step"]) == 6
         torch.testing.assert_close(moments["exp_avg_sq"], other_state[key]["exp_avg_sq"], rtol=1e-4, atol=1e-9)
+
+
+def shifted(x: np.ndarray) -> bool:
+    x[0] += np.float32(1.0)
+    return True
+
+
+def test_machine_code_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = pytest.importorskip("cellweave.core.nn.compiled")
+    signature = numba.types.boolean(compiled.VECTOR)
+    hits = []
+    for digest in ("one", "one", "other"):
+        monkeypatch.setattr(compiled, "_fingerprint", lambda digest=digest: digest)
+        made = compiled._compile(shifted, signature)
+        x = np.zeros(2, np.float32)
+        assert made(x)
+        assert x[0] == 1.0
+        hits.append(sum(made.stats.cache_hits.values()))
+    assert hits == [hits[0], 1, 0]
