@@ -24,6 +24,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 F = np.float32
@@ -328,8 +329,7 @@ def _log1p_rows(starts, columns, values, dense, total):
 @lru_cache(maxsize=1)
 def _fingerprint():
     """A digest of all sources of compiled loops: those of one file call those of another, which numba does not look at when it keeps machine code."""
-    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(b"".join(text for text in sources if b"numba" in text)).hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def _compile(function, signature):
@@ -339,7 +339,7 @@ def _compile(function, signature):
     except RuntimeError:  # numba found no folder it may keep machine code in
         return numba.njit(signature, **options)(function)
     kept = getattr(getattr(made, "_cache", None), "_cache_file", None)
-    if hasattr(kept, "_source_stamp"):
+    if kept is not None and hasattr(kept, "_source_stamp"):
         kept._source_stamp = (kept._source_stamp, _fingerprint())
     for one in signature if isinstance(signature, list) else [signature]:
         made.compile(one)
@@ -347,6 +347,8 @@ def _compile(function, signature):
     return made
 
 
+#: What numba compiles for, which its settings may make less than the processor has.
+FEATURES = frozenset(name[1:] for name in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if name.startswith("+"))
 MATRIX, VECTOR, WHOLE, FLAG = types.float32[:, ::1], types.float32[::1], types.int64[::1], types.boolean
 rows = _compile(
     _rows,

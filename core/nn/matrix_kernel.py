@@ -1,7 +1,7 @@
 """A product of float32 matrices to be called from compiled loops; a CPU's vectors are written out, since numba's compiler does not find them.
 
 A tile of the result stays in registers while its inner dimension is gone through, so that small matrices are multiplied at the speed that BLAS
-reaches with large ones, without leaving the compiled loop, and in an order that depends on nothing but the sizes.
+reaches with large ones, without leaving the compiled loop, and in an order that on one processor depends on nothing but the sizes.
 """
 
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-_FEATURES = binding.get_host_cpu_features()
+from cellweave.core.nn.compiled import FEATURES
+
 #: Numbers in a vector, and rows of a tile: as many as the registers hold beside what they are multiplied with.
-LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx") else 4
+LANES = 16 if "avx512f" in FEATURES else 8 if "avx" in FEATURES else 4
 TILE_ROWS = 8 if LANES != 8 else 4
 BYTES = 4
 #: Vectors of a row that are added up at once.

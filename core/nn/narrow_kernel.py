@@ -21,12 +21,12 @@ from numba.extending import intrinsic
 from cellweave.core.nn.compiled import FLAG, _compile
 from cellweave.core.nn.fused_kernels import NUMBER
 from cellweave.core.nn.matrix_kernel import _pointer, fetch, halves_at
-from cellweave.core.nn.narrow_products import TURNED_LEFT, TURNED_RIGHT
+from cellweave.core.nn.narrow_products import PANEL, TURNED_LEFT, TURNED_RIGHT
 
 #: Pairs, and sums, in a vector.
 LANES = 16
-#: Rows of a tile of the result, and its columns.
-ROWS, PANEL = 8, 32
+#: Rows of a tile of the result.
+ROWS = 8
 #: Bytes that a vector's address is a multiple of.
 ALIGNED = 64
 LOOP = {"nogil": True, "error_model": "numpy"}
@@ -45,12 +45,12 @@ def _same(value):
     return ir.Constant(_words, [value] * LANES)
 
 
-def _at(builder, base, offset, kind):
+def _at_byte(builder, base, offset, kind):
     return builder.inttoptr(builder.add(base, offset), kind.as_pointer())
 
 
-def _load(builder, base, offset, kind, align):
-    found = builder.load(_at(builder, base, offset, kind))
+def _load_bytes(builder, base, offset, kind, align):
+    found = builder.load(_at_byte(builder, base, offset, kind))
     found.align = align
     return found
 
@@ -78,10 +78,10 @@ def _tile(n_rows):
             k = builder.phi(_whole)
             k.add_incoming(_whole_of(0), before)
             kept = [[builder.phi(_numbers) for _ in parts] for _ in rows]
-            right = [_load(builder, panel, builder.add(builder.mul(k, _whole_of(4 * PANEL)), _whole_of(4 * LANES * v)), _words, ALIGNED) for v in parts]
+            right = [_load_bytes(builder, panel, builder.add(builder.mul(k, _whole_of(4 * PANEL)), _whole_of(4 * LANES * v)), _words, ALIGNED) for v in parts]
             sums = []
             for r in rows:
-                pair = _load(builder, a, builder.add(builder.mul(_whole_of(r), a_row), builder.mul(k, a_inner)), _word, 2)
+                pair = _load_bytes(builder, a, builder.add(builder.mul(_whole_of(r), a_row), builder.mul(k, a_inner)), _word, 2)
                 left = builder.shuffle_vector(builder.insert_element(_nothing, pair, ir.Constant(_word, 0)), _nothing, _same(0))
                 sums.append([builder.call(multiply_add, [kept[r][v], left, right[v]]) for v in parts])
                 for v in parts:
@@ -99,7 +99,7 @@ def _tile(n_rows):
             builder.position_at_end(more)
             added = []
             for r in rows:
-                there = [builder.shl(builder.zext(_load(builder, out, place(r, v), _halves, 2), _words), _same(16)) for v in parts]
+                there = [builder.shl(builder.zext(_load_bytes(builder, out, place(r, v), _halves, 2), _words), _same(16)) for v in parts]
                 added.append([builder.fadd(sums[r][v], builder.bitcast(there[v], _numbers)) for v in parts])
             builder.branch(store)
             builder.position_at_end(store)
@@ -110,7 +110,7 @@ def _tile(n_rows):
                     found[r][v].add_incoming(added[r][v], more)
             for r in rows:
                 for v in parts:
-                    builder.store(_rounded(builder, found[r][v]), _at(builder, out, place(r, v), _halves)).align = 2
+                    builder.store(_rounded(builder, found[r][v]), _at_byte(builder, out, place(r, v), _halves)).align = 2
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7, types.boolean), generate
@@ -127,7 +127,7 @@ def _turn(typing_context, source, source_row, to, to_row):
 
     def generate(context, builder, signature, args):
         source, source_row, to, to_row = args
-        rows = [_load(builder, source, builder.mul(_whole_of(r), source_row), _words, 2) for r in range(LANES)]
+        rows = [_load_bytes(builder, source, builder.mul(_whole_of(r), source_row), _words, 2) for r in range(LANES)]
         step = LANES // 2
         while step:
             first = ir.Constant(_words, [c if not c & step else (c ^ step) + LANES for c in range(LANES)])
@@ -138,7 +138,7 @@ def _turn(typing_context, source, source_row, to, to_row):
                     rows[r], rows[r | step] = builder.shuffle_vector(above, below, first), builder.shuffle_vector(above, below, second)
             step //= 2
         for r in range(LANES):
-            builder.store(rows[r], _at(builder, to, builder.mul(_whole_of(r), to_row), _words)).align = ALIGNED
+            builder.store(rows[r], _at_byte(builder, to, builder.mul(_whole_of(r), to_row), _words)).align = ALIGNED
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4), generate

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cellweave.core.nn import compiled_call
 from cellweave.core.nn.midas_layers import in_parts
 from cellweave.core.nn.step_program import Space
 
@@ -19,16 +20,17 @@ Part = tuple[Tensor, Tensor, Tensor]
 
 #: ``a @ b``, ``a @ b.T`` and ``a.T @ b``.
 PLAIN, TURNED_RIGHT, TURNED_LEFT = 0, 1, 2
-#: Columns that a thread takes at a time; multiplications that take as long as a loop's pass over one element.
-COLUMNS, PER_ELEMENT = 32, 16
+#: Columns that are treated at a time; multiplications that take as long as a loop's pass over one element.
+PANEL, PER_ELEMENT = 32, 16
 
 
 @lru_cache(maxsize=1)
 def loops() -> ModuleType | None:
     """Return the compiled loops, or None where they do not serve: matrix units (AMX) are faster through torch."""
-    binding = importlib.import_module("llvmlite.binding")
-    features = binding.get_host_cpu_features()
-    if not features.get("avx512bf16") or features.get("amx-bf16"):
+    if compiled_call.compiled() is None:
+        return None
+    features: frozenset[str] = importlib.import_module("cellweave.core.nn.compiled").FEATURES
+    if "avx512bf16" not in features or "amx-bf16" in features:
         return None
     return importlib.import_module("cellweave.core.nn.narrow_kernel")
 
@@ -54,9 +56,9 @@ def add_product(space: Space, kind: int, a: Tensor, b: Tensor, out: Tensor, *, a
     multiply, lies, (n_rows, n_columns, n_inner) = compiled.multiply, _place(a, b, out), _sizes(kind, a, out)
 
     def some(start: int, stop: int) -> None:
-        multiply(kind, *lies, n_rows, n_columns, n_inner, COLUMNS * start, min(COLUMNS * stop, n_columns), adds)
+        multiply(kind, *lies, n_rows, n_columns, n_inner, PANEL * start, min(PANEL * stop, n_columns), adds)
 
-    space.do(in_parts, -(-n_columns // COLUMNS), some, COLUMNS * n_rows * n_inner // PER_ELEMENT)
+    space.do(in_parts, -(-n_columns // PANEL), some, PANEL * n_rows * n_inner // PER_ELEMENT)
 
 
 def add_products(space: Space, kind: int, parts: Sequence[Part]) -> None:
@@ -85,7 +87,16 @@ def add_batch(space: Space, kind: int, a: Tensor, b: Tensor, out: Tensor) -> Non
 
 
 def _loops_for(kind: int, parts: Sequence[Part]) -> ModuleType | None:
-    """Return the compiled loops where they serve: what is read in pairs as it lies must have an even number of columns."""
+    """Return the compiled loops where they serve: what is read in pairs as it lies must have an even number of columns.
+
+    The loops are given addresses and believe them, so that matrices are looked at here, once for each call that is made out.
+    """
+    for a, b, out in parts:
+        left, right = a.shape[:: -1 if kind == TURNED_LEFT else 1], b.shape[:: -1 if kind == TURNED_RIGHT else 1]
+        same = a.dtype == b.dtype == out.dtype and (*left, right[1]) == (out.shape[0], right[0], out.shape[1])
+        if not same or any(x.stride(1) != 1 and x.shape[1] != 1 for x in (a, b, out)):
+            message = f"these are not matrices of a product: {tuple(a.shape)}, {tuple(b.shape)} and {tuple(out.shape)}, {a.dtype}, {b.dtype} and {out.dtype}"
+            raise ValueError(message)
     if any(a.dtype != torch.bfloat16 or not a.numel() or (kind != TURNED_LEFT and a.shape[1] % 2) for a, _, _ in parts):
         return None
     return loops()

@@ -37,6 +37,7 @@ from cellweave.core.nn.fused_kernels import (
     LARGEST,
     NUMBER,
     U,
+    _add_rows,
     _bernoulli_masked,
     _bernoulli_row,
     _hash,
@@ -203,14 +204,18 @@ def _sparse_forward(starts, columns, values, block, first_row, n_cells, weight, 
     for n in range(starts.shape[0] - 1):
         for b in range(n_blocks):
             out[b * n_cells + first_row + n] = F(0.0)
-        at, stop = starts[n], starts[n + 1]
+        at, stop, last = starts[n], starts[n + 1], -1
         while at < stop:
             b, end = block[columns[at]], at + 1
             while end < stop and block[columns[end]] == b:
                 end += 1
-            to = out.ctypes.data + 4 * width * (b * n_cells + first_row + n)
-            add_up(weight.ctypes.data, width, columns.ctypes.data + 8 * at, values.ctypes.data + 4 * at, end - at, to, width)
-            at = end
+            row = b * n_cells + first_row + n
+            if b > last:
+                to = out.ctypes.data + 4 * width * row
+                add_up(weight.ctypes.data, width, columns.ctypes.data + 8 * at, values.ctypes.data + 4 * at, end - at, to, width)
+            else:  # the columns of a cell are in no order, and this block was seen before
+                _add_rows(out[row], weight, columns[at:end], values[at:end])
+            at, last = end, max(last, b)
     return True
 
 

@@ -94,6 +94,9 @@ class CompiledAdam(torch.optim.Adam):
             self._run(call.addresses, call.sizes, call.settings(), call.total)
         return loss
 
+    # torch would otherwise wrap the step for its profiler, which costs as much as a small network's step.
+    step.hooked = True  # type: ignore[attr-defined]
+
     def lend(self, parameters: Sequence[Tensor], n_steps: int) -> tuple[np.ndarray, np.ndarray]:
         """Return addresses and settings for a compiled loop that takes the next steps of some parameters itself, as float32 derivatives.
 
@@ -113,6 +116,9 @@ class CompiledAdam(torch.optim.Adam):
         call = self._lent.get(key)
         if call is None or not call.current(call.slots):
             by_id = {id(slot.parameter): slot for slot in self._slots}
+            if any(place not in by_id for place in key):
+                message = "a parameter that is lent is not one of those that are optimised"
+                raise ValueError(message)
             slots = [by_id[place] for place in key]
             for slot in slots:
                 if not slot.count:
@@ -124,9 +130,6 @@ class CompiledAdam(torch.optim.Adam):
         for slot in call.slots:
             slot.count += n_steps - 1.0
         return call.addresses, settings
-
-    # torch would otherwise wrap the step for its profiler, which costs as much as a small network's step.
-    step.hooked = True  # type: ignore[attr-defined]
 
     def _begin(self, slot: _Slot) -> None:
         """Make the state of a parameter that gets its first gradient."""

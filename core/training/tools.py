@@ -29,7 +29,14 @@ def seed_everything(seed: int, epoch: int, purpose: str) -> None:
 
 @contextlib.contextmanager
 def spared_by_collector() -> Iterator[None]:
-    """Let Python's garbage collector pass over what there is now, which is a whole program and lives on anyway; it would go through it again and again."""
+    """Let Python's garbage collector pass over what there is now, which is a whole program and lives on anyway; it would go through it again and again.
+
+    What is garbage now is collected first. Where something is passed over already, by a run around this one or by a host program, nothing is done.
+    """
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.collect()
     gc.freeze()
     try:
         yield

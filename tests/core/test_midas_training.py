@@ -91,10 +91,11 @@ def test_training_lowers_the_loss_and_tells_the_discriminators(tmp_path):
     assert all(0 <= value <= 1 for event in epochs for value in event.metrics.values())
 
 
+@pytest.mark.parametrize("precision", ["32", "bf16"])
 @pytest.mark.parametrize("stop_at", [7, 17])
-def test_a_resumed_run_has_the_same_losses_to_the_bit(tmp_path, stop_at):
+def test_a_resumed_run_has_the_same_losses_to_the_bit(tmp_path, stop_at, precision):
     """Discriminators, both optimisers and the steps without the batch go on where they stopped, at and within an epoch."""
-    spec = small(**{"model.batch_drop": 0.5})
+    spec = small(**{"model.batch_drop": 0.5, "training.precision": precision})
     whole: list = []
     one = trainer(tmp_path / "whole", spec, events=whole)
     one.fit()

@@ -174,6 +174,31 @@ def test_steps_taken_at_once_are_those_taken_one_by_one(decoupled: bool) -> None
         torch.testing.assert_close(moments["exp_avg_sq"], other_state[key]["exp_avg_sq"], rtol=1e-4, atol=1e-9)
 
 
+def test_columns_in_no_order_give_the_same_sums_of_blocks() -> None:
+    step = pytest.importorskip("cellweave.core.nn.step_kernels")
+    rng = np.random.default_rng(8)
+    sizes, n_cells, width = (3, 5, 4), 6, 20
+    block = np.repeat(np.arange(3), sizes)
+    dense = rng.standard_normal((n_cells, 12)).astype(np.float32)
+    weight = rng.standard_normal((12, width)).astype(np.float32)
+    order = np.concatenate([rng.permutation(12) for _ in range(n_cells)])
+    values = np.concatenate([row[order[12 * n : 12 * n + 12]] for n, row in enumerate(dense)])
+    out = np.full((3 * n_cells, width), np.nan, np.float32)
+    assert step.sparse_forward(12 * np.arange(n_cells + 1), order, values, block, 0, n_cells, weight, out)
+    for b in range(3):
+        own = block == b
+        np.testing.assert_allclose(out[b * n_cells : (b + 1) * n_cells], dense[:, own] @ weight[own], atol=1e-5)
+
+
+def test_what_is_no_product_is_refused_before_its_memory_is_touched() -> None:
+    a, b, out = torch.ones(4, 32).bfloat16(), torch.ones(32, 8).bfloat16(), torch.zeros(4, 8).bfloat16()
+    for wrong in ((a, b, out.float()), (a, b[:16], out), (a, torch.ones(8, 32).bfloat16().t(), out), (a, b, out[:3])):
+        with pytest.raises(ValueError, match="not matrices of a product"):
+            add_product(Space(), PLAIN, *wrong)
+    with pytest.raises(ValueError, match="not one of those"):
+        CompiledAdam(made().parameters(), decoupled=True).lend([torch.nn.Parameter(torch.zeros(2))], 1)
+
+
 def shifted(x: np.ndarray) -> bool:
     x[0] += np.float32(1.0)
     return True
