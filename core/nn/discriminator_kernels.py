@@ -22,7 +22,7 @@ from cellweave.core.nn.step_kernels import (
     _centred,
     _mish,
     _mish_dropped,
-    _normed,
+    _reciprocal_deviation,
     _through,
     class_costs,
 )
@@ -132,11 +132,11 @@ def _forth(vector, sizes, classes, c, codes, first_row, drops, seeds, threshold,
         seed, width = U(seeds[layer - 1]), sizes[layer]
         for n in range(n_cells):
             mean = _biased(mapped[n], bias, normed[n])
-            scale[n] = _normed(normed[n], mean, eps)
+            own = scale[n] = _reciprocal_deviation(normed[n], mean, eps)
             if drops:
-                _mish_dropped(normed[n], gain, shift, (first_row + n) * width, seed, threshold, keep_scale, result[n], slope[n])
+                _mish_dropped(normed[n], mean, own, gain, shift, (first_row + n) * width, seed, threshold, keep_scale, result[n], slope[n])
             else:
-                _mish(normed[n], gain, shift, result[n], slope[n])
+                _mish(normed[n], mean, own, gain, shift, result[n], slope[n])
         x = result
     by_logits, _ = _ends(work, sizes, n_cells, classes)
     weight, bias = _end(vector, sizes, classes)

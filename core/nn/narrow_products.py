@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cellweave.core.nn import compiled_call
-from cellweave.core.nn.midas_layers import in_parts
+from cellweave.core.nn.midas_layers import in_parts, shared
 from cellweave.core.nn.step_program import Space
 
 #: Two matrices and where their product goes.
@@ -21,7 +21,7 @@ Part = tuple[Tensor, Tensor, Tensor]
 #: ``a @ b``, ``a @ b.T`` and ``a.T @ b``.
 PLAIN, TURNED_RIGHT, TURNED_LEFT = 0, 1, 2
 #: Columns that are treated at a time; multiplications that take as long as a loop's pass over one element.
-PANEL, PER_ELEMENT = 32, 16
+PANEL, PER_ELEMENT = 32, 64
 
 
 @lru_cache(maxsize=1)
@@ -54,6 +54,9 @@ def add_product(space: Space, kind: int, a: Tensor, b: Tensor, out: Tensor, *, a
         _by_torch(space, kind, a, b, out, adds=adds)
         return
     multiply, lies, (n_rows, n_columns, n_inner) = compiled.multiply, _place(a, b, out), _sizes(kind, a, out)
+    if not shared(n_rows * n_columns * n_inner // PER_ELEMENT):
+        space.do(multiply, kind, *lies, n_rows, n_columns, n_inner, 0, n_columns, adds)
+        return
 
     def some(start: int, stop: int) -> None:
         multiply(kind, *lies, n_rows, n_columns, n_inner, PANEL * start, min(PANEL * stop, n_columns), adds)

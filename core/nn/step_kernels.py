@@ -93,22 +93,21 @@ def _biased(x, bias, out):
 
 
 @numba.njit(**FAST)
-def _normed(x, mean, eps):
-    """Norm a row in place; return the reciprocal deviation."""
+def _reciprocal_deviation(x, mean, eps):
     square = F(0.0)
     for j in range(x.shape[0]):
         d = x[j] - mean
         square += d * d
-    scale = F(1.0) / F(math.sqrt(square / F(x.shape[0]) + eps))
-    for j in range(x.shape[0]):
-        x[j] = (x[j] - mean) * scale
-    return scale
+    return F(1.0) / F(math.sqrt(square / F(x.shape[0]) + eps))
 
 
 @numba.njit(**FAST)
-def _mish(x, weight, bias, out, slope):
+def _mish(x, mean, scale, weight, bias, out, slope):
+    """Norm a row in place, and fill in what follows from it and the slope of that."""
     for j in range(x.shape[0]):
-        h = x[j] * weight[j] + bias[j]
+        v = (x[j] - mean) * scale
+        x[j] = v
+        h = v * weight[j] + bias[j]
         e = _exp(min(h, LARGEST))
         top = e * (e + F(2.0))
         below = F(1.0) / (top + F(2.0))
@@ -118,9 +117,12 @@ def _mish(x, weight, bias, out, slope):
 
 
 @numba.njit(**FAST)
-def _mish_dropped(x, weight, bias, first, seed, threshold, keep_scale, out, slope):
+def _mish_dropped(x, mean, scale, weight, bias, first, seed, threshold, keep_scale, out, slope):
+    """The same where some are left out."""
     for j in range(x.shape[0]):
-        h = x[j] * weight[j] + bias[j]
+        v = (x[j] - mean) * scale
+        x[j] = v
+        h = v * weight[j] + bias[j]
         e = _exp(min(h, LARGEST))
         top = e * (e + F(2.0))
         below = F(1.0) / (top + F(2.0))
@@ -141,11 +143,11 @@ def _norm_mish(x, linear_bias, weight, bias, repeat, eps, drops, first_row, seed
     for n in range(x.shape[0]):
         group = (first_row + n) // repeat % groups
         mean = _biased(x[n], linear_bias[group], normed[n])
-        scale[n] = _normed(normed[n], mean, eps)
+        own = scale[n] = _reciprocal_deviation(normed[n], mean, eps)
         if drops:
-            _mish_dropped(normed[n], weight[group], bias[group], (first_row + n) * width, seed, threshold, keep_scale, out[n], slope[n])
+            _mish_dropped(normed[n], mean, own, weight[group], bias[group], (first_row + n) * width, seed, threshold, keep_scale, out[n], slope[n])
         else:
-            _mish(normed[n], weight[group], bias[group], out[n], slope[n])
+            _mish(normed[n], mean, own, weight[group], bias[group], out[n], slope[n])
     return True
 
 
