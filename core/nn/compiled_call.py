@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -49,6 +50,27 @@ def _load() -> ModuleType | None:
     except numba.core.errors.NumbaError as error:
         _log.warning("The likelihood could not be compiled and is computed in passes, which is slower: %s", error)
         return None
+
+
+def load_loops(names: Sequence[str], report: Callable[[float | None, str], None]) -> None:
+    """Load modules of compiled loops, saying so: the first run on a machine waits for the compiler, and a person should know for what.
+
+    Parameters
+    ----------
+    names
+        Modules of :mod:`cellweave.core.nn`.
+    report
+        Takes the fraction that is done and a text.
+    """
+    wanted = [name for name in (f"{__package__}.{name}" for name in names) if name not in sys.modules]
+    if not wanted:
+        return
+    report(0.0, "compiled once on a machine, in half a minute or less")
+    if compiled() is None:
+        return
+    for done, name in enumerate(wanted, 1):
+        importlib.import_module(name)
+        report(done / len(wanted), "")
 
 
 @contextmanager

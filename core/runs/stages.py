@@ -18,6 +18,7 @@ import torch
 from cellweave.core.errors import Cancelled, CellweaveError, DataError
 from cellweave.core.files import sha256_of, write_json_atomic
 from cellweave.core.models.base import BuildContext, Model
+from cellweave.core.nn.compiled_call import load_loops
 from cellweave.core.runs.events import FinishReason, Progress, ResultReady, RunState, Warned
 from cellweave.core.runs.folder import RunFolder, finished
 from cellweave.core.runs.journal import Journal
@@ -210,6 +211,8 @@ class Stages:
         context = data.context(self.spec) if self.reference is None else self.reference.context(self.spec, data)
         seed_everything(training.seed, 0, "build")
         model = (self.spec.family.build(context) if self.reference is None else self.reference.model(context)).to(device)
+        if device.type == "cpu":
+            load_loops(model.loops, self._progress("readying fast loops for this processor"))
         loader = Loader(data, device, resident=source == "device")
         preview = None
         if training.preview_every:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from cellweave.core.nn import midas_layers
+from cellweave.core.nn.compiled_call import load_loops
 from cellweave.core.nn.midas_discriminators import Discriminators
 from cellweave.core.nn.narrow_products import (
     PLAIN,
@@ -197,6 +200,19 @@ def test_what_is_no_product_is_refused_before_its_memory_is_touched() -> None:
             add_product(Space(), PLAIN, *wrong)
     with pytest.raises(ValueError, match="not one of those"):
         CompiledAdam(made().parameters(), decoupled=True).lend([torch.nn.Parameter(torch.zeros(2))], 1)
+
+
+def test_a_person_is_told_what_the_first_run_waits_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, told = "cellweave.core.nn.adam_kernel", []
+    load_loops(("adam_kernel",), lambda *said: told.append(said))
+    monkeypatch.delitem(sys.modules, module)
+    told.clear()
+    load_loops(("compiled", "adam_kernel"), lambda *said: told.append(said))
+    assert [fraction for fraction, _ in told] == [0.0, 1.0]
+    assert "once on a machine" in told[0][1]
+    assert module in sys.modules
+    load_loops(("compiled", "adam_kernel"), lambda *said: told.append(said))
+    assert len(told) == 2
 
 
 def shifted(x: np.ndarray) -> bool:
