@@ -71,6 +71,8 @@ class RegularisedBase(Model):
         Modalities with an ambient background, and with feature scaling.
     """
 
+    loops = ("compiled_ambient",)
+
     def __init__(
         self,
         context: BuildContext,

@@ -39,6 +39,7 @@ class VaeitNetwork(Model):
     """
 
     family = FAMILY
+    loops = ("compiled_masked",)
     shares: Tensor
     pattern_share: Tensor
     factor: Tensor

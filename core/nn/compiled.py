@@ -347,8 +347,16 @@ def _compile(function, signature):
     return made
 
 
-#: What numba compiles for, which its settings may make less than the processor has.
-FEATURES = frozenset(name[1:] for name in cpu_target.target_context.codegen().magic_tuple()[2].split(",") if name.startswith("+"))
+def _features():
+    """What numba compiles for, which its settings may make less than the processor has; nothing where it does not say."""
+    try:
+        names = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+    except (AttributeError, IndexError):  # numba promises neither; without features the loops are right, only slower
+        return frozenset()
+    return frozenset(name[1:] for name in names if name.startswith("+"))
+
+
+FEATURES = _features()
 MATRIX, VECTOR, WHOLE, FLAG = types.float32[:, ::1], types.float32[::1], types.int64[::1], types.boolean
 rows = _compile(
     _rows,

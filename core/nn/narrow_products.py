@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
@@ -24,7 +23,6 @@ PLAIN, TURNED_RIGHT, TURNED_LEFT = 0, 1, 2
 PANEL, PER_ELEMENT = 32, 64
 
 
-@lru_cache(maxsize=1)
 def loops() -> ModuleType | None:
     """Return the compiled loops, or None where they do not serve: matrix units (AMX) are faster through torch."""
     if compiled_call.compiled() is None:
