@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QComboBox, QFileDialog, QGridLayout, QLabel, QSpinBox
 
 from cellweave.app.panels.parts import row, subheading, text, tool
 from cellweave.core.spec.data import DataSpec, FeatureSelection
+from cellweave.core.spec.modalities import modality_kind
 
 MODES = (("all", "All features"), ("variable", "Most variable"), ("list", "Listed in a file"))
 LABELS = ("Train on", "Several files", "Counts in", "Features", "Number", "Rank within")
@@ -37,7 +38,7 @@ class ModalityForm(QWidget):
     def __init__(self, name: str, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.name = name
-        self.title = subheading(name.upper() if len(name) <= 4 else name)
+        self.title = subheading(modality_kind(name).label)
         self.found = text("", secondary=True)
         self.counts = QComboBox()
         self.counts.setAccessibleName(f"Where the counts of {name} are")

@@ -15,6 +15,7 @@ from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.app.views.truthplot import SpreadPlot, TruthPicture, TruthPlot, reliability_picture, truth_picture
 from cellweave.core.query.questions import JudgeOptions
+from cellweave.core.spec.modalities import modality_kind
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -234,7 +235,7 @@ class ImputationView(RunView):
             widget.setEnabled(True)
         with QSignalBlocker(self.modality):
             self.modality.clear()
-            self.modality.addItems([name.upper() if len(name) <= 4 else name for name in found.comparisons])
+            self.modality.addItems([modality_kind(name).label for name in found.comparisons])
             for number, name in enumerate(found.comparisons):
                 self.modality.setItemData(number, name)
         place = self.hide_choice.findData(found.question.hide)

@@ -14,6 +14,7 @@ from cellweave.app.panels.parts import row, text, tool
 from cellweave.app.theme import SPACE, current, notifier, series_color, tabular_font
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.runview import RunView
+from cellweave.core.spec.modalities import modality_kind
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -148,7 +149,7 @@ class MaskPicture(QWidget):
             n_features = int(pattern.n_features[own].sum())
             painter.setPen(current().color("text"))
             blocks = f", {len(own)} blocks" if len(own) > 1 else ""
-            title = name.upper() if len(name) <= 4 else name
+            title = modality_kind(name).label
             longest = (f"{title}  {n_features:,} features{blocks}", f"{title}  {n_features:,}", title)
             words = next((each for each in longest if metrics.horizontalAdvance(each) <= room.width()), title)
             painter.drawText(room, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, metrics.elidedText(words, Qt.TextElideMode.ElideRight,

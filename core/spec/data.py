@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
+from cellweave.core.spec.modalities import modality_kinds
 
 BLOCK_MODES = ("automatic", "by chromosome", "one block")
 
@@ -106,7 +107,8 @@ class DataSpec(Frozen):
     real_valued: tuple[str, ...] = option(
         tuple,
         "Real-valued modalities",
-        "Modalities whose values are no counts but any finite numbers, negative ones too; they need a distribution of real numbers, such as gaussian.",
+        "Modalities whose values are no counts but any finite numbers, negative ones too; they need a distribution of real numbers, such as gaussian. "
+        "Those that a plug-in declares with one need not be named.",
         advanced=True,
     )
     min_cells_per_batch: int = option(
@@ -133,6 +135,11 @@ class DataSpec(Frozen):
     def _one_is_a_list(cls, value: object) -> object:
         """Allow a single string where a list is meant: ``--set data.paths=file.h5ad``."""
         return (value,) if isinstance(value, str) else value
+
+    def is_real_valued(self, modality: str) -> bool:
+        """Return whether any finite numbers are values of a modality: it is named in :attr:`real_valued`, or a plug-in declares it so."""
+        kind = modality_kinds().get(modality)
+        return modality in self.real_valued or (kind is not None and kind.is_real_valued)
 
     @field_validator("blocks", mode="before")
     @classmethod

@@ -53,6 +53,13 @@ class ModalityKind:
         """Label of the reconstruction term."""
         return self.term_label or f"Reconstruction of {self.label}"
 
+    @property
+    def is_real_valued(self) -> bool:
+        """Whether its values are drawn from real numbers, so that they are no counts."""
+        from cellweave.core.nn.distributions import distribution
+
+        return distribution(self.distribution).support == "real"
+
 
 _KINDS: dict[str, ModalityKind] = {}
 

@@ -219,7 +219,7 @@ def _with_missing(place: Place, report: CountsReport, data: DataSpec, watch: Wat
 
 def _take_counts(modality: ModalitySource, data: DataSpec, watch: Watch) -> tuple[str | None, sparse.csr_matrix | None, list[CountsReport]]:
     """Return where the counts are, the counts, and a report for each place that was looked at."""
-    real = modality.name in data.real_valued
+    real = data.is_real_valued(modality.name)
     wanted = data.layers.get(modality.name) or (("X" if "X" in modality.places else order_of_places(list(modality.places))[0]) if real else None)
     if wanted is not None:
         if wanted not in modality.places:

@@ -66,7 +66,7 @@ def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Che
         yield Check("raw-counts", level, title, f"The values in {modality.location} are {largest}.", where=where)
         return
     other = _place_fixes(spec, modality)
-    if modality.name in spec.data.real_valued and report.n_not_finite == 0:
+    if spec.data.is_real_valued(modality.name) and report.n_not_finite == 0:
         text = f"The values in {modality.location} are numbers from {report.minimum:g} to {report.maximum:g}, taken as they are."
         counts_only = report.n_negative > 0 and getattr(spec.model, "gene_likelihood", "normal") != "normal"
         mend = " The likelihood of this model is made for counts: choose the normal one." if counts_only else ""
@@ -93,7 +93,7 @@ def _place_fixes(spec: RunSpec, modality: Modality) -> tuple[Fix, ...]:
 
 def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     cells = int((modality.measured & (np.diff(modality.counts.indptr) == 0)).sum())
-    if modality.name in spec.data.real_valued:
+    if spec.data.is_real_valued(modality.name):
         return  # 0 is a value like any other
     if cells:
         text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}, so that they have no library size."
@@ -178,8 +178,9 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
             fix = (Fix("Keep the features of all files", {"data.join": "union"}),)
         elif found.endswith(MISSING_VALUES):
             fix = (Fix("Take NaN as not measured", {"data.nan_is_missing": True}),)
-        elif "negative" not in found and "infinite" not in found:
-            fix = (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
+        elif "infinite" not in found:
+            whole = () if "negative" in found else (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
+            fix = (*whole, *_as_real_numbers(spec, name))
         level = Level.WARN if spec.family.modalities == "many" else Level.OK
         if level is Level.WARN and found.endswith(MISSING_VALUES):
             level = Level.FAIL  # a model of this modality was asked for, and one word says what the holes mean
@@ -190,6 +191,16 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
         numbers = study.left_out["reason"].value_counts()
         text = "; ".join(f"{number:,} cells: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."
         yield Check("left-out", Level.OK, "Cells left out", text, where="data")
+
+
+def _as_real_numbers(spec: RunSpec, name: str) -> tuple[Fix, ...]:
+    """Offer to take the values of a modality as they are, where the model can draw them from a normal distribution."""
+    if spec.family.modalities != "many" or "distribution" not in type(spec.model).model_fields:
+        return ()
+    changes: dict[str, object] = {"data.real_valued": (*spec.data.real_valued, name), f"model.distribution.{name}": "gaussian"}
+    if "normalisation" in type(spec.model).model_fields:
+        changes[f"model.normalisation.{name}"] = "none"
+    return (Fix(f"Take {name} as real numbers", changes),)
 
 
 def _absent(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:

@@ -16,6 +16,7 @@ from cellweave.core.errors import DataError, SpecError
 from cellweave.core.models.base import BuildContext, ModalityInfo
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.covariates import LIST_ROLES
+from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.spec.roles import effective_roles
 from cellweave.core.study.blocks import Blocks, in_blocks
 from cellweave.core.study.study import Modality, Study
@@ -353,7 +354,7 @@ def usable_cells(
     measured = np.zeros(study.n_cells, dtype=bool)
     for modality in modalities:
         measured |= modality.measured
-    names = " or ".join(m.name.upper() for m in modalities)
+    names = " or ".join(modality_kind(m.name).label for m in modalities)
     reason = dict.fromkeys(np.flatnonzero(~measured).tolist(), f"{names} not measured")
     usable = measured.copy()
     batch = categorical.get("batch", categorical.get("library"))

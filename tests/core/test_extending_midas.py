@@ -22,6 +22,9 @@ from cellweave.core.query.opened import open_run
 from cellweave.core.runs.events import EpochDone
 from cellweave.core.runs.execute import execute
 from cellweave.core.spec import RunSpec, modalities
+from cellweave.core.study.checks import Level
+from cellweave.core.study.load import load_study
+from cellweave.core.study.preflight import preflight
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
 SMALL = {
@@ -95,7 +98,7 @@ def test_modalities_of_a_plug_in(tmp_path, monkeypatch):
         assert labels["reconstruction_histone"] == "Reconstruction of H3K27me3"
         assert labels["reconstruction_signal"] == "Reconstruction of Signal"
         path = mosaic(tmp_path, ("histone", "signal"))
-        spec = spec.with_changes({**SMALL, "data.paths": (str(path),), "data.real_valued": ("signal",), "analysis.imputed": True})
+        spec = spec.with_changes({**SMALL, "data.paths": (str(path),), "analysis.imputed": True})
         events: list = []
         execute(spec, tmp_path / "run", listener=events.append)
         last = [event for event in events if isinstance(event, EpochDone)][-1]
@@ -114,3 +117,26 @@ def test_modalities_of_a_plug_in(tmp_path, monkeypatch):
     finally:
         for cached in (registry._load_transforms, modalities._load):
             cached.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("family", ["midas", "vaeit"])
+def test_a_modality_that_is_no_counts_is_offered_as_real_numbers(tmp_path, family):
+    path = mosaic(tmp_path, ("signal",))
+    settings = {key: value for key, value in SMALL.items() if not key.startswith("model." if family == "vaeit" else "model.block")}
+    spec = RunSpec().with_changes({"model.kind": family, **settings, "training.max_epochs": 1, "data.paths": (str(path),)})
+    study = load_study(spec.data)
+    assert set(study.modalities) == {"rna"}
+    check = next(one for one in preflight(spec, study) if one.id == "modality-left-out")
+    assert check.level is Level.WARN
+    (fix,) = [one for one in check.fixes if one.label == "Take signal as real numbers"]
+    mended = spec.with_changes(fix.changes)
+    found = load_study(mended.data)
+    assert set(found.modalities) == {"rna", "signal"}
+    assert found.modalities["signal"].counts.min() < 0
+    assert not [one for one in preflight(mended, found) if one.level is Level.FAIL]
+    events: list = []
+    execute(mended, tmp_path / "run", listener=events.append)
+    last = [event for event in events if isinstance(event, EpochDone)][-1]
+    assert all(np.isfinite(value) for value in last.train.values())
+    assert [name for name in last.train if name.endswith("_signal")]
