@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from cellweave.core.runs.folder import RunFolder
 from cellweave.core.training import checkpoint as store
 from cellweave.core.training.control import RunControl
 from cellweave.core.training.position import unpack
+from cellweave.core.training.tools import spared_by_collector
 
 
 class CancelAfter(RunControl):
@@ -211,3 +214,30 @@ def test_one_cell_never_stands_alone_under_batch_norm(tmp_path: Path) -> None:
     trainer = toy_trainer(tmp_path / "run", spec.with_changes({"training.batch_size": 40}), study=study)
     trainer.fit()  # 41 cells in minibatches of 40 would leave one alone, which batch norm refuses
     assert np.isfinite(RunFolder.open(tmp_path / "run").losses()[-1]["total_train"])
+
+
+@pytest.fixture
+def nothing_passed_over() -> Iterator[None]:
+    """A collector that goes through everything; what it passed over before is passed over again afterwards."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("nothing_passed_over")
+def test_the_collector_passes_over_what_was_there_until_the_outer_run_ends():
+    with spared_by_collector():
+        assert gc.get_freeze_count() > 0
+        with pytest.raises(ZeroDivisionError), spared_by_collector():
+            _ = 1 / 0
+        assert gc.get_freeze_count() > 0  # the run within does not end it
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_host_program_passes_over_stays_so():
+    gc.freeze()
+    with spared_by_collector():
+        pass
+    assert gc.get_freeze_count() > 0
