@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cellweave.core.spec.modalities import modality_kind
+
 if TYPE_CHECKING:
     from cellweave.core.study.held_out import HeldOut
 
@@ -75,6 +77,11 @@ class Modality:
     def n_features(self) -> int:
         """Number of features."""
         return int(self.counts.shape[1])
+
+    @property
+    def label(self) -> str:
+        """What it is called in sentences: ``RNA`` for ``rna``."""
+        return modality_kind(self.name).label
 
 
 @dataclass

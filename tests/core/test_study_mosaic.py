@@ -193,7 +193,7 @@ def test_mixed_batches_masks_and_blocks_are_said(spec):
     study.modalities["adt"].feature_mask = mask
     masks = checks(spec, study)["masks"]
     assert masks.level is Level.WARN
-    assert masks.text.startswith("75% of the features of adt")
+    assert masks.text.startswith("75% of the features of ADT")
     assert "2 features were measured in no cell" in masks.text
     atac = mosaic_study({("a", ("atac",)): 40}, n_features={"atac": 3})
     atac.modalities["atac"].var.index = ["chr1:1-2", "MYC", "chr2:4-5"]
@@ -201,6 +201,18 @@ def test_mixed_batches_masks_and_blocks_are_said(spec):
     assert blocks.level is Level.FAIL
     assert "'MYC'" in blocks.text
     assert checks(spec.with_changes(blocks.fixes[0].changes), atac).get("blocks") is None
+
+
+def test_peaks_that_name_no_chromosome_at_all_are_said_to_be_one_block(spec):
+    study = mosaic_study({("a", ("atac",)): 40}, n_features={"atac": 3})
+    study.modalities["atac"].var.index = ["peak_1", "peak_2", "peak_3"]
+    found = checks(spec, study)["blocks"]
+    assert found.level is Level.WARN
+    assert found.text.startswith("No feature of ATAC names a chromosome ('peak_1'), so all 3 are read in one block.")
+    assert checks(spec.with_changes(found.fixes[0].changes), study).get("blocks") is None
+    study.modalities["atac"].var.index = ["chr1:1-2", "chr1:3-4", "chr1:5-6"]
+    one = checks(spec, study).get("blocks")  # a single chromosome is nothing to warn of
+    assert one is None or one.level is Level.OK
 
 
 @pytest.mark.parametrize(
