@@ -15,7 +15,7 @@ from cellweave.core.study.header import FileHeader
 from cellweave.core.study.named_masks import UNUSED
 from cellweave.core.study.preflight_mosaic import check_mosaic
 from cellweave.core.study.same_cells import APART, JOINED
-from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, Modality, Study
+from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, SWITCHED_OFF, Modality, Study
 
 FEW_CELLS = 100
 
@@ -35,8 +35,8 @@ def check_data(spec: RunSpec, study: Study) -> list[Check]:
     if spec.reference is not None:  # features and modalities are the reference's; of these data some may be missing
         used = [modality for modality in used if modality.measured.any()]
     found = list(_modality(spec, list(study.modalities)))
-    for problem in spec.family.check_study(spec, study):
-        found.append(Check("model-data", Level.FAIL, "Model and data", f"{problem}.", _declare(spec, study, problem), "model"))
+    problems = spec.family.check_study(spec, study)
+    found += [Check("model-data", Level.FAIL, "Model and data", f"{problem}.", _declare(spec, study, problem), "model") for problem in problems]
     for modality in used:
         found += _raw_counts(spec, study, modality)
         found += _empty(spec, study, modality)
@@ -69,6 +69,12 @@ def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Che
     where = f"data.layers.{modality.name}"
     report = scan_matrix(modality.counts, modality.location, study.obs.index, modality.var.index)
     title = f"Raw counts of {modality.label}"
+    if modality.held_out is not None and not modality.measured.any():
+        text = f"{modality.label} is switched off in every cell that has it, so that nothing of it can be learned. Leave it on in some cells."
+        on = tuple(one.model_dump() for one in spec.data.switched_off if one.modality != modality.name)
+        fix = Fix(f"Switch {modality.label} on again", {"data.switched_off": on})
+        yield Check("raw-counts", Level.FAIL, title, text, (fix,), "data.switched_off")
+        return
     if report.is_raw:
         largest = f"whole numbers from 0 to {report.maximum:,.0f}" if report.n_values else "without a single count"
         level = Level.OK if report.n_values else Level.FAIL
@@ -119,7 +125,7 @@ def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
         yield Check("empty-cells", level, f"Empty cells in {modality.label}", text, (fix,), "data.drop_empty_cells")
     else:
         yield Check("empty-cells", Level.OK, f"Empty cells in {modality.label}", "Every cell that was measured has counts.", where="data.drop_empty_cells")
-    features = int((modality.counts.getnnz(axis=0) == 0).sum())
+    features = int((modality.counts.getnnz(axis=0) == 0).sum()) if modality.measured.any() else 0
     if features and spec.reference is None:
         text = f"{features:,} of {modality.n_features:,} features of {modality.label} have no count in any cell. They cost time and teach nothing."
         fix = Fix("Leave out empty features", {"data.drop_empty_features": True})
@@ -189,10 +195,10 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
             fix = (Fix("Keep the features of all files", {"data.join": "union"}),)
         elif found.endswith(MISSING_VALUES):
             fix = (Fix("Take NaN as not measured", {"data.nan_is_missing": True}),)
-        elif "infinite" not in found:
+        elif "infinite" not in found and found != SWITCHED_OFF:
             whole = () if "negative" in found else (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
             fix = (*whole, *_as_real_numbers(spec, name))
-        level = Level.WARN if spec.family.modalities == "many" else Level.OK
+        level = Level.WARN if spec.family.modalities == "many" and found != SWITCHED_OFF else Level.OK
         if level is Level.WARN and found.endswith(MISSING_VALUES):
             level = Level.FAIL  # a model of this modality was asked for, and one word says what the holes mean
         yield Check("modality-left-out", level, f"{label} is not used", text, fix, f"data.layers.{name}")

@@ -134,7 +134,7 @@ def _blocks(spec: RunSpec, modality: Modality) -> Iterator[Check]:
         text = f"The {modality.n_features:,} features of {modality.label} are read in {len(names)} blocks ({', '.join(names[:SHOWN])} ...)."
         yield Check("blocks", Level.OK, f"Blocks of {modality.label}", text, where=where)
     elif names == [modality.name] and modality_kind(modality.name).blocks == "by chromosome" and spec.data.blocks.get(modality.name, "automatic") == "automatic":
-        # One block is all that can be made of them, but it is not what was asked for: nobody should learn of it from the size of the network.
+        # All that can be made of them, but nobody should learn of it from the size of the network.
         text = (
             f"No feature of {modality.label} names a chromosome ('{modality.var.index[0]}'), so all {modality.n_features:,} are read in one block. Name peaks "
             "like 'chr1:100-200' to give each chromosome layers of its own."

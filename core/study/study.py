@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 MISSING_VALUES = "; if NaN means that a value was not measured, set data.nan_is_missing = true"
 """Ends the reason why a modality was left out where NaN is all that keeps its values from being counts."""
 
-
+SWITCHED_OFF = "every cell that has it is switched off"
+"""Why a modality was left out that no cell of the study has any more."""
 ALL_MASKED = "The mask hides every feature of"
 """Begins the note on cells of which a mask leaves nothing."""
 
