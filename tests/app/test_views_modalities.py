@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QApplication
+from qtpy.QtCore import QEvent, QPoint, Qt
+from qtpy.QtGui import QHelpEvent
+from qtpy.QtWidgets import QApplication, QToolTip
 
 from cellweave.app import theme
 from cellweave.app.state.results import Cells
@@ -41,6 +42,18 @@ def test_each_picture_is_drawn_and_what_was_not_measured_is_said(grid):
     assert picture.width() > 0
     colours = {tuple(np.unique(np.frombuffer(image.constBits().asstring(image.sizeInBytes()), np.uint32))) for image in grid._images.values()}
     assert all(len(found) > 2 for found in colours)
+
+
+def test_what_was_switched_off_is_not_said_to_be_unmeasured_and_short_names_are_told_whole(grid, qtbot):
+    layout, codes = layout_of()
+    assert grid.absent(1, 1) == "not measured"
+    long = "a batch with a name that is far too long for the margin"
+    grid.set_cells(layout, ("All together", "RNA"), codes, ("a", long), frozenset({(long, "RNA")}))
+    assert grid.absent(1, 1) == "switched off" and grid.absent(0, 1) == "not measured"
+    grid.show()
+    at = QPoint(10, round(grid._cell(1, 0).center().y()))
+    QApplication.sendEvent(grid, QHelpEvent(QEvent.Type.ToolTip, at, grid.mapToGlobal(at)))
+    qtbot.waitUntil(lambda: QToolTip.text() == long)
 
 
 def test_hiding_a_level_changes_the_pictures(grid):
