@@ -41,6 +41,7 @@ def test_a_summary_says_what_the_list_shows(tmp_path):
     run = made_run(tmp_path / "a", name="mine")
     summary = summarise(run.path)
     assert (summary.name, summary.kind, summary.words, summary.mark) == ("mine", "vae", "done", "check")
+    assert summary.model == "scVI"
     assert summary.spark == (102.0, 51.0, 34.0)
     assert summary.final == "34.0"
     assert not summary.resumable
