@@ -286,8 +286,10 @@ class Watching(QObject):
 
     def _take_up_previews(self, results: RunResults) -> None:
         """Lay out the newest preview of a run that trains elsewhere; the next ones come with its events."""
-        if results.trains:
-            self.take([event for event in results.events if isinstance(event, PreviewReady)][-1:])
+        newest = [event for event in results.events if isinstance(event, PreviewReady)][-1:] if results.trains else []
+        if newest:
+            self._window.embedding.set_message(f"The cells are laid out as they were after epoch {newest[0].epoch}…")
+            self.take(newest)
 
     def _offer_epochs(self, layouts: tuple[tuple[int, Path | np.ndarray], ...]) -> None:
         """Let the slider go back through the epochs."""
