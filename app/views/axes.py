@@ -34,6 +34,7 @@ class ValueAxis(pg.AxisItem):
             if short != getattr(self, "_short", None) or self.labelStyle.get("color") != self._tone.name():
                 self._short = short
                 self.setLabel("<br>".join(html.escape(line) for line in short), color=self._tone.name())
+                super().resizeEvent(None)  # in the middle of the axis again
 
     def _shortened(self, room: float) -> tuple[str, ...]:
         """Return the words in one line, else what is counted above what it is counted by, else cut."""
@@ -41,8 +42,8 @@ class ValueAxis(pg.AxisItem):
         if metrics.horizontalAdvance(self._words) <= room or " per " not in self._words:
             return (metrics.elidedText(self._words, Qt.TextElideMode.ElideRight, room),)
         what, by = self._words.split(" per ", 1)
-        # The strip with the marks above and the numbers of the epochs below leave a line beside the axis free.
-        return tuple(metrics.elidedText(line, Qt.TextElideMode.ElideRight, room + metrics.height()) for line in (what, f"per {by}"))
+        # The strip with the marks above and the numbers of the epochs below leave a line at each end of the axis free.
+        return tuple(metrics.elidedText(line, Qt.TextElideMode.ElideRight, room + 2 * metrics.height()) for line in (what, f"per {by}"))
 
     def resizeEvent(self, event: object = None) -> None:  # noqa: N802
         """Shorten the unit anew."""

@@ -94,7 +94,7 @@ class ModalityGrid(QWidget):
     def _heads(self) -> tuple[int, int]:
         """Return the width of the batches' names and the height of the modalities'."""
         metrics = QFontMetrics(self.font())
-        names = max((metrics.horizontalAdvance(name) for name in self._batches), default=0)
+        names = max((metrics.horizontalAdvance(name) + 1 for name in self._batches), default=0)  # a part of a pixel would cut the longest
         return min(names, 16 * metrics.horizontalAdvance("0")) + 2 * SPACE, metrics.height() + SPACE
 
     def _cell(self, batch: int, column: int) -> QRectF:
@@ -112,6 +112,10 @@ class ModalityGrid(QWidget):
         """Return the least room."""
         return self.minimumSizeHint()
 
+    def written(self, name: str) -> str:
+        """Return the name of a batch as the margin has room for it."""
+        return self.fontMetrics().elidedText(name, Qt.TextElideMode.ElideMiddle, self._heads()[0] - 2 * SPACE)
+
     def absent(self, batch: int, column: int) -> str:
         """Return why a batch has no picture of a modality."""
         return "switched off" if (self._batches[batch], self._columns[column]) in self._off else "not measured"
@@ -120,7 +124,7 @@ class ModalityGrid(QWidget):
 
     def paintEvent(self, event: QPaintEvent | None) -> None:  # noqa: N802
         """Draw titles and pictures."""
-        painter, theme, metrics = QPainter(self), current(), self.fontMetrics()
+        painter, theme = QPainter(self), current()
         left, top = self._heads()
         for column, name in enumerate(self._columns):
             at = self._cell(0, column)
@@ -131,8 +135,8 @@ class ModalityGrid(QWidget):
                 self._draw(painter, batch, column)
             at = self._cell(batch, 0)
             painter.setPen(theme.color("accent" if batch == self.marked else "text"))
-            words = metrics.elidedText(name, Qt.TextElideMode.ElideMiddle, left - 2 * SPACE)
-            painter.drawText(QRectF(SPACE / 2, at.top(), left - SPACE, at.height()), Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, words)
+            where = QRectF(SPACE / 2, at.top(), left - SPACE, at.height())
+            painter.drawText(where, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, self.written(name))
         if self.hasFocus() and 0 <= self.marked < len(self._batches):
             whole = self._cell(self.marked, 0).united(self._cell(self.marked, len(self._columns) - 1))
             painter.setPen(QPen(theme.color("accent"), 1.5))

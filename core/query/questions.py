@@ -117,7 +117,7 @@ _WRITTEN = "Modalities that are written; empty writes all. h5ad and CSV hold one
 class SpreadOptions(_Listing):
     """Of imputed values on the scale of counts, with their spread over the posterior."""
 
-    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES, auto="all that were measured")
+    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES, auto="all measured")
     modalities: tuple[str, ...] = option(tuple, "Write", _WRITTEN, group=MODALITIES, auto="all")
     blended: bool = option(False, "Keep measured values", "Write what was measured as it is, and fill in only what was not.")
     draws: int | None = option(
@@ -163,7 +163,7 @@ class TranslatedOptions(_Listing):
 class LatentGivenOptions(_Listing):
     """Of the latent space given some modalities."""
 
-    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES, auto="all that were measured")
+    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES, auto="all measured")
 
 
 class JudgeOptions(_Listing):

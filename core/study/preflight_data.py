@@ -72,8 +72,8 @@ def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Che
     if modality.held_out is not None and not modality.measured.any():
         text = f"{modality.label} is switched off in every cell that has it, so that nothing of it can be learned. Leave it on in some cells."
         on = tuple(one.model_dump() for one in spec.data.switched_off if one.modality != modality.name)
-        fix = Fix(f"Switch {modality.label} on again", {"data.switched_off": on})
-        yield Check("raw-counts", Level.FAIL, title, text, (fix,), "data.switched_off")
+        again = Fix(f"Switch {modality.label} on again", {"data.switched_off": on})
+        yield Check("raw-counts", Level.FAIL, title, text, (again,), "data.switched_off")
         return
     if report.is_raw:
         largest = f"whole numbers from 0 to {report.maximum:,.0f}" if report.n_values else "without a single count"

@@ -133,11 +133,11 @@ def _blocks(spec: RunSpec, modality: Modality) -> Iterator[Check]:
     if len(names) > 1:
         text = f"The {modality.n_features:,} features of {modality.label} are read in {len(names)} blocks ({', '.join(names[:SHOWN])} ...)."
         yield Check("blocks", Level.OK, f"Blocks of {modality.label}", text, where=where)
-    elif names == [modality.name] and modality_kind(modality.name).blocks == "by chromosome" and spec.data.blocks.get(modality.name, "automatic") == "automatic":
+    elif names == [modality.name] and modality_kind(modality.name).blocks == "by chromosome" and modality.name not in spec.data.blocks:
         # All that can be made of them, but nobody should learn of it from the size of the network.
         text = (
-            f"No feature of {modality.label} names a chromosome ('{modality.var.index[0]}'), so all {modality.n_features:,} are read in one block. Name peaks "
-            "like 'chr1:100-200' to give each chromosome layers of its own."
+            f"No feature of {modality.label} names a chromosome ('{modality.var.index[0]}'), so all {modality.n_features:,} are read in one block. "
+            "Name peaks like 'chr1:100-200' to give each chromosome layers of its own."
         )
         fix = Fix("Keep them in one block", {where: "one block"})
         yield Check("blocks", Level.WARN, f"{modality.label} without chromosomes", text, (fix,), where)

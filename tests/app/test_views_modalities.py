@@ -47,9 +47,13 @@ def test_each_picture_is_drawn_and_what_was_not_measured_is_said(grid):
 def test_what_was_switched_off_is_not_said_to_be_unmeasured_and_short_names_are_told_whole(grid, qtbot):
     layout, codes = layout_of()
     assert grid.absent(1, 1) == "not measured"
+    for name in ("multiome_s1d1", "multiome_s1d2", "p3_0", "a batch, a name"):
+        grid.set_cells(layout, ("All together", "RNA"), codes, ("a", name))
+        assert grid.written(name) == name
     long = "a batch with a name that is far too long for the margin"
     grid.set_cells(layout, ("All together", "RNA"), codes, ("a", long), frozenset({(long, "RNA")}))
     assert grid.absent(1, 1) == "switched off" and grid.absent(0, 1) == "not measured"
+    assert "…" in grid.written(long)
     grid.show()
     at = QPoint(10, round(grid._cell(1, 0).center().y()))
     QApplication.sendEvent(grid, QHelpEvent(QEvent.Type.ToolTip, at, grid.mapToGlobal(at)))
