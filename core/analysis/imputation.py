@@ -24,7 +24,7 @@ from cellweave.core.analysis.imputation_choice import (
 )
 from cellweave.core.files import write_atomic, write_json_atomic
 from cellweave.core.query.imputed import value_scale
-from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.spec.modalities import modality_kind, names_meant
 from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def evaluate(run: TrainedRun, question: ImputationQuestion, cells: np.ndarray | 
     if not can_impute(run):
         raise ImputationError(f"{run.spec.family.title} imputes nothing.", "Train scVAEIT or MIDAS on data of several modalities.")
     names = [modality.name for modality in run.data.modalities]
+    judged = names_meant((question.modality,), names)[0] if question.modality else None
+    question = replace(question, modality=judged, given=names_meant(question.given, names) if question.given else question.given)
     for name in (*((question.modality,) if question.modality else ()), *(question.given or ())):
         if name not in names:
             raise ImputationError(f"The model has no modality '{name}'.", f"It has {', '.join(names)}.")

@@ -21,7 +21,7 @@ from cellweave.core.query.questions import (
 )
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.spec.fields import Frozen
-from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.spec.modalities import modality_kind, names_meant
 
 Options = TypeVar("Options", bound=Frozen)
 
@@ -102,9 +102,8 @@ def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows
 def _named(run: TrainedRun, options: Options) -> Options:
     """Return the options with modalities named as the model names them: whoever reads RNA everywhere also writes it."""
     known = [modality.name for modality in run.data.modalities]
-    meant = {spelling.casefold(): name for name in known for spelling in (modality_kind(name).label, name)}
     fields = [field for field in ("given", "modalities") if getattr(options, field, None)]
-    return options.model_copy(update={field: tuple(meant.get(name.casefold(), name) for name in getattr(options, field)) for field in fields})
+    return options.model_copy(update={field: names_meant(getattr(options, field), known) for field in fields})
 
 
 def _labels(names: Sequence[str], word: str = "and") -> str:
