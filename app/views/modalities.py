@@ -89,6 +89,7 @@ class ModalitiesView(RunView):
     def _build(self) -> None:
         self.colour = QComboBox()
         self.colour.setAccessibleName("Colour cells by")
+        self.colour.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # its columns come after it was first shown
         self.colour.currentIndexChanged.connect(self._recolour)
         self.legend = CategoryLegend()
         self.legend.set_beside(True)

@@ -106,6 +106,20 @@ def test_the_table_and_the_colours_follow_the_run(view):
     assert not view.message()
 
 
+def test_the_name_of_a_column_is_read_whole_also_after_the_view_was_shown_empty(qtbot):
+    made = ModalitiesView(Context())
+    qtbot.addWidget(made)
+    made.set_message("")
+    made.show()
+    qtbot.waitExposed(made)
+    assert made.colour.sizeHint().width() < made.fontMetrics().horizontalAdvance("cell_type_of_the_second_level")
+    layout, codes = layout_of()
+    long = "cell_type_of_the_second_level"
+    columns = {"batch": ColumnValues.of_levels("batch", codes, ["a", "b"]), long: ColumnValues.of_levels(long, codes % 2, ["T", "B"])}
+    made._take(Found(layout, ("All together", "RNA"), Cells(np.arange(60), np.array([f"c{k}" for k in range(60)]), columns), (), "batch"))
+    assert made.colour.sizeHint().width() > made.fontMetrics().horizontalAdvance(long)
+
+
 def test_choosing_a_batch_selects_its_cells(view, qtbot):
     with qtbot.waitSignal(view.selectionChanged) as told:
         view._chosen(1)
