@@ -60,7 +60,6 @@ class Arrangement(QObject):
     def restore(self) -> None:
         """Take up what the last start left: place, docks, step, recent files, an interrupted run."""
         window, settings = self._window, self._session.settings
-        self.fill_welcome()
         em = window.fontMetrics().horizontalAdvance("m")
         screen = QGuiApplication.primaryScreen().availableGeometry()
         window.resize(min(em * 115, screen.width()), min(em * 72, screen.height()))
@@ -71,6 +70,7 @@ class Arrangement(QObject):
         if settings.layout:
             window.restoreState(decoded(settings.layout), LAYOUT)
         window.runs.start()
+        self.fill_welcome()
         for details in self._session.notice_details:
             LOG.warning("%s", details)
         window.centre.welcome.set_notice(" ".join(self._session.notices))
@@ -80,7 +80,8 @@ class Arrangement(QObject):
     def fill_welcome(self) -> None:
         """List what was open lately on the first page."""
         settings = self._session.settings
-        self._window.centre.welcome.set_recent(settings.recent_data, settings.recent_runs)
+        labels = {str(run.path): run.label for run in self._session.library.runs}
+        self._window.centre.welcome.set_recent(settings.recent_data, settings.recent_runs, labels)
 
     def _offer_last(self) -> None:
         """Offer to go on with the files and settings of the last session."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from qtpy.QtCore import QObject
 
 from cellweave.app.forms import present_terms
+from cellweave.app.panels.parts import first_sentence
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.progress import RunProgress
 from cellweave.app.state.session import Session
@@ -58,7 +59,7 @@ class Status(QObject):
         why = session.why_not_ready()
         label = "Queue a further run" if training.active else "Train"
         waits = f"{len(training.queue)} waiting in the queue." if training.queue else ""
-        window.workflow.set_train(possible=not why, why=why or waits, label=label, tone="bad" if session.failures or session.load_error else "")
+        window.workflow.set_train(possible=not why, why=first_sentence(why) or waits, label=label, tone="bad" if session.failures or session.load_error else "")
         name = training.progress.name if training.active else ""
         window.losses_panel.set_running(name if training.progress.can_pause else "")
         window.training_panel.set_running(name)

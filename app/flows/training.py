@@ -160,7 +160,7 @@ class TrainFlow(QObject):
         name = run_label(waiting.spec.name, waiting.folder)
         training = waiting.spec.training
         self.spec, self.study = waiting.spec, waiting.study
-        self.progress = RunProgress(name, training.patience if training.early_stopping else 0)
+        self.progress = RunProgress(name, training.patience if training.early_stopping else 0, waiting.resume)
         self.cancelling, self._failure, self._said = False, None, set()
         self._weights = dict(waiting.spec.loss_weights())
         try:

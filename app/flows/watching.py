@@ -28,6 +28,7 @@ from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.analysis.jobs import JobUpdate, UpdateKind
 from cellweave.core.errors import Cancelled
 from cellweave.core.runs.events import Event, FinishReason, PreviewReady, RunState
+from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -84,6 +85,21 @@ class Watching(QObject):
         self._window.expression.offer(None)
         self._window.centre.set_run(None, f"'{label}' trains; this view fills when its results are there.")
         self._window.show_view("losses")
+        if RunFolder(folder).events_file.is_file():
+            self._read_earlier(folder)
+
+    def _read_earlier(self, folder: Path) -> None:
+        """Draw the epochs that a run had before it went on: its journal has them, and it tells only the new ones."""
+        generation = self._generation
+
+        def done(events: list[Event]) -> None:
+            if generation == self._generation and self.results is None:
+                self._window.losses.add_earlier(events)
+
+        def failed(error: Exception, _details: str) -> None:
+            LOG.warning("the earlier epochs of %s could not be read: %s", folder, error)
+
+        self._tasks.run(lambda _report: [event for event, _ in RunFolder(folder).tail()], done, failed)
 
     def _waiting_words(self, spec: RunSpec) -> str:
         every = spec.training.preview_every
@@ -286,8 +302,10 @@ class Watching(QObject):
 
     def _take_up_previews(self, results: RunResults) -> None:
         """Lay out the newest preview of a run that trains elsewhere; the next ones come with its events."""
-        if results.trains:
-            self.take([event for event in results.events if isinstance(event, PreviewReady)][-1:])
+        newest = [event for event in results.events if isinstance(event, PreviewReady)][-1:] if results.trains else []
+        if newest:
+            self._window.embedding.set_message(f"The cells are laid out as they were after epoch {newest[0].epoch}…")
+            self.take(newest)
 
     def _offer_epochs(self, layouts: tuple[tuple[int, Path | np.ndarray], ...]) -> None:
         """Let the slider go back through the epochs."""

@@ -131,6 +131,8 @@ class TextEditor(QLineEdit):
         self._value = value
         if not unchanged or not self.hasFocus():
             self.setText(self._write(value))
+            if not self.hasFocus():
+                self.setCursorPosition(0)  # a text that is too long is read from its beginning
 
     def _commit(self) -> None:
         try:

@@ -8,7 +8,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QGridLayout, QLabel, QVBoxLayout, QWidget
 
 from cellweave.app import theme
-from cellweave.app.panels.parts import button, clear, subheading, text
+from cellweave.app.panels.parts import ElidedButton, button, clear, subheading, text
 from cellweave.core.study.checks import Check, Fix, Level
 
 MARKS = {Level.OK: ("check", "good", "Passed"), Level.WARN: ("warn", "warn", "Warning"), Level.FAIL: ("fail", "bad", "Blocks training")}
@@ -97,4 +97,4 @@ class ChecksList(QWidget):
         return body
 
     def _fix(self, fix: Fix) -> QWidget:
-        return button(fix.label, "", lambda: self.fixAsked.emit(fix))
+        return ElidedButton(fix.label, lambda: self.fixAsked.emit(fix))

@@ -60,7 +60,8 @@ class MosaicGrid(QWidget):
         # A batch whose last modality was switched off has no cell in the study any more, but can be switched on again.
         gone = [level for level, _ in off if level not in mosaic.levels]
         levels = [*mosaic.levels, *dict.fromkeys(gone)]
-        for place, modality in enumerate(mosaic.modalities):
+        modalities = [*mosaic.modalities, *dict.fromkeys(modality for _, modality in off if modality not in mosaic.modalities)]  # likewise
+        for place, modality in enumerate(modalities):
             head = text(modality_kind(modality).label, secondary=True, wrap=False)
             head.setAlignment(Qt.AlignmentFlag.AlignRight)
             self._grid.addWidget(head, 0, place + 1)
@@ -68,15 +69,15 @@ class MosaicGrid(QWidget):
             name = QLabel(level)
             name.setTextFormat(Qt.TextFormat.PlainText)
             self._grid.addWidget(name, line, 0)
-            for place, modality in enumerate(mosaic.modalities):
-                known = level in mosaic.levels
+            for place, modality in enumerate(modalities):
+                known = level in mosaic.levels and modality in mosaic.modalities
                 count, held = (int(part[mosaic.levels.index(level), place]) if known else 0 for part in (mosaic.counts, mosaic.held_out))
                 # Absolute, since a box that is written from right to left would otherwise take right for left.
                 right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignAbsolute
                 self._grid.addWidget(self._cell(mosaic.column, level, modality, count, held, is_off=(level, modality) in off), line, place + 1, right)
         if len(levels) > MOST_ROWS:
             rest = text(f"and {len(levels) - MOST_ROWS} more levels of '{mosaic.column}'", secondary=True)
-            self._grid.addWidget(rest, MOST_ROWS + 1, 0, 1, len(mosaic.modalities) + 1)
+            self._grid.addWidget(rest, MOST_ROWS + 1, 0, 1, len(modalities) + 1)
         self._totals(mosaic, min(len(levels), MOST_ROWS) + 2)
         self._grid.setColumnStretch(0, 1)
         self._show_connection(mosaic, together=together)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtGui import QFontMetrics, QPainter, QPaintEvent
-from qtpy.QtWidgets import QFrame, QHBoxLayout, QLabel, QPushButton, QSizePolicy, QToolButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QSizePolicy,
+    QStyle,
+    QStyleOptionButton,
+    QStylePainter,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
 
 from cellweave.app import theme
 
@@ -31,6 +44,12 @@ def text(content: str = "", *, secondary: bool = False, wrap: bool = True, selec
     if selectable:
         label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse | Qt.TextInteractionFlag.TextSelectableByKeyboard)
     return label
+
+
+def first_sentence(content: str) -> str:
+    """Return the cause alone of a cause and its mend, and how many more there are."""
+    more = re.search(r" And \d+ more\.$", content)
+    return re.split(r"(?<=[.!?]) (?=[A-Z])", content, maxsplit=1)[0] + (more[0] if more else "")
 
 
 def heading(content: str) -> QLabel:
@@ -125,6 +144,39 @@ def clear(layout: Any) -> None:
             item.widget().deleteLater()
         elif item.layout() is not None:
             clear(item.layout())
+
+
+class ElidedButton(QPushButton):
+    """A push button that never asks for more room than there is: its words are shortened in the middle, and the whole is its tooltip."""
+
+    def __init__(self, content: str, call: Callable[..., Any]) -> None:
+        super().__init__(content)
+        self.setAutoDefault(False)
+        self.setAccessibleName(content)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
+        self.clicked.connect(call)
+
+    def shown(self) -> str:
+        """Return the words as they are drawn."""
+        spare = super().sizeHint().width() - self.fontMetrics().horizontalAdvance(self.text())
+        return self.fontMetrics().elidedText(self.text(), Qt.TextElideMode.ElideMiddle, max(0, self.width() - spare))
+
+    def minimumSizeHint(self) -> QSize:  # noqa: N802
+        """Return room for a few letters."""
+        hint = super().sizeHint()
+        return QSize(min(hint.width(), 16 * self.fontMetrics().averageCharWidth()), hint.height())
+
+    def resizeEvent(self, event: Any) -> None:  # noqa: N802
+        """Tell the whole text where it is shortened."""
+        super().resizeEvent(event)
+        self.setToolTip("" if self.shown() == self.text() else self.text())
+
+    def paintEvent(self, event: QPaintEvent | None) -> None:  # noqa: N802
+        """Draw the button with the words that there is room for."""
+        option = QStyleOptionButton()
+        self.initStyleOption(option)
+        option.text = self.shown()
+        QStylePainter(self).drawControl(QStyle.ControlElement.CE_PushButton, option)
 
 
 class ElidedLabel(QWidget):

@@ -48,7 +48,7 @@ class RunsModel(QAbstractListModel):
         if role == Qt.ItemDataRole.DisplayRole:
             return run.label
         if role in (Qt.ItemDataRole.ToolTipRole, Qt.ItemDataRole.AccessibleTextRole):
-            parts = [run.label, run.kind, run.words, run.status.text, str(run.path) if role == Qt.ItemDataRole.ToolTipRole else ""]
+            parts = [run.label, run.model, run.words, run.status.text, str(run.path) if role == Qt.ItemDataRole.ToolTipRole else ""]
             return "\n".join(part for part in parts if part)
         return None
 
@@ -92,11 +92,13 @@ class RunDelegate(QStyledItemDelegate):
         painter.drawText(QRect(right - value_width - 4, top, value_width + 4, line), Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignRight, run.final)
         painter.setFont(option.font)
         below = QRect(left + side + 6, top + line + 2, right - left - side - 6, line)
-        words = f"{run.words} · {run.kind}" if run.kind else run.words
+        words = f"{run.words} · {run.model}" if run.model else run.words
         if len(run.spark) > 1:
             width = min(round(below.width() * 0.32), 80)
             self._spark(painter, QRect(below.right() - width, below.top() + 2, width, line - 4), run.spark)
             below.setRight(below.right() - width - 8)
+        if metrics.horizontalAdvance(words) > below.width():
+            words = run.words  # the model whole or not at all; it is in the tooltip
         painter.setPen(now.color("secondary"))
         painter.drawText(below, Qt.AlignmentFlag.AlignVCenter, metrics.elidedText(words, Qt.TextElideMode.ElideRight, below.width()))
         painter.restore()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qtpy.QtCore import QSize, Qt, Signal
@@ -126,8 +126,8 @@ class WelcomePage(QScrollArea):
         if self._last is not None:
             self._last()
 
-    def set_recent(self, data: Sequence[str], runs: Sequence[str]) -> None:
-        """List what was open lately; what is no longer there is greyed."""
+    def set_recent(self, data: Sequence[str], runs: Sequence[str], labels: Mapping[str, str] | None = None) -> None:
+        """List what was open lately; what is no longer there is greyed. ``labels`` are what runs are called elsewhere, by path."""
         clear(self._recent)
         self.recent.setVisible(bool(data or runs))
         for column, (title, paths) in enumerate((("Recent data", data), ("Recent runs", runs))):
@@ -135,13 +135,13 @@ class WelcomePage(QScrollArea):
             if not paths:
                 self._recent.addWidget(text("None yet", secondary=True), 1, column)
             for line, path in enumerate(paths[:6]):
-                self._recent.addWidget(self._link(path), line + 1, column)
+                self._recent.addWidget(self._link(path, (labels or {}).get(path, "")), line + 1, column)
             self._recent.setColumnStretch(column, 1)
 
-    def _link(self, path: str) -> QWidget:
+    def _link(self, path: str, label: str = "") -> QWidget:
         places = path.split("\n")
         there = all(Path(place).exists() for place in places)
-        name = Path(places[0]).name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+        name = label or Path(places[0]).name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
         link = button(name if there else f"{name} (missing)", "", lambda: self.pathClicked.emit(path), link=True, tip=path)
         link.setEnabled(there)
         link.setSizePolicy(link.sizePolicy().Policy.Ignored, link.sizePolicy().Policy.Fixed)

@@ -61,10 +61,13 @@ class RunProgress:
         Of the last change of state.
     epoch, epochs_done
         The epoch that is being done, and how many are over.
+    resumed
+        Whether it went on from a checkpoint, so that the epochs before it are not told again.
     """
 
     name: str
     patience: int = 0
+    resumed: bool = False
     state: RunState = RunState.CREATED
     reason: FinishReason | None = None
     phase: str = ""
@@ -85,7 +88,8 @@ class RunProgress:
         self.started = self.started or event.time or time.time()
         match event:
             case StateChanged():
-                self.state, self.reason, self.phase, self.fraction = event.state, event.reason, "", None
+                paused = {self.state, event.state} == {RunState.TRAINING, RunState.PAUSED}  # it stands where it stood, and nothing moves
+                self.state, self.reason, self.phase, self.fraction = event.state, event.reason, "", self.fraction if paused else None
             case Progress():
                 self.phase, self.fraction = event.phase, event.fraction
             case StepProgress():
@@ -146,12 +150,14 @@ class RunProgress:
         """Return how it ended, in one line."""
         took = (now or time.time()) - self.started if self.started else 0.0
         words = ENDINGS.get(self.reason, "ended") if self.reason is not None else "ended"
+        if self.resumed:
+            return f"{self.name} {words} {self.reach()}, {duration(took)} after it went on"
         between = " in" if self.epochs_done else ", after"
         return f"{self.name} {words} {self.reach()}{between} {duration(took)}"
 
     def reach(self) -> str:
         """Return how far it came, in words."""
-        return reach(self.epochs_done)
+        return "without a further epoch" if self.resumed and not self.epochs_done else reach(self.epochs_done)
 
 
 def reach(epochs: int) -> str:

@@ -15,6 +15,7 @@ from psygnal import Signal
 from cellweave.app.state.paths import runs_folder, trash_folder
 from cellweave.core.errors import RunFolderError
 from cellweave.core.files import write_json_atomic
+from cellweave.core.models.registry import families
 from cellweave.core.runs.events import FinishReason, RunState
 from cellweave.core.runs.folder import RunFolder, RunStatus, read_loss_rows
 from cellweave.core.spec import RunSpec
@@ -65,6 +66,12 @@ class RunSummary:
     def label(self) -> str:
         """Name and folder."""
         return run_label(self.name, self.path)
+
+    @property
+    def model(self) -> str:
+        """What the model is called everywhere; its kind where no family of that kind is known."""
+        known = families().get(self.kind)
+        return self.kind if known is None else known.title
 
     @property
     def mark(self) -> str:

@@ -30,10 +30,20 @@ class ValueAxis(pg.AxisItem):
 
     def _fit_words(self) -> None:
         if self._words:
-            short = QFontMetricsF(MarkStrip.words_font()).elidedText(self._words, Qt.TextElideMode.ElideRight, max(30.0, self.size().height() - 4))
+            short = self._shortened(max(30.0, self.size().height() - 4))
             if short != getattr(self, "_short", None) or self.labelStyle.get("color") != self._tone.name():
                 self._short = short
-                self.setLabel(html.escape(short), color=self._tone.name())
+                self.setLabel("<br>".join(html.escape(line) for line in short), color=self._tone.name())
+                super().resizeEvent(None)  # in the middle of the axis again
+
+    def _shortened(self, room: float) -> tuple[str, ...]:
+        """Return the words in one line, else what is counted above what it is counted by, else cut."""
+        metrics = QFontMetricsF(MarkStrip.words_font())
+        if metrics.horizontalAdvance(self._words) <= room or " per " not in self._words:
+            return (metrics.elidedText(self._words, Qt.TextElideMode.ElideRight, room),)
+        what, by = self._words.split(" per ", 1)
+        # The strip with the marks above and the numbers of the epochs below leave a line at each end of the axis free.
+        return tuple(metrics.elidedText(line, Qt.TextElideMode.ElideRight, room + 2 * metrics.height()) for line in (what, f"per {by}"))
 
     def resizeEvent(self, event: object = None) -> None:  # noqa: N802
         """Shorten the unit anew."""

@@ -187,11 +187,12 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
     """
     from cellweave.core.analysis.integration import ALL
     from cellweave.core.analysis.scores import SCORES
+    from cellweave.core.models.registry import families
 
     columns = [TableColumn("run", "Run", "Name and folder."), TableColumn("model", "Model", "Kind of model.")]
     values: dict[str, Any] = {
         "run": np.array([run_label(one.name, one.folder) for one in rows], dtype=object),
-        "model": np.array([one.kind for one in rows], dtype=object),
+        "model": np.array([families()[one.kind].title if one.kind in families() else one.kind for one in rows], dtype=object),
         "state": np.array([one.state for one in rows], dtype=object),
     }
     result = TableColumn("result", "Negative ELBO", "Of the held-out cells where there are any, else of the training cells; nats per cell.", "number")

@@ -20,7 +20,7 @@ from cellweave.app.views.axes import EpochAxis, GridLines, Mark, MarkStrip, Valu
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.focus import draw_focus
 from cellweave.app.views.history import METRIC, LossHistory, robust_range
-from cellweave.app.views.series import CurveStyle, Series, curve, line_pen, run_colour
+from cellweave.app.views.series import CurveStyle, Series, curve, line_pen, run_colour, shared_title
 
 PLOT_WIDTH = 26
 """Least width of one of several plots, in heights of a line of text."""
@@ -186,7 +186,7 @@ class LossCurves(pg.GraphicsLayoutWidget):
     def _decorate(self, plot: _Plot) -> None:
         theme = current()
         text, secondary = theme.color("text"), theme.color("secondary")
-        title = plot.series[0].label if len(plot.series) == 1 else plot.series[0].beside[:1].upper() + plot.series[0].beside[1:] or "Losses"
+        title = plot.series[0].label if len(plot.series) == 1 else shared_title(plot.series)
         plot.item.setTitle(f"<b>{html.escape(title)}</b>", color=text.name(), justify="left")
         unit = plot.series[0].unit if len({series.unit for series in plot.series}) == 1 else "value"
         plot.item.getAxis("left").say(unit, secondary)

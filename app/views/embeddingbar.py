@@ -44,6 +44,7 @@ class GeneField(QWidget):
         self.names.setAccessibleName("Colour by genes")
         self.names.setToolTip("Genes to colour by; several, separated by commas, stand side by side")
         self.names.setMinimumWidth(self.fontMetrics().horizontalAdvance("m") * 9)
+        self.names.setMaximumWidth(self.fontMetrics().horizontalAdvance("m") * 10)  # so that the bar is one row in the smallest window
         self.names.returnPressed.connect(self.ask)
         self._model = QStringListModel(self)
         self._completer = QCompleter(self._model, self)

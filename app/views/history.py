@@ -85,6 +85,15 @@ class LossHistory:
                 return False
         return True
 
+    def after(self, earlier: Iterable[Event]) -> LossHistory:
+        """Return this history of a run that went on, with what the run said before; epochs that both know are told as this one knows them."""
+        whole = LossHistory.of(self.name, (event for event in earlier if isinstance(event, EpochDone | WeightChanged)))
+        for row in self._rows:
+            whole.add(row)
+        whole.changes += [change for change in self.changes if change not in whole.changes]
+        whole.phase = self.phase
+        return whole
+
     def _add_epoch(self, event: EpochDone) -> None:
         if self.epochs and self.epochs[-1] >= event.epoch:
             kept = [row for row in self._rows if row.epoch < event.epoch]

@@ -106,6 +106,11 @@ class LossView(QWidget):
         if self._history.add(event):
             self._later()
 
+    def add_earlier(self, events: Iterable[Event]) -> None:
+        """Take in what the shown run said before it went on from a checkpoint."""
+        self._history = self._history.after(events)
+        self._later(at_once=True)
+
     def add_overlay(self, name: str, events: Iterable[Event], terms: Sequence[LossTerm] = (), metrics: Sequence[Metric] = ()) -> None:
         """Draw another run behind this one, thinner; ``terms`` and ``metrics`` as its own model declares them."""
         self._overlays[name] = LossHistory.of(name, events)

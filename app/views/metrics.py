@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,14 @@ class Shading(QStyledItemDelegate):
         assert option is not None
         if self._table.table.source_row(index.row()) in self.bold:
             option.font.setBold(True)
+
+
+def loss_of_biology(values: Mapping[str, float], base: Mapping[str, float]) -> str:
+    """Return what it means that a run keeps less biology than its data without integration: over-corrected only where batches are mixed more."""
+    mixed, before = values.get("batch_score"), base.get("batch_score")
+    if mixed is not None and before is not None and mixed <= before:
+        return "Less biology is kept than without integration, and batches are not mixed more: the model may need more epochs."
+    return "Less biology is kept than without integration: batches may be over-corrected."
 
 
 class MetricsView(RunView):
@@ -228,7 +236,7 @@ class MetricsView(RunView):
         else:
             values, base = tree["values"][tree["main"]], tree["values"].get("baseline", {})
             if "bio_score" in values and "bio_score" in base and values["bio_score"] < base["bio_score"] - LOSS_OF_BIOLOGY:
-                found.insert(0, "Less biology is kept than without integration: batches may be over-corrected.")
+                found.insert(0, loss_of_biology(values, base))
         if self.rows and not any(each.place for each in self.rows):
             found.append("The plot needs both batch and labels.")
         elif tree is not None and not any(each.place for each in self.rows if each.folder == results.folder and not each.baseline):

@@ -62,6 +62,8 @@ class Found:
         What ``scmib.json`` holds, or None.
     totals
         Sentences on the totals of the score.
+    off
+        Batch and modality of what was switched off before training.
     """
 
     layout: NDArray[np.float32] | None
@@ -71,6 +73,7 @@ class Found:
     batch: str
     score: dict[str, Any] | None = None
     totals: str = ""
+    off: frozenset[tuple[str, str]] = frozenset()
 
 
 class ModalitiesView(RunView):
@@ -86,6 +89,7 @@ class ModalitiesView(RunView):
     def _build(self) -> None:
         self.colour = QComboBox()
         self.colour.setAccessibleName("Colour cells by")
+        self.colour.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToContents)  # its columns come after it was first shown
         self.colour.currentIndexChanged.connect(self._recolour)
         self.legend = CategoryLegend()
         self.legend.set_beside(True)
@@ -170,7 +174,7 @@ class ModalitiesView(RunView):
         if found.layout is not None:
             column = found.cells.columns.get(found.batch)
             codes = np.zeros(len(found.cells.rows), np.int32) if column is None else np.asarray(column.codes, np.int32)
-            self.grid.set_cells(found.layout, found.names, codes, ("all cells",) if column is None else tuple(map(str, column.levels)))
+            self.grid.set_cells(found.layout, found.names, codes, ("all cells",) if column is None else tuple(map(str, column.levels)), found.off)
         self._offer_columns(found)
         values: dict[str, Any] = {"pair": np.array([f"{pair['first']} and {pair['second']}" for pair in found.pairs], dtype=object)}
         for name in ("n_cells", "foscttm", "transfer", "mixing"):
@@ -283,6 +287,7 @@ def read_modalities(results: RunResults) -> Found:
     from cellweave.app.state.results import run_cells
     from cellweave.core.analysis import scmib
     from cellweave.core.analysis.pipeline import modality_latents
+    from cellweave.core.spec.data import labels_off
     from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
     folder, cells = results.folder / "results", run_cells(results.folder)
@@ -301,4 +306,5 @@ def read_modalities(results: RunResults) -> Found:
     score = scmib.load(folder)
     # What is left out of the means is said in the table, part by part.
     totals = " ".join([*scmib.totals(score), *(str(note) for note in score["notes"] if not note.startswith(scmib.LEFT_OUT))]) if score else ""
-    return Found(layout, ("All together", *labels.values()), cells, pairs, results.spec.covariates.batch or "", score, totals)
+    batch = results.spec.covariates.batch
+    return Found(layout, ("All together", *labels.values()), cells, pairs, batch or "", score, totals, labels_off(results.spec.data.switched_off, batch))

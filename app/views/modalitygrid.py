@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from qtpy.QtCore import QRectF, QSize, Qt, Signal
-from qtpy.QtGui import QColor, QFontMetrics, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
-from qtpy.QtWidgets import QSizePolicy, QWidget
+from qtpy.QtCore import QEvent, QRectF, QSize, Qt, Signal
+from qtpy.QtGui import QColor, QFontMetrics, QHelpEvent, QImage, QKeyEvent, QMouseEvent, QPainter, QPaintEvent, QPen
+from qtpy.QtWidgets import QSizePolicy, QToolTip, QWidget
 
 from cellweave.app.theme import SPACE, current, notifier
 from cellweave.app.views.columns import ColumnData
@@ -43,12 +43,16 @@ class ModalityGrid(QWidget):
         self._codes = np.zeros(0, np.int32)
         self._colour = ColumnData.categorical(np.zeros(0, np.int32), [])
         self._hidden: frozenset[int] = frozenset()
+        self._off: frozenset[tuple[str, str]] = frozenset()
         self._images: dict[tuple[int, int], QImage] = {}
         self._pixels: list[NDArray[np.uint32]] = []  # an image reads the memory of its array
         self.marked = -1
         notifier().changed.connect(self._forget)
 
-    def set_cells(self, layout: NDArray[np.float32], columns: Sequence[str], codes: NDArray[np.int32], batches: Sequence[str]) -> None:
+    def set_cells(
+        self, layout: NDArray[np.float32], columns: Sequence[str], codes: NDArray[np.int32], batches: Sequence[str],
+        off: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:  # fmt: skip
         """Show other cells.
 
         Parameters
@@ -61,7 +65,10 @@ class ModalityGrid(QWidget):
             Batch of each cell, ``(n_cells,)``.
         batches
             Their names, one a row of the grid.
+        off
+            Batch and column of what was measured but switched off before training.
         """
+        self._off = off
         self._layout, self._columns, self._codes, self._batches, self.marked = layout, columns, codes, batches, -1
         self._points = [PointSet(part) for part in layout]
         self._colour = ColumnData.categorical(codes, batches)
@@ -87,8 +94,8 @@ class ModalityGrid(QWidget):
     def _heads(self) -> tuple[int, int]:
         """Return the width of the batches' names and the height of the modalities'."""
         metrics = QFontMetrics(self.font())
-        names = max((metrics.horizontalAdvance(name) for name in self._batches), default=0)
-        return min(names, 16 * metrics.averageCharWidth()) + 2 * SPACE, metrics.height() + SPACE
+        names = max((metrics.horizontalAdvance(name) + 1 for name in self._batches), default=0)  # a part of a pixel would cut the longest
+        return min(names, 16 * metrics.horizontalAdvance("0")) + 2 * SPACE, metrics.height() + SPACE
 
     def _cell(self, batch: int, column: int) -> QRectF:
         left, top = self._heads()
@@ -105,11 +112,19 @@ class ModalityGrid(QWidget):
         """Return the least room."""
         return self.minimumSizeHint()
 
+    def written(self, name: str) -> str:
+        """Return the name of a batch as the margin has room for it."""
+        return self.fontMetrics().elidedText(name, Qt.TextElideMode.ElideMiddle, self._heads()[0] - 2 * SPACE)
+
+    def absent(self, batch: int, column: int) -> str:
+        """Return why a batch has no picture of a modality."""
+        return "switched off" if (self._batches[batch], self._columns[column]) in self._off else "not measured"
+
     # ------------------------------------------------------------------ drawing
 
     def paintEvent(self, event: QPaintEvent | None) -> None:  # noqa: N802
         """Draw titles and pictures."""
-        painter, theme, metrics = QPainter(self), current(), self.fontMetrics()
+        painter, theme = QPainter(self), current()
         left, top = self._heads()
         for column, name in enumerate(self._columns):
             at = self._cell(0, column)
@@ -120,8 +135,8 @@ class ModalityGrid(QWidget):
                 self._draw(painter, batch, column)
             at = self._cell(batch, 0)
             painter.setPen(theme.color("accent" if batch == self.marked else "text"))
-            words = metrics.elidedText(name, Qt.TextElideMode.ElideMiddle, left - 2 * SPACE)
-            painter.drawText(QRectF(SPACE / 2, at.top(), left - SPACE, at.height()), Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, words)
+            where = QRectF(SPACE / 2, at.top(), left - SPACE, at.height())
+            painter.drawText(where, Qt.AlignmentFlag.AlignVCenter | Qt.AlignmentFlag.AlignLeft, self.written(name))
         if self.hasFocus() and 0 <= self.marked < len(self._batches):
             whole = self._cell(self.marked, 0).united(self._cell(self.marked, len(self._columns) - 1))
             painter.setPen(QPen(theme.color("accent"), 1.5))
@@ -135,7 +150,7 @@ class ModalityGrid(QWidget):
         painter.drawRect(at)
         if not np.isfinite(self._layout[column][self._codes == batch]).any():
             painter.setPen(theme.color("secondary"))
-            painter.drawText(at, Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap, "not measured")
+            painter.drawText(at, Qt.AlignmentFlag.AlignCenter | Qt.TextFlag.TextWordWrap, self.absent(batch, column))
             return
         ratio = self.devicePixelRatioF()
         width, height = max(1, round(at.width() * ratio)), max(1, round(at.height() * ratio))
@@ -172,6 +187,15 @@ class ModalityGrid(QWidget):
         return dots_image(points.place(window, reach=dot_reach(diameter)), points.rank, look, diameter)
 
     # ------------------------------------------------------------------ choosing
+
+    def event(self, event: QEvent | None) -> bool:
+        """Show the whole name of a batch where it is shortened."""
+        if isinstance(event, QHelpEvent) and event.type() == QEvent.Type.ToolTip:
+            rows = [batch for batch in range(len(self._batches)) if self._cell(batch, 0).top() <= event.pos().y() <= self._cell(batch, 0).bottom()]
+            named = bool(rows) and event.pos().x() < self._heads()[0]
+            QToolTip.showText(event.globalPos(), self._batches[rows[0]] if named else "", self)
+            return True
+        return super().event(event)
 
     def mousePressEvent(self, event: QMouseEvent | None) -> None:  # noqa: N802
         """Choose the batch of a picture."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,14 @@ class Series:
     def hue(self) -> QColor:
         """Return the colour in the present theme."""
         return current().color("text") if self.colour is None else on_ground(self.colour)
+
+
+def shared_title(series: Sequence[Series]) -> str:
+    """Return the title of a plot of several: what their names begin with, where they all do, and what they are given in."""
+    beside, subjects = series[0].beside, {each.label.split(", ")[0] for each in series}
+    if beside and len(subjects) == 1 and all(", " in each.label for each in series):
+        return f"{subjects.pop()}: {beside}"
+    return beside[:1].upper() + beside[1:] or "Losses"
 
 
 @dataclass(frozen=True)

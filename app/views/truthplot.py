@@ -205,6 +205,16 @@ class SpreadPlot(QWidget):
         """Return room for bars, numbers and a title."""
         return QSize(240, 96 + 2 * self.fontMetrics().height())
 
+    def numbers(self, plot: QRectF) -> list[tuple[str, QRectF]]:
+        """Return the numbers below the bars with their places; those at the ends stay whole."""
+        low, high, metrics, found = float(self._edges[0]), float(self._edges[-1]), self.fontMetrics(), []
+        for value in nice_ticks(low, high, 8):
+            words = f"{value:g}".replace("-", "\N{MINUS SIGN}")
+            half = metrics.horizontalAdvance(words) / 2 + 1
+            x = min(max(plot.left() + (value - low) / (high - low) * plot.width(), half), self.width() - half)
+            found.append((words, QRectF(x - half, plot.bottom() + 2, 2 * half, metrics.height())))
+        return found
+
     def paintEvent(self, event: QPaintEvent | None) -> None:  # noqa: N802
         """Draw bars, numbers and marks."""
         painter = QPainter(self)
@@ -226,9 +236,8 @@ class SpreadPlot(QWidget):
         painter.setPen(QPen(theme.color("border"), 1))
         painter.drawLine(plot.bottomLeft(), plot.bottomRight())
         painter.setPen(theme.color("secondary"))
-        for value in nice_ticks(low, high, 8):
-            x = plot.left() + (value - low) / (high - low) * plot.width()
-            painter.drawText(QRectF(x - 30, plot.bottom() + 2, 60, metrics.height()), Qt.AlignmentFlag.AlignCenter, f"{value:g}".replace("-", "\N{MINUS SIGN}"))
+        for words, place in self.numbers(plot):
+            painter.drawText(place, Qt.AlignmentFlag.AlignCenter, words)
         for value, token in ((self.median, "text"), (self.marked, "warn")):
             if np.isfinite(value):
                 x = plot.left() + (min(max(value, low), high) - low) / (high - low) * plot.width()

@@ -24,6 +24,7 @@ from cellweave.core.analysis.imputation_choice import (
 )
 from cellweave.core.files import write_atomic, write_json_atomic
 from cellweave.core.query.imputed import value_scale
+from cellweave.core.spec.modalities import modality_kind, names_meant
 from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ def evaluate(run: TrainedRun, question: ImputationQuestion, cells: np.ndarray | 
     if not can_impute(run):
         raise ImputationError(f"{run.spec.family.title} imputes nothing.", "Train scVAEIT or MIDAS on data of several modalities.")
     names = [modality.name for modality in run.data.modalities]
+    judged = names_meant((question.modality,), names)[0] if question.modality else None
+    question = replace(question, modality=judged, given=names_meant(question.given, names) if question.given else question.given)
     for name in (*((question.modality,) if question.modality else ()), *(question.given or ())):
         if name not in names:
             raise ImputationError(f"The model has no modality '{name}'.", f"It has {', '.join(names)}.")
@@ -179,7 +182,7 @@ def _held_out(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
             continue
         if len(keep) > question.most_cells:
             keep = np.sort(np.random.default_rng([question.seed, 1]).choice(keep, question.most_cells, replace=False))
-        notes.append(f"{name}: {len(keep):,} of the {len(rows):,} cells in which it was switched off.")
+        notes.append(f"{modality_kind(name).label}: {len(keep):,} of the {len(rows):,} cells in which it was switched off.")
         modality = next(modality for modality in run.data.modalities if modality.name == name)
         counts = _in_order(truth.counts[keep], run.study.modalities[name].var.index, modality.var.index)
         judged = _observed(run, name, rows[keep], held_out=True)
@@ -206,7 +209,7 @@ def _modality(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
         rows = _cells(run, question, modalities[name].measured & seen_otherwise & inside, said)
         if not len(rows):
             continue
-        notes += [f"{name}: {text}" for text in said]
+        notes += [f"{modality_kind(name).label}: {text}" for text in said]
         judged = _observed(run, name, rows)
         imputed = _impute(run, rows, others, name, judged)
         found[name] = _compare(run, name, rows, modalities[name].counts[rows], imputed, judged, judged)

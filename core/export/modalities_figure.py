@@ -24,6 +24,7 @@ from cellweave.core.export.palette import (
     value_range,
 )
 from cellweave.core.export.run_data import ColumnValues, RunData
+from cellweave.core.spec.data import labels_off
 from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
 SIDE, SMALLEST, GAP = 26.0, 8.0, 1.8
@@ -90,6 +91,7 @@ class _Figure:
         self.run, self.options, self.column, self.layout, self.titles = run, options, column, layout, titles
         self.batch, self.parts, self.tree = batch, parts, tree
         self.levels: tuple[str, ...] = tuple(batch.levels) if batch is not None and batch.levels is not None else ("all cells",)
+        self.off = labels_off(run.spec.data.switched_off, run.spec.covariates.batch)
         self.line = line_height(options)
         self.names = min(LONGEST_BATCH, max(text_width(level, options) for level in self.levels)) + 2
         self.legend = self._legend_width()
@@ -159,14 +161,17 @@ class _Figure:
                 axes.set(xticks=[], yticks=[], xlim=(middle[0] - reach, middle[0] + reach), ylim=(middle[1] - reach, middle[1] + reach))
                 for spine in axes.spines.values():
                     spine.set_color(canvas.colours["grid"])
-                self._cells(canvas, axes, self.layout[place], codes == number, colours, side)
+                why = "switched off" if (level, self.titles[place]) in self.off else "not measured"
+                self._cells(canvas, axes, self.layout[place], codes == number, colours, side, why)
         if self.legend:
             self._draw_legend(canvas, left + len(self.titles) * (side + GAP) + 1, top, len(self.levels) * (side + GAP))
 
-    def _cells(self, canvas: Canvas, axes: Any, points: NDArray[np.float32], own: NDArray[np.bool_], colours: NDArray[np.float64], side: float) -> None:
+    def _cells(
+        self, canvas: Canvas, axes: Any, points: NDArray[np.float32], own: NDArray[np.bool_], colours: NDArray[np.float64], side: float, why: str
+    ) -> None:
         there = np.isfinite(points).all(axis=1)
         if not (there & own).any():
-            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", fontsize=self.options.font_size - 1,
+            axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=self.options.font_size - 1,
                       color=canvas.colours["secondary"])  # fmt: skip
             return
         diameter = self.options.point_size or float(np.clip(1.6 * side / SIDE * (1500 / max(1, int(there.sum()))) ** 0.35, 0.25, 3.0))

@@ -117,8 +117,8 @@ _WRITTEN = "Modalities that are written; empty writes all. h5ad and CSV hold one
 class SpreadOptions(_Listing):
     """Of imputed values on the scale of counts, with their spread over the posterior."""
 
-    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES)
-    modalities: tuple[str, ...] = option(tuple, "Write", _WRITTEN, group=MODALITIES)
+    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES, auto="all measured")
+    modalities: tuple[str, ...] = option(tuple, "Write", _WRITTEN, group=MODALITIES, auto="all")
     blended: bool = option(False, "Keep measured values", "Write what was measured as it is, and fill in only what was not.")
     draws: int | None = option(
         None, "Draws", "Draws of the latent; their mean is written, and their standard deviation beside it.", group=DRAWS, ge=2, le=1000, auto="posterior mean"
@@ -155,7 +155,7 @@ class TranslatedOptions(_Listing):
     """Of values translated from some modalities to others."""
 
     given: tuple[str, ...] = option(tuple, "From", "Modalities that the translation starts from; nothing else is looked at.", group=MODALITIES)
-    modalities: tuple[str, ...] = option(tuple, "To", "Modalities that are told; empty tells all others. h5ad holds one.", group=MODALITIES)
+    modalities: tuple[str, ...] = option(tuple, "To", "Modalities that are told; empty tells all others. h5ad holds one.", group=MODALITIES, auto="all others")
     values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
     seed: int = option(0, "Seed", "Determines the counts that are drawn.", group=DRAWS, ge=0, le=SEED)
 
@@ -163,7 +163,7 @@ class TranslatedOptions(_Listing):
 class LatentGivenOptions(_Listing):
     """Of the latent space given some modalities."""
 
-    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES)
+    given: tuple[str, ...] = option(tuple, "Look at", _GIVEN, group=MODALITIES, auto="all measured")
 
 
 class JudgeOptions(_Listing):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
-from cellweave.core.spec.modalities import modality_kinds
+from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
 BLOCK_MODES = ("automatic", "by chromosome", "one block")
 
@@ -36,6 +36,11 @@ class SwitchedOff(Frozen):
     column: str = option("", "Column", "The obs column whose levels are the rows of the mosaic grid.")
     level: str = option("", "Level", "Which level of the column.")
     modality: str = option("", "Modality", "The modality to leave out for these cells.")
+
+
+def labels_off(switched_off: Sequence[SwitchedOff], column: str | None) -> frozenset[tuple[str, str]]:
+    """Return what was switched off by the levels of a column, as the level and the label of the modality: ``("p3_0", "ADT")``."""
+    return frozenset((one.level, modality_kind(one.modality).label) for one in switched_off if one.column == column)
 
 
 class DataSpec(Frozen):

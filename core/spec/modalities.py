@@ -100,6 +100,12 @@ def _load() -> None:
     load_plugins("cellweave.modalities", ModalityKind, register_modality)
 
 
+def names_meant(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """Return modalities as they are named, whether their names or their labels were written, and however; what is neither stays."""
+    meant = {spelling.casefold(): name for name in known for spelling in (modality_kind(name).label, name)}
+    return tuple(meant.get(name.casefold(), name) for name in names)
+
+
 def modality_kind(name: str) -> ModalityKind:
     """Return what is known of a modality; one that nobody declared is read as counts in one block, written as it is called."""
     return modality_kinds().get(name) or ModalityKind(name, name)

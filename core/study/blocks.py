@@ -125,7 +125,7 @@ def block_labels(modality: Modality, how: str) -> list[str]:
     DataError
         Where peaks have no chromosome, a column does not exist, or sizes do not add up.
     """
-    name, n_features = modality.name, modality.n_features
+    name, label, n_features = modality.name, modality.label, modality.n_features
     if how == "one block":
         return [name] * n_features
     if how.startswith("column "):
@@ -134,7 +134,7 @@ def block_labels(modality: Modality, how: str) -> list[str]:
         sizes = [int(part) for part in how.split(",") if part.strip()]
         if sum(sizes) != n_features:
             raise DataError(
-                f"The blocks of {name} hold {sum(sizes):,} features together, but {n_features:,} are used.",
+                f"The blocks of {label} hold {sum(sizes):,} features together, but {n_features:,} are used.",
                 f"Correct data.blocks.{name}, or {ONE_BLOCK.format(name=name)}.",
             )
         return [str(number + 1) for number, size in enumerate(sizes) for _ in range(size)]
@@ -146,7 +146,7 @@ def block_labels(modality: Modality, how: str) -> list[str]:
         return [name] * n_features
     if without:
         raise DataError(
-            f"{len(without):,} of {n_features:,} features of {name} have no chromosome in their name ('{modality.var.index[without[0]]}').",
+            f"{len(without):,} of {n_features:,} features of {label} have no chromosome in their name ('{modality.var.index[without[0]]}').",
             f"Name peaks like 'chr1:100-200', or {ONE_BLOCK.format(name=name)}.",
         )
     known = [str(contig) for contig in contigs]
@@ -170,11 +170,11 @@ def _contigs(modality: Modality) -> list[str | None]:
 def _of_column(modality: Modality, column: str) -> list[str]:
     if column not in modality.var.columns:
         known = ", ".join(map(str, modality.var.columns[:12])) or "none"
-        raise DataError(f"The features of {modality.name} have no column '{column}', which is to divide them.", f"Their columns are: {known}.")
+        raise DataError(f"The features of {modality.label} have no column '{column}', which is to divide them.", f"Their columns are: {known}.")
     values = modality.var[column]
     if values.isna().any():
         raise DataError(
-            f"{int(values.isna().sum()):,} features of {modality.name} have no value in '{column}', which is to divide them.",
+            f"{int(values.isna().sum()):,} features of {modality.label} have no value in '{column}', which is to divide them.",
             f"Fill it, or {ONE_BLOCK.format(name=modality.name)}.",
         )
     return [f"{column} {value}" if str(value).isdigit() else str(value) for value in values.astype(object)]

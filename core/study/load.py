@@ -93,9 +93,10 @@ def load_study(
     select.drop_unmeasured(study, "not measured in any modality that is used")
     select.switch_off(study, data.switched_off)
     select.drop_unmeasured(study, "switched off")
+    select.drop_switched_off(study, data.switched_off)
     if data.drop_empty_features:
         select.drop_empty_features(study)
-    for name, how in data.features.items():
+    for name, how in ((name, how) for name, how in data.features.items() if name in study.modalities):
         watch.at(0.95, f"choosing features of {name}")
         select.select_features(study, name, how)
     masks.apply_masks(study)

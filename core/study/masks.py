@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import sparse
 
 from cellweave.core.errors import DataError
+from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.study import ALL_MASKED
 
 if TYPE_CHECKING:
@@ -240,10 +241,10 @@ def from_array(found: Any, obs: pd.DataFrame, features: np.ndarray, where: str, 
         return features, same_for_all(values, len(obs))
     if values.shape == (len(obs), len(features)):
         return features, distinct((len(obs), len(features)), lambda start, stop: values[start:stop], modality)
-    shown = " x ".join(f"{size:,}" for size in values.shape)
+    shown = " x ".join(f"{size:,}" for size in values.shape) or "1"
     raise DataError(
-        f"The mask of {modality} in {where} is {shown}, but there are {len(obs):,} cells and {len(features):,} features.",
-        "Give one value a feature, or one a cell and feature.",
+        f"The mask of {modality_kind(modality).label} in {where} has {shown} values, but there are {len(features):,} features (and {len(obs):,} cells).",
+        f"Give it {len(features):,} values, one a feature, or one for each cell and feature, or take it out of the file.",
     )
 
 
@@ -315,7 +316,7 @@ def apply_masks(study: Study) -> None:
         hidden = modality.measured & ~np.asarray(modality.feature_mask.any(axis=1))[study.mask_group]
         if hidden.any():
             modality.measured = modality.measured & ~hidden
-            study.notes.append(f"{ALL_MASKED} {modality.name} in {int(hidden.sum()):,} cells, so they count as not measured in it.")
+            study.notes.append(f"{ALL_MASKED} {modality.label} in {int(hidden.sum()):,} cells, so they count as not measured in it.")
         judged = modality.measured.copy()
         if modality.held_out is not None:  # what is kept aside is judged by the same mask: a feature that was not measured has no truth
             judged[modality.held_out.rows] = True

@@ -9,6 +9,7 @@ import pandas as pd
 
 from cellweave.core.errors import DataError
 from cellweave.core.spec.data import DataSpec
+from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study import masks
 from cellweave.core.study.readers.base import ModalitySource, Source
 from cellweave.core.study.study import Modality
@@ -92,27 +93,29 @@ def _by_batch(
     """Return the mask that has one entry a batch, ``uns['mask_BATCH']``."""
     assert modality.mask_names is not None and modality.read_mask is not None
     levels = [name.removeprefix(prefix) for name in modality.mask_names(where, prefix)]
-    column = _column_of(obs, levels)
+    column, label = _column_of(obs, levels), modality_kind(modality.name).label
     if column is None:
         if wanted:
             raise DataError(
                 f"The masks {where}['{prefix}{levels[0]}'] ... of {modality.name} are named after no level of a column of '{source.path.name}'.",
                 "Name them after the batches.",
             )
-        source.notes.append(f"The mask of {modality.name} for {', '.join(levels[:3])} is of no batch in which {modality.name} was measured; {UNUSED}.")
+        source.notes.append(f"The mask of {label} for {', '.join(levels[:3])} is of no batch in which {label} was measured; {UNUSED}.")
         return None
     present = {str(value) for value in obs[column].dropna().unique()}
     measured = present if rows is None else {str(value) for value in obs[column].iloc[rows[rows >= 0]].dropna().unique()}
     named = {}
     for level in levels:
         if level not in measured:
-            why = f"in whose cells {modality.name} was not measured" if level in present else f"which no cell of '{source.path.name}' is of"
-            source.notes.append(f"There is a mask of {modality.name} for '{level}', {why}; {UNUSED}.")
+            why = f"in whose cells {label} was not measured" if level in present else f"which no cell of '{source.path.name}' is of"
+            source.notes.append(f"There is a mask of {label} for '{level}', {why}; {UNUSED}.")
             continue
         place = f"{where}/{prefix}{level}"
         names, mask = masks.from_array(modality.read_mask(place), obs, own, place, modality.name)
         named[level] = mask.on_features(names, features, modality.name).rows[0]
-    source.notes.append(f"The masks of {modality.name} by '{column}' say which features were measured.")
+    if not named:
+        return None
+    source.notes.append(f"The masks of {label} by '{column}' say which features were measured.")
     return masks.by_level(named, obs[column])
 
 

@@ -262,15 +262,15 @@ def _batch_modalities(spec: RunSpec, study: Study, batch: str) -> Iterator[Check
             names = ", ".join(f"'{level}'" for level in absent[:4])
             one = spec.family.modalities == "one"
             what = "their cells are not trained on and get no latent" if one else "it is inferred from their other modalities"
-            text = f"{modality.name} was not measured in {len(absent)} of {len(levels)} batches ({names}): {what}."
-            yield Check("batch-modality", Level.WARN if one else Level.OK, f"{modality.name} is missing in batches", text, where="covariates.batch")
+            text = f"{modality.label} was not measured in {len(absent)} of {len(levels)} batches ({names}): {what}."
+            yield Check("batch-modality", Level.WARN if one else Level.OK, f"{modality.label} is missing in batches", text, where="covariates.batch")
         if hollow and len(study.modalities) > 1:
             off = tuple({"column": batch, "level": level, "modality": modality.name} for level in hollow)
             kept = tuple(one.model_dump() for one in spec.data.switched_off)
-            fix = Fix(f"Treat {modality.name} as not measured there", {"data.switched_off": kept + off})
+            fix = Fix(f"Treat {modality.label} as not measured there", {"data.switched_off": kept + off})
             names = ", ".join(f"'{level}'" for level in hollow[:4])
-            text = f"{modality.name} has not a single count in the batches {names}: it was probably not measured there."
-            yield Check("batch-hollow", Level.WARN, f"{modality.name} is empty in batches", text, _valid(spec, fix), "data.switched_off")
+            text = f"{modality.label} has not a single count in the batches {names}: it was probably not measured there."
+            yield Check("batch-hollow", Level.WARN, f"{modality.label} is empty in batches", text, _valid(spec, fix), "data.switched_off")
 
 
 def _same_as_batch(spec: RunSpec, obs: pd.DataFrame, batch: str, usable: set[str]) -> Iterator[Check]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.spec.run import RunSpec
 from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.counts import scan_matrix
@@ -14,7 +15,7 @@ from cellweave.core.study.header import FileHeader
 from cellweave.core.study.named_masks import UNUSED
 from cellweave.core.study.preflight_mosaic import check_mosaic
 from cellweave.core.study.same_cells import APART, JOINED
-from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, Modality, Study
+from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, SWITCHED_OFF, Modality, Study
 
 FEW_CELLS = 100
 
@@ -34,7 +35,8 @@ def check_data(spec: RunSpec, study: Study) -> list[Check]:
     if spec.reference is not None:  # features and modalities are the reference's; of these data some may be missing
         used = [modality for modality in used if modality.measured.any()]
     found = list(_modality(spec, list(study.modalities)))
-    found += [Check("model-data", Level.FAIL, "Model and data", f"{problem}.", where="model") for problem in spec.family.check_study(spec, study)]
+    problems = spec.family.check_study(spec, study)
+    found += [Check("model-data", Level.FAIL, "Model and data", f"{problem}.", _declare(spec, study, problem), "model") for problem in problems]
     for modality in used:
         found += _raw_counts(spec, study, modality)
         found += _empty(spec, study, modality)
@@ -56,10 +58,23 @@ def _modality(spec: RunSpec, names: Sequence[str]) -> Iterator[Check]:
         yield Check("modality", Level.FAIL, "Modality", text, fixes, "data.modality")
 
 
+def _declare(spec: RunSpec, study: Study, problem: str) -> tuple[Fix, ...]:
+    """Offer to say what the values of a modality that the model does not know are drawn from, where that is the problem."""
+    knows = getattr(spec.model, "knows", None)
+    names = [name for name in study.modalities if knows is not None and not knows(name) and f"model.distribution.{name} " in problem]
+    return tuple(Fix(f"Take {name} as counts", {f"model.distribution.{name}": "poisson"}) for name in names)
+
+
 def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     where = f"data.layers.{modality.name}"
     report = scan_matrix(modality.counts, modality.location, study.obs.index, modality.var.index)
-    title = f"Raw counts of {modality.name}"
+    title = f"Raw counts of {modality.label}"
+    if modality.held_out is not None and not modality.measured.any():
+        text = f"{modality.label} is switched off in every cell that has it, so that nothing of it can be learned. Leave it on in some cells."
+        on = tuple(one.model_dump() for one in spec.data.switched_off if one.modality != modality.name)
+        again = Fix(f"Switch {modality.label} on again", {"data.switched_off": on})
+        yield Check("raw-counts", Level.FAIL, title, text, (again,), "data.switched_off")
+        return
     if report.is_raw:
         largest = f"whole numbers from 0 to {report.maximum:,.0f}" if report.n_values else "without a single count"
         level = Level.OK if report.n_values else Level.FAIL
@@ -71,7 +86,7 @@ def _raw_counts(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Che
         counts_only = report.n_negative > 0 and getattr(spec.model, "gene_likelihood", "normal") != "normal"
         mend = " The likelihood of this model is made for counts: choose the normal one." if counts_only else ""
         fix = (Fix("Normal likelihood", {"model.gene_likelihood": "normal"}),) if counts_only else ()
-        yield Check("raw-counts", Level.FAIL if counts_only else Level.OK, f"Values of {modality.name}", text + mend, fix, "data.real_valued")
+        yield Check("raw-counts", Level.FAIL if counts_only else Level.OK, f"Values of {modality.label}", text + mend, fix, "data.real_valued")
     elif not report.is_usable:
         text = f"{report.sentence()} The likelihoods are made for counts and would give no number."
         yield Check("raw-counts", Level.FAIL, title, text, other, where)
@@ -96,25 +111,25 @@ def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     if spec.data.is_real_valued(modality.name):
         return  # 0 is a value like any other
     if cells:
-        text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}, so that they have no library size."
+        text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.label}, so that they have no library size."
         many = spec.family.modalities == "many"
         fix = Fix("Take them as not measured there" if many else "Leave out empty cells", {"data.drop_empty_cells": True})
         level = Level.WARN if getattr(spec.model, "gene_likelihood", "") == "normal" else Level.FAIL
         if spec.family.absent_without_counts:
             text = (
-                f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.name}; there they are taken as cells "
+                f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.label}; there they are taken as cells "
                 "that it was not measured in."
             )
         if many:
             level = Level.WARN
-        yield Check("empty-cells", level, f"Empty cells in {modality.name}", text, (fix,), "data.drop_empty_cells")
+        yield Check("empty-cells", level, f"Empty cells in {modality.label}", text, (fix,), "data.drop_empty_cells")
     else:
-        yield Check("empty-cells", Level.OK, f"Empty cells in {modality.name}", "Every cell that was measured has counts.", where="data.drop_empty_cells")
-    features = int((modality.counts.getnnz(axis=0) == 0).sum())
+        yield Check("empty-cells", Level.OK, f"Empty cells in {modality.label}", "Every cell that was measured has counts.", where="data.drop_empty_cells")
+    features = int((modality.counts.getnnz(axis=0) == 0).sum()) if modality.measured.any() else 0
     if features and spec.reference is None:
-        text = f"{features:,} of {modality.n_features:,} features of {modality.name} have no count in any cell. They cost time and teach nothing."
+        text = f"{features:,} of {modality.n_features:,} features of {modality.label} have no count in any cell. They cost time and teach nothing."
         fix = Fix("Leave out empty features", {"data.drop_empty_features": True})
-        yield Check("empty-features", Level.WARN, f"Empty features in {modality.name}", text, (fix,), "data.drop_empty_features")
+        yield Check("empty-features", Level.WARN, f"Empty features in {modality.label}", text, (fix,), "data.drop_empty_features")
 
 
 def _features(spec: RunSpec, modality: Modality) -> Iterator[Check]:
@@ -124,9 +139,10 @@ def _features(spec: RunSpec, modality: Modality) -> Iterator[Check]:
 
 
 def _too_few_features(name: str, n_features: int, wanted: int) -> Check:
-    text = f"{name} has {n_features:,} features, fewer than the {wanted:,} that are to be kept; all of them are used."
+    label = modality_kind(name).label
+    text = f"{label} has {n_features:,} features, fewer than the {wanted:,} that are to be kept; all of them are used."
     fix = Fix("Use all features", {f"data.features.{name}.mode": "all"})
-    return Check("feature-count", Level.WARN, f"Features of {name}", text, (fix,), f"data.features.{name}.n")
+    return Check("feature-count", Level.WARN, f"Features of {label}", text, (fix,), f"data.features.{name}.n")
 
 
 def _peaks(modality: Modality) -> Iterator[Check]:
@@ -151,8 +167,8 @@ def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]
         index = modality.var.index
         if not index.is_unique:
             repeated = index[index.duplicated()]
-            text = f"{len(repeated):,} feature names of {modality.name} repeat others ('{repeated[0]}'). Training works; tables by name would be ambiguous."
-            yield Check("feature-names", Level.WARN, f"Feature names of {modality.name} repeat", text, (fix,), where)
+            text = f"{len(repeated):,} feature names of {modality.label} repeat others ('{repeated[0]}'). Training works; tables by name would be ambiguous."
+            yield Check("feature-names", Level.WARN, f"Feature names of {modality.label} repeat", text, (fix,), where)
 
 
 def _noted(study: Study) -> Iterator[Check]:
@@ -172,19 +188,20 @@ def _noted(study: Study) -> Iterator[Check]:
 def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
     yield from _noted(study)
     for name, found in study.left_out_modalities.items():
-        text = f"{name} was left out, because {found}."
+        label = modality_kind(name).label
+        text = f"{label} was left out, because {found}."
         fix: tuple[Fix, ...] = ()
         if "share no feature" in found:
             fix = (Fix("Keep the features of all files", {"data.join": "union"}),)
         elif found.endswith(MISSING_VALUES):
             fix = (Fix("Take NaN as not measured", {"data.nan_is_missing": True}),)
-        elif "infinite" not in found:
+        elif "infinite" not in found and found != SWITCHED_OFF:
             whole = () if "negative" in found else (Fix("Accept values that are not whole", {"data.accept_non_integer": True}),)
             fix = (*whole, *_as_real_numbers(spec, name))
-        level = Level.WARN if spec.family.modalities == "many" else Level.OK
+        level = Level.WARN if spec.family.modalities == "many" and found != SWITCHED_OFF else Level.OK
         if level is Level.WARN and found.endswith(MISSING_VALUES):
             level = Level.FAIL  # a model of this modality was asked for, and one word says what the holes mean
-        yield Check("modality-left-out", level, f"{name} is not used", text, fix, f"data.layers.{name}")
+        yield Check("modality-left-out", level, f"{label} is not used", text, fix, f"data.layers.{name}")
     if spec.family.modalities == "one" and (spec.data.modality is None or spec.data.modality in study.modalities):
         yield from _absent(spec, study, study.main_modality(spec.data.modality))
     if len(study.left_out):
@@ -210,7 +227,7 @@ def _absent(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     groups = np.unique(study.mask_group[modality.measured])
     absent = int((~modality.feature_mask[groups].all(axis=0)).sum())
     several = len(study.sources) > 1
-    text = f"{absent:,} features of {modality.name} were not measured in {'every file' if several else 'every cell'}"
+    text = f"{absent:,} features of {modality.label} were not measured in {'every file' if several else 'every cell'}"
     if spec.family.knows_masks:
         yield Check("masks", Level.OK, "Features missing in files", f"{text}; they count only where they were measured.", where="data.join")
         return

@@ -127,12 +127,20 @@ def _blocks(spec: RunSpec, modality: Modality) -> Iterator[Check]:
     try:
         labels = block_labels(modality, spec.data.blocks.get(modality.name, "automatic"))
     except DataError as error:
-        yield Check("blocks", Level.FAIL, f"Blocks of {modality.name}", str(error), (Fix("Read it as one block", {where: "one block"}),), where)
+        yield Check("blocks", Level.FAIL, f"Blocks of {modality.label}", str(error), (Fix("Read it as one block", {where: "one block"}),), where)
         return
     names = list(dict.fromkeys(labels))
     if len(names) > 1:
-        text = f"The {modality.n_features:,} features of {modality.name} are read in {len(names)} blocks ({', '.join(names[:SHOWN])} ...)."
-        yield Check("blocks", Level.OK, f"Blocks of {modality.name}", text, where=where)
+        text = f"The {modality.n_features:,} features of {modality.label} are read in {len(names)} blocks ({', '.join(names[:SHOWN])} ...)."
+        yield Check("blocks", Level.OK, f"Blocks of {modality.label}", text, where=where)
+    elif names == [modality.name] and modality_kind(modality.name).blocks == "by chromosome" and modality.name not in spec.data.blocks:
+        # All that can be made of them, but nobody should learn of it from the size of the network.
+        text = (
+            f"No feature of {modality.label} names a chromosome ('{modality.var.index[0]}'), so all {modality.n_features:,} are read in one block. "
+            "Name peaks like 'chr1:100-200' to give each chromosome layers of its own."
+        )
+        fix = Fix("Keep them in one block", {where: "one block"})
+        yield Check("blocks", Level.WARN, f"{modality.label} without chromosomes", text, (fix,), where)
 
 
 def _masks(study: Study, modality: Modality) -> Iterator[Check]:
@@ -141,7 +149,7 @@ def _masks(study: Study, modality: Modality) -> Iterator[Check]:
     groups, n = np.unique(study.mask_group[modality.measured], return_counts=True)
     share = float((modality.feature_mask[groups].mean(axis=1) * n).sum() / max(1, n.sum()))
     nobody = int((~modality.feature_mask[groups].any(axis=0)).sum())
-    text = f"{share:.0%} of the features of {modality.name} were measured in a cell on average, by {len(groups):,} masks; the others are imputed."
+    text = f"{share:.0%} of the features of {modality.label} were measured in a cell on average, by {len(groups):,} masks; the others are imputed."
     if nobody:
         text += f" {nobody:,} features were measured in no cell at all, so that nothing can be learned of them."
-    yield Check("masks", Level.WARN if nobody else Level.OK, f"Masks of {modality.name}", text, where=f"data.masks.{modality.name}")
+    yield Check("masks", Level.WARN if nobody else Level.OK, f"Masks of {modality.label}", text, where=f"data.masks.{modality.name}")

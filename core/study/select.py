@@ -14,7 +14,7 @@ from cellweave.core.errors import DataError
 from cellweave.core.spec.data import FeatureSelection, SwitchedOff
 from cellweave.core.study.annotation import plain_column, require_column
 from cellweave.core.study.held_out import HeldOut
-from cellweave.core.study.study import Modality, Study
+from cellweave.core.study.study import SWITCHED_OFF, Modality, Study
 
 
 def keep_features(modality: Modality, keep: np.ndarray) -> None:
@@ -114,6 +114,15 @@ def switch_off(study: Study, cells_of_grid: Iterable[SwitchedOff]) -> None:
         not_measured(modality, cells)
 
 
+def drop_switched_off(study: Study, cells_of_grid: Iterable[SwitchedOff]) -> None:
+    """Leave out modalities that only cells had which were left out when they were switched off: nothing of them can be learned or judged."""
+    for name in sorted({one.modality for one in cells_of_grid}):
+        modality = study.modalities[name]
+        if study.n_cells and modality.held_out is None and not modality.measured.any():
+            del study.modalities[name]
+            study.left_out_modalities[name] = SWITCHED_OFF
+
+
 def drop_unmeasured(study: Study, reason: str) -> None:
     """Leave out cells in which no modality is measured; changes the study."""
     measured = np.logical_or.reduce([modality.measured for modality in study.modalities.values()])
@@ -148,6 +157,8 @@ def select_features(study: Study, name: str, how: FeatureSelection) -> None:
         Where a list cannot be read or names nothing that was measured, or the ranking is not possible.
     """
     modality = study.modalities[name]
+    if not modality.measured.any():
+        return  # switched off everywhere, which the check before a run says
     if how.mode == "list":
         keep_features(modality, _listed(modality, how, study.notes))
     elif how.mode == "variable":

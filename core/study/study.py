@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from cellweave.core.spec.modalities import modality_kind
+
 if TYPE_CHECKING:
     from cellweave.core.study.held_out import HeldOut
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 MISSING_VALUES = "; if NaN means that a value was not measured, set data.nan_is_missing = true"
 """Ends the reason why a modality was left out where NaN is all that keeps its values from being counts."""
 
-
+SWITCHED_OFF = "every cell that has it is switched off"
+"""Why a modality was left out that no cell of the study has any more."""
 ALL_MASKED = "The mask hides every feature of"
 """Begins the note on cells of which a mask leaves nothing."""
 
@@ -75,6 +78,11 @@ class Modality:
     def n_features(self) -> int:
         """Number of features."""
         return int(self.counts.shape[1])
+
+    @property
+    def label(self) -> str:
+        """What it is called in sentences: ``RNA`` for ``rna``."""
+        return modality_kind(self.name).label
 
 
 @dataclass

@@ -56,6 +56,17 @@ def asked(qtbot, dialog, name, options=None, suffix=""):
     return None if dialog.answer is None else dialog.answer.path
 
 
+def test_modalities_are_understood_as_they_are_written_everywhere(dialog, qtbot):
+    """The window writes RNA and ADT, so a person writes them too."""
+    path = asked(qtbot, dialog, "translated", {"given": ("RNA",), "modalities": ("Adt",)}, ".h5ad")
+    assert path is not None
+    assert anndata.read_h5ad(path).n_vars == 224
+    assert "ADT from RNA" in dialog.said.text()
+    assert asked(qtbot, dialog, "latent_given", {"given": ("ADT",)}) is not None
+    assert asked(qtbot, dialog, "imputed", {"given": ("protein",)}) is None
+    assert "no modality 'protein'" in dialog.said.text()
+
+
 def test_only_what_midas_can_answer_is_offered(dialog):
     assert [question.name for question in dialog.questions] == ["imputed", "corrected", "translated", "latent_given"]
     dialog.list.setCurrentRow(0)

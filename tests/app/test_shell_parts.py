@@ -14,6 +14,7 @@ from cellweave.app.panels.crosstab import CrossTable
 from cellweave.app.panels.features import ModalityForm, label_width
 from cellweave.app.panels.inspector import InspectorPanel, ShareBar
 from cellweave.app.panels.mosaic import MosaicGrid
+from cellweave.app.panels.parts import ElidedButton, first_sentence
 from cellweave.app.state.paths import masked
 from cellweave.app.state.progress import RunProgress, duration
 from cellweave.app.workers.tasks import TaskRunner
@@ -53,6 +54,28 @@ def test_the_sentence_of_a_run():
     assert progress.ending(now=172.0) == "ambient-07 stopped early: the validation loss no longer improved after 36 epochs in 1 min 12 s"
     short = RunProgress("x", started=100.0, reason=FinishReason.FAILED)
     assert short.ending(now=103.0) == "x failed before its first epoch was over, after 3 s"
+
+
+def test_a_resumed_run_that_had_all_its_epochs_is_not_said_to_have_none():
+    progress = RunProgress("midas-01", resumed=True)
+    progress.add(StateChanged(state=RunState.DONE, reason=FinishReason.COMPLETED, time=100.0))
+    assert progress.ending(now=126.0) == "midas-01 finished without a further epoch, 26 s after it went on"
+    further = RunProgress("midas-01", resumed=True)
+    further.add(EpochDone(epoch=40, max_epochs=40, train={}, validation={}, best_epoch=40, time=100.0))
+    further.add(StateChanged(state=RunState.DONE, reason=FinishReason.COMPLETED, time=101.0))
+    assert further.ending(now=126.0) == "midas-01 finished after 40 epochs, 26 s after it went on"
+
+
+def test_the_bar_of_a_paused_run_stands_still():
+    progress = RunProgress("midas-01")
+    progress.add(StateChanged(state=RunState.TRAINING))
+    progress.add(EpochDone(epoch=20, max_epochs=40, train={}, validation={}, best_epoch=20))
+    progress.add(StateChanged(state=RunState.PAUSED))
+    assert progress.fraction == 0.5
+    progress.add(StateChanged(state=RunState.TRAINING))
+    assert progress.fraction == 0.5
+    progress.add(StateChanged(state=RunState.ANALYSING))
+    assert progress.fraction is None
 
 
 def test_the_relay_keeps_the_order_and_only_the_latest_progress(qtbot):
@@ -168,6 +191,30 @@ def test_checks_show_the_gravest_first_and_the_rest_on_demand(qtbot):
     qtbot.waitUntil(lambda: titles() == ["Batch", "Empty", "Counts"])
 
 
+def test_a_long_offer_is_shortened_and_does_not_widen_its_panel(qtbot):
+    checks = ChecksList()
+    qtbot.addWidget(checks)
+    label = "Train on cite_s1d1, cite_s1d2, cite_s2d1, cite_s2d4, cite_s3d1 (RNA, ADT) only"
+    fix = Fix(label, {"data.drop_empty_cells": True})
+    checks.set_checks([Check("c", Level.FAIL, "Modalities are not linked", "Two islands.", (fix,))])
+    checks.resize(290, 200)
+    checks.show()
+    assert checks.minimumSizeHint().width() <= 290
+    (offer,) = checks.findChildren(ElidedButton)
+    assert offer.text() == offer.accessibleName() == offer.toolTip() == label
+    assert offer.width() <= 290 and "…" in offer.shown() and offer.shown().startswith("Train on") and offer.shown().endswith("only")
+    checks.resize(900, 200)
+    qtbot.waitUntil(lambda: offer.shown() == label and not offer.toolTip())
+
+
+def test_beside_train_stands_the_cause_alone():
+    text = "21 of 600 features of ATAC have no chromosome in their name ('peak_0'). Name peaks like 'chr1:100-200', or set data.blocks.atac = 'one block'."
+    assert first_sentence(text) == "21 of 600 features of ATAC have no chromosome in their name ('peak_0')."
+    assert first_sentence(f"{text} And 2 more.") == "21 of 600 features of ATAC have no chromosome in their name ('peak_0'). And 2 more."
+    assert first_sentence("a.h5ad holds no counts of RNA.") == "a.h5ad holds no counts of RNA."
+    assert first_sentence("") == ""
+
+
 def test_the_grid_of_a_mosaic_without_data(qtbot):
     from cellweave.core.study.mosaic import Mosaic
 
@@ -182,6 +229,11 @@ def test_the_grid_of_a_mosaic_without_data(qtbot):
     grid.switched.connect(lambda *what: told.append(what))
     grid.boxes["b", "adt"].click()
     assert told == [("batch", "b", "adt", True)]
+    # A modality that went with its last cells keeps its boxes too.
+    rna = Mosaic("batch", ("a",), ("rna",), np.array([[5]]), np.zeros((1, 1), dtype=int), np.array([[True]]), np.array([[5]]))
+    grid.set_mosaic(rna, [("b", "adt")])
+    assert set(grid.boxes) == {("a", "rna"), ("b", "adt")}
+    assert grid.boxes["b", "adt"].text() == "off"
 
 
 def test_the_grid_says_whether_batches_are_connected_and_what_is_held_out(qtbot):

@@ -41,6 +41,7 @@ def test_a_summary_says_what_the_list_shows(tmp_path):
     run = made_run(tmp_path / "a", name="mine")
     summary = summarise(run.path)
     assert (summary.name, summary.kind, summary.words, summary.mark) == ("mine", "vae", "done", "check")
+    assert summary.model == "scVI"
     assert summary.spark == (102.0, 51.0, 34.0)
     assert summary.final == "34.0"
     assert not summary.resumable
@@ -278,11 +279,15 @@ def test_recent_files_that_are_gone_are_greyed(qtbot, make_window, home, tmp_pat
 
 
 def test_recent_files_and_runs_are_in_the_file_menu(qtbot, make_window, home, runs, tmp_path):
+    from qtpy.QtWidgets import QPushButton
+
     from cellweave.app.state.settings import Settings, save_settings
 
     data = small_h5ad(tmp_path / "small.h5ad")
     save_settings(Settings(recent_data=[str(data), str(tmp_path / "gone.h5ad")], recent_runs=[str(runs[0])]), home / "settings.json")
     window = make_window()
+    links = [link.text() for link in window.centre.welcome.recent.findChildren(QPushButton)]
+    assert "first · vae-01" in links, "a run is called on the first page what it is called in the list"
     assert window.recent_menu.menuAction() in window.actions_by_id.menus["File"].actions()
     window.recent_menu.aboutToShow.emit()
     found = {action.text(): action for action in window.recent_menu.actions() if not action.isSeparator()}

@@ -156,7 +156,12 @@ def test_a_run_can_be_continued(qtbot, ready, answers):
     ready.runs.refresh()
     ready.runs_panel.set_current(folder)
     assert ready.actions_by_id["run.resume"].isEnabled()
+    done = int(RunFolder(folder).losses()[-1]["epoch"])
     ready.actions_by_id["run.resume"].trigger()
+    ready.training.current.control.pause()  # so that its earlier epochs can only have come from its journal
+    qtbot.waitUntil(lambda: ready.losses.history().epochs[:done] == list(range(1, done + 1)), timeout=LONG)
+    assert ready.training.active
+    ready.training.current.control.resume()
     wait_done(qtbot, ready)
     assert RunFolder(folder).status.reason is FinishReason.COMPLETED
     assert [row["epoch"] for row in RunFolder(folder).losses()] == list(range(1, 61))

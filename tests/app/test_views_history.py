@@ -26,6 +26,17 @@ def epoch(number: int, value: float, *, validation: bool = True, best: int | Non
     return EpochDone(epoch=number, max_epochs=9, train=train, validation=held_out, weights={"kl_z": 1.0}, best_epoch=best)
 
 
+def test_a_run_that_went_on_keeps_the_epochs_before():
+    earlier = [epoch(1, 10.0), WeightChanged(term="kl_z", old=1, new=2, epoch=1), epoch(2, 8.0), epoch(3, 7.0)]
+    live = LossHistory.of("run", [epoch(3, 6.5), epoch(4, 6.0)])  # epoch 3 was not in the checkpoint
+    whole = live.after(earlier)
+    assert whole.epochs == [1, 2, 3, 4]
+    assert whole.series("reconstruction", "train")[1].tolist() == [10.0, 8.0, 6.5, 6.0]
+    assert [change.new for change in whole.changes] == [2]
+    assert LossHistory("run").after(earlier).epochs == [1, 2, 3], "read before anything new was told"
+    assert live.after([*earlier[:3], epoch(3, 6.5), epoch(4, 6.0)]).epochs == [1, 2, 3, 4], "the journal has the new ones already"
+
+
 def test_events_become_series():
     history = LossHistory.of("run", [epoch(1, 10.0), epoch(2, 8.0, validation=False), epoch(3, 7.0, best=1)])
     assert history.series_names() == ["reconstruction", "kl_z", "total", "elbo"]

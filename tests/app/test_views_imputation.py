@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QPoint, Qt
+from qtpy.QtCore import QPoint, QRectF, Qt
 from qtpy.QtTest import QTest
 
 from cellweave.app.views.maskview import MaskPicture
@@ -211,6 +211,10 @@ def test_plots_draw_whatever_they_are_given(qtbot):
     plot.set_picture(truth_picture(np.arange(9.0), np.arange(9.0)[::-1]), ("a", "b"), 3.0)
     assert plot.grab().toImage() != before
     assert not spread.grab().toImage().isNull()
+    numbers = spread.numbers(QRectF(8, 20, 284, 180))
+    assert numbers[0][0] == "\N{MINUS SIGN}0.2"
+    room = spread.fontMetrics().horizontalAdvance
+    assert all(place.left() >= 0 and place.right() <= 300 and place.width() > room(words) for words, place in numbers), "no number is cut at an end"
 
 
 def test_what_was_switched_off_without_anything_else_cannot_be_chosen(window, qtbot):

@@ -10,14 +10,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from qtpy.QtCore import QPointF, Qt
-from qtpy.QtGui import QColor
+from qtpy.QtGui import QColor, QFontMetricsF
 from qtpy.QtWidgets import QApplication, QToolButton
 
 from cellweave.app import theme
 from cellweave.app.theme import load_theme
 from cellweave.app.views import LossView
+from cellweave.app.views.axes import MarkStrip
 from cellweave.app.views.history import smooth
-from cellweave.app.views.series import line_pen
+from cellweave.app.views.series import Series, line_pen, shared_title
 from cellweave.core.models.declare import Metric
 from cellweave.core.runs.events import EpochDone, RunState, StateChanged, StepProgress, WeightChanged
 from cellweave.core.spec import RunSpec
@@ -283,6 +284,25 @@ def test_a_unit_is_shortened_to_its_axis(running):
     axis.say("a unit far longer than any plot of a small window is high, however one looks at it", QColor("black"))
     assert axis.label.boundingRect().width() <= axis.size().height() + 8
     assert "…" in axis.labelText
+    middle = axis.mapRectFromItem(axis.label, axis.label.boundingRect()).center().y()
+    assert middle == pytest.approx(axis.size().height() / 2, abs=2), "in the middle of its axis, also after it was shortened"
+
+
+def test_a_unit_that_is_counted_by_something_breaks_before_it_is_cut(running):
+    axis = running._curves._plots[0].item.getAxis("left")
+    metrics = QFontMetricsF(MarkStrip.words_font())
+    axis.say("squared distance per cell", QColor("black"))
+    room = metrics.horizontalAdvance("squared distance per cell") - 1
+    assert axis._shortened(room) == ("squared distance", "per cell")
+    assert axis._shortened(room + 2) == ("squared distance per cell",)
+    assert "…" in axis._shortened(30.0)[0]
+
+
+def test_numbers_of_one_subject_share_a_title_that_names_it():
+    of_batches = [Series(f"metric:{name}", f"Discriminator, {name}", "share of cells", beside="share of cells") for name in ("RNA", "ADT")]
+    assert shared_title(of_batches) == "Discriminator: share of cells"
+    assert shared_title([*of_batches, Series("metric:x", "Hidden", "share of cells", beside="share of cells")]) == "Share of cells"
+    assert shared_title([Series("a", "KL of c"), Series("b", "KL of u")]) == "Losses"
 
 
 def test_the_table_is_handed_over(running, qtbot):

@@ -15,6 +15,7 @@ from window_support import show_run
 
 from cellweave.app import theme
 from cellweave.app.state.measured import read_measured
+from cellweave.app.views.metrics import loss_of_biology
 from cellweave.app.views.metricsplot import axis_range
 
 LEFT = Qt.MouseButton.LeftButton
@@ -141,6 +142,14 @@ def test_less_biology_than_without_integration_is_said(open_view, both):
     said = open_view(both["vae"]).said.text()
     assert "over-corrected" not in said
     assert "3 of 500 cells have no label" in said
+
+
+def test_a_run_that_mixes_no_better_is_not_called_over_corrected():
+    base = {"bio_score": 0.59, "batch_score": 0.33}
+    assert "over-corrected" in loss_of_biology({"bio_score": 0.5, "batch_score": 0.4}, base)
+    said = loss_of_biology({"bio_score": 0.46, "batch_score": 0.22}, base)
+    assert "over-corrected" not in said and "more epochs" in said
+    assert "over-corrected" in loss_of_biology({"bio_score": 0.46}, {"bio_score": 0.59})
 
 
 def test_a_run_is_measured_where_it_has_no_metrics(qtbot, window, open_view, trained):

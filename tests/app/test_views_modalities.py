@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from qtpy.QtCore import QPoint, Qt
-from qtpy.QtWidgets import QApplication
+from qtpy.QtCore import QEvent, QPoint, Qt
+from qtpy.QtGui import QHelpEvent
+from qtpy.QtWidgets import QApplication, QToolTip
 
 from cellweave.app import theme
 from cellweave.app.state.results import Cells
@@ -41,6 +42,22 @@ def test_each_picture_is_drawn_and_what_was_not_measured_is_said(grid):
     assert picture.width() > 0
     colours = {tuple(np.unique(np.frombuffer(image.constBits().asstring(image.sizeInBytes()), np.uint32))) for image in grid._images.values()}
     assert all(len(found) > 2 for found in colours)
+
+
+def test_what_was_switched_off_is_not_said_to_be_unmeasured_and_short_names_are_told_whole(grid, qtbot):
+    layout, codes = layout_of()
+    assert grid.absent(1, 1) == "not measured"
+    for name in ("multiome_s1d1", "multiome_s1d2", "p3_0", "a batch, a name"):
+        grid.set_cells(layout, ("All together", "RNA"), codes, ("a", name))
+        assert grid.written(name) == name
+    long = "a batch with a name that is far too long for the margin"
+    grid.set_cells(layout, ("All together", "RNA"), codes, ("a", long), frozenset({(long, "RNA")}))
+    assert grid.absent(1, 1) == "switched off" and grid.absent(0, 1) == "not measured"
+    assert "…" in grid.written(long)
+    grid.show()
+    at = QPoint(10, round(grid._cell(1, 0).center().y()))
+    QApplication.sendEvent(grid, QHelpEvent(QEvent.Type.ToolTip, at, grid.mapToGlobal(at)))
+    qtbot.waitUntil(lambda: QToolTip.text() == long)
 
 
 def test_hiding_a_level_changes_the_pictures(grid):
@@ -87,6 +104,20 @@ def test_the_table_and_the_colours_follow_the_run(view):
     view.colour.setCurrentIndex(view.colour.findData("cell_type"))
     assert view.grid._colour.levels == ("T", "B")
     assert not view.message()
+
+
+def test_the_name_of_a_column_is_read_whole_also_after_the_view_was_shown_empty(qtbot):
+    made = ModalitiesView(Context())
+    qtbot.addWidget(made)
+    made.set_message("")
+    made.show()
+    qtbot.waitExposed(made)
+    assert made.colour.sizeHint().width() < made.fontMetrics().horizontalAdvance("cell_type_of_the_second_level")
+    layout, codes = layout_of()
+    long = "cell_type_of_the_second_level"
+    columns = {"batch": ColumnValues.of_levels("batch", codes, ["a", "b"]), long: ColumnValues.of_levels(long, codes % 2, ["T", "B"])}
+    made._take(Found(layout, ("All together", "RNA"), Cells(np.arange(60), np.array([f"c{k}" for k in range(60)]), columns), (), "batch"))
+    assert made.colour.sizeHint().width() > made.fontMetrics().horizontalAdvance(long)
 
 
 def test_choosing_a_batch_selects_its_cells(view, qtbot):

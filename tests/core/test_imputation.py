@@ -130,6 +130,9 @@ def test_single_entries_are_hidden_from_the_model_and_compared(run):
 
 
 def test_questions_that_cannot_be_answered_have_a_sentence(run, tmp_path):
+    named = evaluate(run, ImputationQuestion(hide="modality", modality="adt", given=("rna",)))
+    labelled = evaluate(run, ImputationQuestion(hide="modality", modality="ADT", given=("RNA",)))  # as the window writes them
+    assert list(labelled.comparisons) == ["adt"] and labelled.overall == named.overall
     with pytest.raises(ImputationError, match="no modality 'atac'"):
         evaluate(run, ImputationQuestion("entries", modality="atac"))
     with pytest.raises(ImputationError, match="share of entries to hide is 1"):

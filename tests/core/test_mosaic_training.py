@@ -190,7 +190,7 @@ def test_a_study_of_one_modality_is_prepared_as_before():
 
 def test_block_sizes_that_do_not_add_up_are_refused(spec):
     study = mosaic_study(SIZES)
-    with pytest.raises(DataError, match=r"The blocks of rna hold 29 features together, but 30 are used\."):
+    with pytest.raises(DataError, match=r"The blocks of RNA hold 29 features together, but 30 are used\."):
         prepare(spec.with_changes({"data.blocks.rna": "20, 9"}), study)
     sizes = prepare(spec.with_changes({"data.blocks.rna": [20, 10]}), study).context(spec).modalities[0]
     assert sizes.blocks == (20, 10)

@@ -186,7 +186,7 @@ def test_batches_without_the_modality(data_folder):
     path = str(data_folder / "mosaic_pbmc_rna_adt_4batches.h5mu")
     here = parse_spec({"data": {"paths": [path]}, "covariates": {"batch": "batch"}})
     check = find(preflight(here, load_study(here.data)), "batch-modality", Level.WARN)
-    assert re.search(r"rna was not measured in 1 of 4 batches \('p2_0'\)", check.text)
+    assert re.search(r"RNA was not measured in 1 of 4 batches \('p2_0'\)", check.text)
     # a file that fills what was not measured with zeros
     rna, adt = np.ones((N, 5)), np.ones((N, 3))
     adt[np.arange(N) % 2 == 0] = 0

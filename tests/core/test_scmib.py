@@ -21,6 +21,7 @@ from cellweave.core.query.mosaic import MosaicQuestion, mosaic_values
 from cellweave.core.query.opened import open_run
 from cellweave.core.runs.execute import execute
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.files import load_spec, save_spec
 
 NAME = "mosaic_bmmc_rna_adt_atac_4batches.h5mu"
 LABELS = "cell_type_l1"
@@ -169,6 +170,12 @@ def test_the_figure_shows_every_batch_and_part(run: Path, tmp_path: Path, suffix
             assert word in text
         # Two modalities are missing in the batches of the other assay.
         assert text.count("not measured") == 4
+        spec = tmp_path / "run" / "spec.toml"
+        off = {"column": "batch", "level": "cite_s1d1", "modality": "atac"}  # had it been measured and switched off
+        save_spec(load_spec(spec).with_changes({"data.switched_off": (off,)}), spec)
+        save_figure(tmp_path / "run", "modalities", out, FigureOptions(title="Mosaic"))
+        assert out.read_text().count("not measured") == 3
+        assert out.read_text().count("switched off") == 1
     with pytest.raises(SpecError, match="too small"):
         save_figure(tmp_path / "run", "modalities", out, FigureOptions(width_mm=40))
     for path in results.glob("c_*.npy"):

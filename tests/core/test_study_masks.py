@@ -236,7 +236,7 @@ def peaks(names, **columns):
 def test_peaks_without_a_chromosome_are_refused_with_the_mend():
     some = peaks(["chr1:1-2", "MYC", "chr2:1-2"])
     for how in ("automatic", "by chromosome"):
-        with pytest.raises(DataError, match=r"1 of 3 features of atac have no chromosome in their name \('MYC'\).*'one block'"):
+        with pytest.raises(DataError, match=r"1 of 3 features of ATAC have no chromosome in their name \('MYC'\).*'one block'"):
             block_labels(some, how)
     assert block_labels(some, "one block") == ["atac"] * 3
     assert block_labels(peaks(["MYC", "CD4"]), "automatic") == ["atac"] * 2
@@ -331,7 +331,7 @@ def test_a_mask_that_hides_a_whole_batch_is_named(tmp_path):
     data.write_h5ad(tmp_path / "a.h5ad")
     spec = RunSpec().with_changes({"data.paths": (str(tmp_path / "a.h5ad"),), "data.masks": {"rna": "layers/known"}})
     check = next(one for one in preflight(spec, load_study(spec.data)) if one.id == "mask-hides-all")
-    assert check.level is Level.WARN and "every feature of rna in 3 cells" in check.text and "data.masks" in check.text
+    assert check.level is Level.WARN and "every feature of RNA in 3 cells" in check.text and "data.masks" in check.text
 
 
 def test_a_mask_of_a_batch_in_which_the_modality_was_not_measured_is_said(tmp_path):
@@ -343,7 +343,14 @@ def test_a_mask_of_a_batch_in_which_the_modality_was_not_measured_is_said(tmp_pa
     study = load_study(DataSpec(paths=(str(tmp_path / "one.h5mu"),)))
     found = [check for check in preflight(RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"}), study) if check.id == "mask-unused"]
     assert [check.level for check in found] == [Level.WARN]
-    assert "mask of rna for z" in found[0].text
+    whole = mudata.MuData({"rna": rna, "adt": adt})  # the batches of all cells are known, and no mask is of one with RNA
+    whole.obs["batch"] = ["x", "x", "y", "y", "z", "z"]
+    whole.write_h5mu(tmp_path / "whole.h5mu")
+    study = load_study(DataSpec(paths=(str(tmp_path / "whole.h5mu"),)))
+    assert study.modalities["rna"].feature_mask is None
+    (note,) = [each for each in study.notes if "mask" in each]
+    assert "a mask of RNA for 'z', in whose cells RNA was not measured" in note
+    assert "mask of RNA for z" in found[0].text
     assert study.modalities["rna"].feature_mask is None
 
 
@@ -359,5 +366,16 @@ def test_a_modality_that_midas_does_not_know_fails_the_check(tmp_path):
     found = {check.id: check for check in preflight(spec, study)}
     assert found["model-data"].level is Level.FAIL
     assert "does not know the modality 'strange'" in found["model-data"].text
-    declared = spec.with_changes({"model.distribution": {"strange": "poisson"}})
+    (fix,) = found["model-data"].fixes
+    assert fix.label == "Take strange as counts"
+    declared = spec.with_changes(fix.changes)
+    assert declared.model.distribution == {"strange": "poisson"}
     assert "model-data" not in {check.id for check in preflight(declared, study)}
+
+
+def test_a_mask_of_the_wrong_length_says_how_long_it_is_and_should_be(tmp_path):
+    data = small()
+    data.uns["mask_y"] = np.array([1, 1, 0])
+    data.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(DataError, match=r"The mask of RNA in uns/mask_y has 3 values, but there are 5 features .*Give it 5 values"):
+        load(tmp_path / "a.h5ad")

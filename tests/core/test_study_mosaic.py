@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anndata
 import mosaic_toy
+import mudata
 import numpy as np
 import pandas as pd
 import pytest
@@ -193,7 +194,7 @@ def test_mixed_batches_masks_and_blocks_are_said(spec):
     study.modalities["adt"].feature_mask = mask
     masks = checks(spec, study)["masks"]
     assert masks.level is Level.WARN
-    assert masks.text.startswith("75% of the features of adt")
+    assert masks.text.startswith("75% of the features of ADT")
     assert "2 features were measured in no cell" in masks.text
     atac = mosaic_study({("a", ("atac",)): 40}, n_features={"atac": 3})
     atac.modalities["atac"].var.index = ["chr1:1-2", "MYC", "chr2:4-5"]
@@ -201,6 +202,18 @@ def test_mixed_batches_masks_and_blocks_are_said(spec):
     assert blocks.level is Level.FAIL
     assert "'MYC'" in blocks.text
     assert checks(spec.with_changes(blocks.fixes[0].changes), atac).get("blocks") is None
+
+
+def test_peaks_that_name_no_chromosome_at_all_are_said_to_be_one_block(spec):
+    study = mosaic_study({("a", ("atac",)): 40}, n_features={"atac": 3})
+    study.modalities["atac"].var.index = ["peak_1", "peak_2", "peak_3"]
+    found = checks(spec, study)["blocks"]
+    assert found.level is Level.WARN
+    assert found.text.startswith("No feature of ATAC names a chromosome ('peak_1'), so all 3 are read in one block.")
+    assert checks(spec.with_changes(found.fixes[0].changes), study).get("blocks") is None
+    study.modalities["atac"].var.index = ["chr1:1-2", "chr1:3-4", "chr1:5-6"]
+    one = checks(spec, study).get("blocks")  # a single chromosome is nothing to warn of
+    assert one is None or one.level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -224,3 +237,31 @@ def test_a_real_mosaic_without_its_bridges_is_two_islands(data_folder):
     study = load(data_folder / "mosaic_pbmc_rna_adt_4batches.h5mu", switched_off=off)
     assert Mosaic.of(study, "batch").sentence() == "Two islands that share no modality: p1_0, p3_0, p4_0 (RNA); p2_0 (ADT)."
     assert len(held_out_truth(study)["adt"].rows) == 800
+
+
+def test_training_on_one_island_is_a_mend_that_mends(data_folder, tmp_path, spec):
+    """A study of two islands is trained on the larger one by the offered change, and the modality that goes with the other is not asked for."""
+    whole = mudata.read_h5mu(data_folder / "mosaic_bmmc_rna_adt_atac_4batches.h5mu")
+    cite = whole["rna"][whole["rna"].obs["batch"].str.startswith("cite")].copy()
+    apart = mudata.MuData({"rna": cite, "adt": whole["adt"].copy(), "atac": whole["atac"].copy()})
+    apart.obs["batch"] = whole.obs["batch"]
+    apart.write(tmp_path / "apart.h5mu")
+    asked = spec.with_changes({"data.paths": (str(tmp_path / "apart.h5mu"),), "data.features": {"atac": {"mode": "variable", "n": 100}}})
+    found = checks(asked, load_study(asked.data))["connected"]
+    assert found.level is Level.FAIL
+    mended = asked.with_changes(found.fixes[0].changes)
+    study = load_study(mended.data)
+    assert list(study.modalities) == ["rna", "adt"] and study.n_cells == 600
+    assert not [check for check in preflight(mended, study) if check.level is Level.FAIL]
+    left = checks(mended, study)["modality-left-out"]
+    assert left.level is Level.OK and left.text == "ATAC was left out, because every cell that has it is switched off." and not left.fixes
+
+
+def test_a_modality_that_is_switched_off_everywhere_is_switched_on_again(data_folder, spec):
+    off = [{"column": "batch", "level": level, "modality": "adt"} for level in ("p2_0", "p3_0", "p4_0")]
+    asked = spec.with_changes({"data.paths": (str(data_folder / "mosaic_pbmc_rna_adt_4batches.h5mu"),), "data.switched_off": off})
+    found = [check for check in preflight(asked, load_study(asked.data)) if check.level is Level.FAIL]
+    (text,) = [check.text for check in found]
+    assert text == "ADT is switched off in every cell that has it, so that nothing of it can be learned. Leave it on in some cells."
+    mended = asked.with_changes(found[0].fixes[0].changes)
+    assert not mended.data.switched_off
