@@ -70,7 +70,8 @@ class MidasOptions(ModelOptions):
         group=LATENT, advanced=True,
     )
     batch_drop: float = option(
-        0.1, "Steps without the batch", "Share of the steps in which the encoder is not told of the batch.", group=LATENT, ge=0, le=1, advanced=True
+        0.1, "Steps without the batch", "Share of the steps in which the encoder is not told of the batch.", unit="of steps", group=LATENT,
+        ge=0, le=1, advanced=True,
     )
     dropout_rate: float = option(0.2, "Dropout", "Share of hidden units left out in each step, everywhere.", group=NETWORK, ge=0, lt=1)
     shared_encoder: str = option("1024, 128", "Encoder layers", "Sizes of the layers that all modalities share.", group=NETWORK)
@@ -120,7 +121,8 @@ class MidasOptions(ModelOptions):
         3, "Discriminator steps", "Steps that the discriminators learn for each step of the network.", unit="steps", group=DISCRIMINATORS, ge=1, le=50
     )
     discriminator_rate: float = option(
-        1.0, "Their learning rate", "Learning rate of the discriminators as a multiple of the network's.", group=DISCRIMINATORS, gt=0, log=True, advanced=True
+        1.0, "Their learning rate", "Learning rate of the discriminators as a multiple of the network's.", unit="× network's", group=DISCRIMINATORS,
+        gt=0, log=True, advanced=True,
     )
 
     discriminator_optimizer: OptimiserName | None = option(
@@ -333,7 +335,7 @@ FAMILY = Family(
         "kl_warmup_epochs": 0, "patience": 100, "precision": "auto",
     },
     roles=(
-        RoleUse("batch", "Told to the encoder as an expert of its own and kept out of c by the discriminators."),
+        RoleUse("batch", "Told to the encoder as an expert of its own and kept out of the biological dimensions by the discriminators."),
         RoleUse("labels", "Colours and scores only."),
     ),
     unused_reason={

@@ -16,8 +16,8 @@ class TrainingSpec(Frozen):
     """How the model is fitted."""
 
     max_epochs: int | None = option(
-        None, "Epochs", "Passes over the training cells.", unit="epochs", group=LENGTH, ge=1,
-        auto="by model and number of cells (scVI: 400 up to 20,000 cells)",
+        None, "Epochs", "Passes over the training cells. Where none are named: scVI's are 400 up to 20,000 cells and fewer beyond.",
+        unit="epochs", group=LENGTH, ge=1, auto="by model and number of cells",
     )
     batch_size: int = option(
         128, "Minibatch", "Cells per step. Larger minibatches are faster; raise the learning rate with them.",
@@ -60,8 +60,8 @@ class TrainingSpec(Frozen):
     lr_min: float = option(0.0, "Smallest rate", "The learning rate is not lowered below this.", group=OPTIMISER, ge=0, advanced=True)
 
     kl_warmup_epochs: int | None = option(
-        None, "KL warm-up", "Epochs over which the weight of the annealed terms rises to its full value.",
-        unit="epochs", group=LENGTH, ge=0, auto="by model (scVI: 400, or all epochs where there are fewer)",
+        None, "KL warm-up", "Epochs over which the weight of the annealed terms rises to its full value. Where none are named: scVI's are 400, or all "
+        "epochs where there are fewer.", unit="epochs", group=LENGTH, ge=0, auto="by model",
     )
     kl_warmup_steps: int | None = option(
         None, "KL warm-up in steps", "Used where the warm-up in epochs is 0.", unit="steps", group=LENGTH, ge=1, auto="off", advanced=True
