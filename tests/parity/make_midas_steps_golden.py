@@ -1,4 +1,4 @@
-"""Make reference numbers of scmidas' training step: losses of some steps in float64, for several configurations.
+"""Make reference numbers of scmidas' training step: losses of some steps in float64, for several configurations; and of what it then predicts.
 
     PEER_PYTHON tests/parity/make_midas_steps_golden.py        with scmidas installed; writes midas_steps_golden.json beside this script
 
@@ -53,6 +53,10 @@ CASES: dict[str, dict] = {
 }  # fmt: skip
 
 
+#: Cases of which predictions are stored, and cells of each batch.
+PREDICTED, SHOWN = ("defaults", "no norm", "batch norm"), 2
+
+
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return a weight that its name under scmidas determines: gains around 1, everything else around 0."""
     values = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
@@ -93,8 +97,8 @@ def data(counts: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> mudata.
     return mudata.MuData(found)
 
 
-def steps(changes: dict, counts: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> tuple[list[dict[str, float]], int]:
-    """Return the losses of each step, and the number of parameters."""
+def steps(changes: dict, counts: dict[str, np.ndarray], masks: dict[str, np.ndarray]) -> tuple[list[dict[str, float]], int, object]:
+    """Return the losses of each step, the number of parameters, and the model."""
     import scmidas
     from scmidas.model import MIDAS, VAE
     from torch.utils.data import default_collate
@@ -138,12 +142,21 @@ def steps(changes: dict, counts: dict[str, np.ndarray], masks: dict[str, np.ndar
 
         VAE.sample_gaussian = staticmethod(draw)
         model.training_step(batch, number)
-    return rows, n_parameters
+    return rows, n_parameters, model
+
+
+def predictions(model: object) -> dict[str, dict[str, dict[str, list]]]:
+    """Return latents, imputed, translated and batch-corrected values of the first cells of each batch; corrected ones as means."""
+    from scmidas.nn import distribution_registry
+
+    for name in ("POISSON", "BERNOULLI"):
+        distribution_registry.sampling_map[name] = lambda values: values
+    told = model.predict(mod_latent=True, impute=True, translate=True, batch_correct=True, verbose=False)
+    kinds = ("z_c", "z_u", "x_impt", "x_trans", "x_bc")
+    return {batch: {kind: {key: np.round(value[:SHOWN], 10).tolist() for key, value in own[kind].items()} for kind in kinds} for batch, own in told.items()}
 
 
 def main() -> None:
-    import scmidas.model
-
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -151,8 +164,8 @@ def main() -> None:
     counts, masks = counts_and_masks()
     cases = {}
     for name, changes in CASES.items():
-        rows, n_parameters = steps(changes, counts, masks)
-        cases[name] = {"n_parameters": n_parameters, "rows": rows}
+        rows, n_parameters, model = steps(changes, counts, masks)
+        cases[name] = {"n_parameters": n_parameters, "rows": rows, **({"predicted": predictions(model)} if name in PREDICTED else {})}
     tree = {
         "scmidas": version("scmidas"), "torch": torch.__version__, "counts": {name: values.tolist() for name, values in counts.items()},
         "masks": {batch: mask.tolist() for batch, mask in masks.items()}, "cases": cases,
