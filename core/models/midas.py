@@ -66,7 +66,8 @@ class MidasOptions(ModelOptions):
         2, "Technical dimensions", "Size of u, the part that carries the batch, so that c need not.", group=LATENT, ge=1, le=256
     )
     batch_expert: bool = option(
-        True, "Tell the encoder of the batch", "Let the batch itself speak in the product of experts. Switched off, the batch is only guessed from u.",
+        True, "Tell the encoder of the batch", "Let the batch itself speak in the product of experts, and u be asked for it. Switched off, only the "
+        "discriminators know the batch, so that cells of batches that were never seen are encoded as those that were.",
         group=LATENT, advanced=True,
     )
     batch_drop: float = option(
@@ -216,6 +217,8 @@ def modality_names(spec: RunSpec) -> tuple[str, ...]:
 
 def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
     """Loss terms (spec section 4); the weights are the products of scmidas' lambdas that multiply each term."""
+    model = spec.model
+    assert isinstance(model, MidasOptions)
     names = modality_names(spec)
     places = modality_places(names)
     found = [
@@ -229,7 +232,7 @@ def terms(spec: RunSpec) -> tuple[LossTerm, ...]:
         for name in names
     ]  # fmt: skip
     after = len(places)
-    if spec.covariates.batch is not None:
+    if spec.covariates.batch is not None and model.batch_expert:  # in a step without the batch there is nothing to reconstruct
         found.append(
             LossTerm(
                 "reconstruction_batch", "Reconstruction of the batch",

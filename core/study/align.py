@@ -131,6 +131,12 @@ def move_rows(matrix: sparse.csr_matrix, rows: np.ndarray, n_cells: int) -> spar
     return result
 
 
+def numbered(names: Sequence[object] | np.ndarray | pd.Index) -> bool:
+    """Return whether names only count the rows, from 0 or 1, as an index does that nobody named; they tell no cell from that of another file."""
+    first = str(names[0]) if len(names) else ""
+    return first in {"0", "1"} and all(str(name) == str(number) for number, name in enumerate(names, int(first)))
+
+
 def rows_by_name(cells: np.ndarray, own: np.ndarray, modality: str, file: str) -> np.ndarray:
     """Return the row of each of a modality's own cells among all cells, matched by name; -1 where it is not there.
 

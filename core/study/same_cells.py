@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from cellweave.core.errors import DataError
-from cellweave.core.study.align import move_rows
+from cellweave.core.study.align import move_rows, numbered
 from cellweave.core.study.annotation import add_modality_columns, stack_tables
 
 if TYPE_CHECKING:
@@ -127,18 +127,17 @@ def join_same_cells(files: Sequence[File], how: str) -> list[File]:
 
 def _match(groups: Sequence[File], file: File, how: str) -> int | None:
     """Return the group whose cells are those of a file, or None."""
-    names = file.obs.index
-    shares = []
-    for group in groups:
-        others = group.obs.index
-        if set(group.parts) & set(file.parts) or not (names.is_unique and others.is_unique):
-            shares.append(0.0)
-        else:
-            shares.append(float(names.isin(others).sum()) / min(len(names), len(others)))
+    names, shares = file.obs.index, [_share(group, file, how) for group in groups]
+    near = int(np.argmax(shares)) if shares else 0
+    if how != "joined" and max(shares, default=0.0) >= NOTICED and numbered(names) and numbered(groups[near].obs.index):
+        file.notes.append(
+            f"'{file.label}' and '{groups[near].label}' number their cells instead of naming them, {APART}. If row for row they are the same cells, set "
+            "data.same_cells = 'joined'."
+        )
+        return None
     good = [number for number, share in enumerate(shares) if share >= ENOUGH or (how == "joined" and share > 0)]
     if not good:
-        near = max(range(len(shares)), key=lambda number: shares[number], default=None)
-        if near is not None and shares[near] >= NOTICED:
+        if shares and shares[near] >= NOTICED:
             n = int(names.isin(groups[near].obs.index).sum())
             file.notes.append(
                 f"'{file.label}' and '{groups[near].label}' share {n:,} cell names, too few to be taken for the same cells, {APART}. If they are the same, set "
@@ -154,6 +153,20 @@ def _match(groups: Sequence[File], file: File, how: str) -> int | None:
         raise DataError(f"{text}, so that they cannot be joined.", "Give the cells of each batch names of their own.")
     file.notes.append(f"{text}, {APART}.")
     return None
+
+
+def _share(group: File, file: File, how: str) -> float:
+    """Return the share of the smaller one's cells that have a name of the other; 0 where they cannot be the same cells."""
+    names, others = file.obs.index, group.obs.index
+    if set(group.parts) & set(file.parts) or not (names.is_unique and others.is_unique) or (how != "joined" and _of_one_folder(group, file)):
+        return 0.0
+    return float(names.isin(others).sum()) / min(len(names), len(others))
+
+
+def _of_one_folder(group: File, file: File) -> bool:
+    """Return whether both are batches of one MIDAS folder, which are different cells whatever they are called."""
+    folders = {source.path.parent for source in group.sources if source.format == "midas"}
+    return any(source.format == "midas" and source.path.parent in folders for source in file.sources)
 
 
 def _merged(first: File, second: File) -> File:

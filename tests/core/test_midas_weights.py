@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_midas_training import small, trainer
 
-from cellweave.core.errors import Cancelled
+from cellweave.core.errors import Cancelled, SpecError
 from cellweave.core.models.midas_written import WrittenStep
 from cellweave.core.runs.events import EpochDone, WeightChanged
 from cellweave.core.spec import RunSpec
@@ -138,3 +138,20 @@ def test_a_factor_of_another_weight_is_honoured_by_the_objective() -> None:
     assert target.effective["adversarial"] == -4.0
     values = {name: torch.tensor(1.0) for name in ("adversarial", "discriminators")}
     assert target.total(values).item() == -4.0
+
+
+def test_without_the_batch_s_expert_it_is_not_reconstructed_and_has_no_weight(tmp_path) -> None:
+    """As where scmidas drops s for good; a weight that did nothing would be a promise."""
+    spec = RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch", "model.batch_expert": False})
+    assert "reconstruction_batch" not in {term.name for term in spec.terms()}
+    with pytest.raises(SpecError, match="reconstruction_batch"):
+        spec.with_changes({"losses.weights.reconstruction_batch": 10.0})
+    told = spec.with_changes({"model.batch_expert": True})
+    hues = {term.name: term.colour for term in told.terms()}
+    assert {term.name: term.colour for term in spec.terms()} == {name: hue for name, hue in hues.items() if name != "reconstruction_batch"}
+    events: list = []
+    trainer(tmp_path / "run", small(**{"model.batch_expert": False, "training.max_epochs": 1}), events=events).fit()
+    epoch = next(event for event in events if isinstance(event, EpochDone))
+    # Every term that has a weight is one that is computed; the data have no ATAC.
+    assert {name for name, value in epoch.train.items() if value == 0.0 and name in epoch.weights} <= {"reconstruction_atac"}
+    assert "reconstruction_batch" not in epoch.train

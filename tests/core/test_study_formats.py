@@ -290,6 +290,74 @@ def test_midas_folders(tmp_path):
     assert [source.path.name for source in study.sources] == ["batch_0", "batch_1"]
 
 
+def midas_batch(folder, name, **tables):
+    """A batch of a MIDAS folder whose tables name or number their cells; the first column tells which cell a row is of."""
+    (folder / "feat").mkdir(parents=True, exist_ok=True)
+    (folder / "feat" / "feat_dims.toml").write_text("rna = [2]\nadt = [3]\n")
+    (folder / name / "mat").mkdir(parents=True)
+    for modality, (cells, index) in tables.items():
+        width = {"rna": 2, "adt": 3}[modality]
+        values = np.ones((len(cells), width), dtype=int)
+        values[:, 0] = [int(cell.removeprefix("c")) + 1 for cell in cells]
+        pd.DataFrame(values, index=index or cells, columns=[f"{modality}{place}" for place in range(width)]).to_csv(folder / name / "mat" / f"{modality}.csv")
+
+
+def test_cells_of_a_midas_folder_are_paired_by_name(tmp_path):
+    """Also where a cell lacks a modality; never by position where tables name their cells."""
+    cells = [f"c{row}" for row in range(6)]
+    midas_batch(tmp_path / "a", "one", rna=(cells, None), adt=(["c9", *cells[:0:-1]], None))
+    study = load(tmp_path / "a")
+    for name, lacking in (("rna", "c9"), ("adt", "c0")):
+        modality = study.modalities[name]
+        assert modality.measured.tolist() == [cell != lacking for cell in study.obs.index]
+        expected = [0 if cell == lacking else int(cell[1:]) + 1 for cell in study.obs.index]
+        assert modality.counts[:, [0]].toarray().ravel().tolist() == expected
+    midas_batch(tmp_path / "b", "one", rna=(cells, None), adt=([f"c1{row}" for row in range(6)], None))
+    with pytest.raises(DataError, match=r"No cell of the batch 'one' has several modalities: they are called 'c10' \.\.\. \(adt\) and 'c0'"):
+        load(tmp_path / "b")
+    midas_batch(tmp_path / "c", "one", rna=(cells, None))
+    pd.DataFrame({"name": ["c7", *cells[1:]]}).to_csv(tmp_path / "c" / "one" / "cell_names.csv")
+    with pytest.raises(DataError, match="rna of the batch 'one' has the cell 'c0', which is not among its cells"):
+        load(tmp_path / "c")
+    midas_batch(tmp_path / "d", "one", rna=(cells, list(range(6))), adt=(cells[:4], list(range(4))))
+    with pytest.raises(DataError, match="have different numbers of cells"):
+        load(tmp_path / "d")
+
+
+def test_batches_of_a_midas_folder_are_different_cells_whatever_they_are_called(tmp_path):
+    """Tables as pandas writes them, with rows that are numbered, and two samples that happen to have the same names."""
+    cells = [f"c{row}" for row in range(6)]
+    midas_batch(tmp_path / "a", "one", rna=(cells, list(range(6))))
+    midas_batch(tmp_path / "a", "two", adt=(cells, list(range(6))))
+    midas_batch(tmp_path / "b", "one", rna=(cells, None))
+    midas_batch(tmp_path / "b", "two", adt=(cells, None))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        study = load(folder)
+        assert study.n_cells == 12
+        assert study.obs.index.is_unique
+        assert study.obs["batch"].tolist() == ["one"] * 6 + ["two"] * 6
+        assert [modality.measured.tolist() for modality in study.modalities.values()] == [[True] * 6 + [False] * 6, [False] * 6 + [True] * 6]
+
+
+def test_labels_of_a_midas_folder_go_to_the_cells_they_name(tmp_path):
+    cells = [f"c{row}" for row in range(6)]
+    midas_batch(tmp_path / "a", "one", rna=(cells, None))
+    (tmp_path / "a" / "label").mkdir()
+    labels = pd.DataFrame({"type": [f"t{row}" for row in range(6)]}, index=cells)
+    for table, expected, said in (
+        (labels.iloc[::-1], [f"t{row}" for row in range(6)], None),
+        (labels.iloc[:0:-1], [None, *(f"t{row}" for row in range(1, 6))], "names 5 of the 6 cells"),
+        (labels.reset_index(drop=True), [f"t{row}" for row in range(6)], None),
+        (labels.set_axis([f"x{row}" for row in range(6)]), [f"t{row}" for row in range(6)], "names no cell"),
+        (labels.reset_index(drop=True)[:4], None, "4 labels for the 6 cells"),
+    ):
+        table.to_csv(tmp_path / "a" / "label" / "one.csv")
+        study = load(tmp_path / "a")
+        found = [None if pd.isna(label) else label for label in study.obs["label"]] if "label" in study.obs else None
+        assert found == expected
+        assert any(said in note for note in study.notes) if said else not study.notes
+
+
 def test_a_column_in_an_unknown_encoding_is_left_out_with_a_note(tmp_path):
     small().write_h5ad(tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "a.h5ad", "a") as file:

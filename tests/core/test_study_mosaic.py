@@ -90,6 +90,23 @@ def test_files_are_not_joined_where_names_do_not_say_so(pair):
         load(folder / "rna.h5ad", folder / "again.h5ad", folder / "adt.h5ad", same_cells="joined")
 
 
+def test_rows_that_are_only_numbered_are_no_names(tmp_path):
+    """As anndata calls cells that nobody named; two samples of as many cells would be taken for one."""
+    numbers = [str(row) for row in range(8)]
+    table(numbers, ["LYZ", "GNLY"], 0).write_h5ad(tmp_path / "rna.h5ad")
+    adt = table(numbers, PROTEINS, 1)
+    adt.var["feature_types"] = "Antibody Capture"
+    adt.write_h5ad(tmp_path / "adt.h5ad")
+    study = load(tmp_path / "rna.h5ad", tmp_path / "adt.h5ad")
+    assert study.n_cells == 16
+    said = {check.id: check for check in preflight(RunSpec().with_changes({"model.kind": "midas"}), study)}
+    assert said["same-cells"].level is Level.WARN
+    assert "number their cells instead of naming them" in said["same-cells"].text
+    assert load(tmp_path / "rna.h5ad", tmp_path / "adt.h5ad", same_cells="joined").n_cells == 8
+    adt[::-1].copy().write_h5ad(tmp_path / "adt.h5ad")  # in another order the numbers do name the cells
+    assert load(tmp_path / "rna.h5ad", tmp_path / "adt.h5ad").n_cells == 8
+
+
 def test_modalities_of_a_mudata_are_paired_by_name_whatever_their_order(tmp_path):
     mudata = pytest.importorskip("mudata")
     rna = table(CELLS, ["LYZ", "GNLY"], 0, batch=["x", "y"] * 5)

@@ -2,7 +2,7 @@
 
 Layout as in scmidas 0.3: rows of a matrix are the cells of the batch; ``vec/MODALITY/0000.csv`` and so on hold one cell each where there is
 no matrix; ``mask/MODALITY.csv`` says which features the batch has; ``cell_names.csv`` names the cells; ``label/BATCH.csv`` beside the
-batches labels them.
+batches labels them. Where tables name their cells they are paired by the names; an index that only numbers them is none.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from scipy import sparse
 
 from cellweave.core.errors import DataError
+from cellweave.core.study.align import numbered
 from cellweave.core.study.counts import CountsReport, scan_matrix
 from cellweave.core.study.readers.base import ModalitySource, Place, Source, StoredMatrix, Watch, tidy
 from cellweave.core.study.readers.frames import describe_values
@@ -74,18 +75,10 @@ def open_batch(path: Path) -> Source:
         modalities.append(modality)
         if own is not None:
             named[name] = own
-    sizes = {modality.n_cells for modality in modalities}
-    cells = _cell_names(path)
-    if cells is None and named:
-        cells = next(iter(named.values()))
-    if len(sizes) > 1 or (cells is not None and len(cells) not in sizes):
-        raise DataError(f"The matrices of the batch '{path.name}' have different numbers of cells.", "All modalities of a batch have the same cells.")
-    names = cells if cells is not None else np.array([f"{path.name}_{row + 1}" for row in range(sizes.pop())], dtype=object)
-    for modality in modalities:
-        if modality.name in named and set(named[modality.name]) == set(names):
-            modality.read_names = _giving(named[modality.name])
+    names = _pair(path, modalities, named)
     columns: dict[str, np.ndarray] = {"batch": np.full(len(names), path.name, dtype=object)}
-    labels = _labels(path, len(names))
+    notes: list[str] = []
+    labels = _labels(path, names, notes)
     if labels is not None:
         columns["label"] = labels
 
@@ -95,7 +88,48 @@ def open_batch(path: Path) -> Source:
         return pd.DataFrame(columns, index=pd.Index([str(name) for name in names], dtype=object))
 
     headers = tuple(describe_values(name, values) for name, values in columns.items())
-    return Source(path, "midas", len(names), modalities, read_obs, column_headers=lambda: headers)
+    return Source(path, "midas", len(names), modalities, read_obs, column_headers=lambda: headers, notes=notes)
+
+
+def _pair(batch: Path, modalities: list[ModalitySource], named: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the names of a batch's cells, and have every matrix paired by the names that it gives them; by place only where it gives none.
+
+    Raises
+    ------
+    DataError
+        Where matrices cannot be paired.
+    """
+    telling = [set(names) for names in named.values() if not numbered(names)]
+    own = {name: names for name, names in named.items() if not numbered(names) or set(names) in telling}
+    given, n_named = _cell_names(batch), sum(map(len, own.values()))
+    if given is None and len(own) == len(modalities) > 1:
+        # All name their cells, so a cell may lack a modality, and none need be in the order of another.
+        names = np.array(list(dict.fromkeys(name for names in own.values() for name in names)), dtype=object)
+        if len(names) == n_named:
+            shown = " and ".join(f"'{cells[0]}' ... ({name})" for name, cells in own.items())
+            raise DataError(
+                f"No cell of the batch '{batch.name}' has several modalities: they are called {shown}.",
+                "Name the cells alike in all matrices, or make a batch of each.",
+            )
+        for modality in modalities:
+            modality.read_names = _giving(own[modality.name])
+        return names
+    cells = given if given is not None else next(iter(own.values()), None)
+    sizes = {modality.n_cells for modality in modalities}
+    if len(sizes) > 1 or (cells is not None and len(cells) not in sizes):
+        raise DataError(f"The matrices of the batch '{batch.name}' have different numbers of cells.", "All modalities of a batch have the same cells.")
+    names = cells if cells is not None else np.array([f"{batch.name}_{row + 1}" for row in range(sizes.pop())], dtype=object)
+    for modality in modalities if len(modalities) > 1 or given is not None else ():
+        mine, known = own.get(modality.name, ()), set(names)
+        if len(mine) and set(mine) == known:
+            modality.read_names = _giving(own[modality.name])
+        elif any(name in known for name in mine):
+            strange = next(name for name in mine if name not in known)
+            raise DataError(
+                f"{modality.name} of the batch '{batch.name}' has the cell '{strange}', which is not among its cells ('{names[0]}' ...).",
+                "Name the same cells in all files of the batch.",
+            )
+    return names
 
 
 def _matrices(batch: Path) -> dict[str, Path]:
@@ -212,10 +246,10 @@ def _modality(batch: Path, file: Path, name: str, dims: list[int] | None) -> tup
     return source, cells
 
 
-def _column(path: Path) -> list[str]:
-    """Return the last column of a table below its title."""
+def _column(path: Path, place: int = -1) -> list[str]:
+    """Return a column of a table below its title, the last one unless another is named."""
     with path.open(encoding="utf-8-sig", newline="") as file:
-        return [row[-1] for row in list(csv.reader(file))[1:] if row]
+        return [row[place] for row in list(csv.reader(file))[1:] if row]
 
 
 def _feature_names(folder: Path, name: str, n_features: int) -> np.ndarray:
@@ -231,12 +265,24 @@ def _cell_names(batch: Path) -> np.ndarray | None:
     return np.array(_column(path), dtype=object) if path.is_file() else None
 
 
-def _labels(batch: Path, n_cells: int) -> np.ndarray | None:
+def _labels(batch: Path, names: np.ndarray, notes: list[str]) -> np.ndarray | None:
+    """Return the labels of a batch's cells, by their names where the table has them; by place only where it has none."""
     for folder in (batch.parent / "label", batch.parent.parent / "label"):
         path = folder / f"{batch.name}.csv"
-        if path.is_file():
-            labels = _column(path)
-            return np.array(labels, dtype=object) if len(labels) == n_cells else None
+        if not path.is_file():
+            continue
+        labels, cells = _column(path), _column(path, 0)
+        known = dict(zip(cells, labels, strict=True))
+        found = [str(name) in known for name in names]
+        if any(found) and len(known) == len(cells):
+            if not all(found):
+                notes.append(f"'label/{path.name}' names {sum(found):,} of the {len(names):,} cells of the batch '{batch.name}'; the others have no label.")
+            return np.array([known.get(str(name)) for name in names], dtype=object)
+        if len(labels) == len(names):
+            if not numbered(cells):
+                notes.append(f"'label/{path.name}' names no cell of the batch '{batch.name}'; its labels were taken in the order of the cells.")
+            return np.array(labels, dtype=object)
+        notes.append(f"'label/{path.name}' has {len(labels):,} labels for the {len(names):,} cells of the batch '{batch.name}', so they were left out.")
     return None
 
 
