@@ -45,6 +45,7 @@ from cellweave.core.nn.fused_kernels import (
     _poisson_row,
 )
 from cellweave.core.nn.matrix_kernel import add_up
+from cellweave.core.nn.step_program import APART
 
 
 def _wide(value):
@@ -79,6 +80,16 @@ def _put_into(out, j, value):
 
 
 FAST = {"nogil": True, "fastmath": MATH, "error_model": "numpy"}
+
+
+@numba.njit(**FAST)
+def _apart(size):
+    """Memory with room around it.
+
+    Where a result began fewer bytes behind what it is made of than are treated at once, the compiled loop would go element by element, and a sum
+    would be rounded otherwise: the same step would depend on where the memory lay.
+    """
+    return np.empty(size + 2 * APART, F)[APART : APART + size]
 
 
 @numba.njit(**FAST)
@@ -177,7 +188,7 @@ def _centred(through, normed, scale, first, second, by_linear_bias, out):
 def _norm_mish_back(g, normed, slope, weight, repeat, first_row, scale, by_x, by_linear_bias, by_weight, by_bias):
     """Fill in the derivative by ``x`` and add to those by weight and biases."""
     groups = weight.shape[0]
-    row = np.empty(g.shape[1], F)
+    row = _apart(g.shape[1])
     for n in range(g.shape[0]):
         group = (first_row + n) // repeat % groups
         first, second = _through(g[n], normed[n], slope[n], weight[group], by_weight[group], by_bias[group], row)
@@ -244,16 +255,6 @@ def _sparse_back(starts, columns, values, block, g, pointers, places, entries, b
 
 
 @numba.njit(**FAST)
-def _apart(size):
-    """Memory with room behind it.
-
-    Where a result began fewer bytes behind what it is made of than are treated at once, the compiled loop would go element by element, and a sum
-    would be rounded otherwise: the same step would depend on where the memory lay.
-    """
-    return np.empty(size + 64, F)[:size]
-
-
-@numba.njit(**FAST)
 def _eta_row(x, bias, out):
     for j in range(out.shape[0]):
         out[j] = _wide(x[j]) + bias[j]
@@ -302,7 +303,7 @@ def _count_step(x, bias, is_poisson, starts, columns, values, has_mask, mask, ma
     """Cost of each cell; ``out`` becomes its derivative by ``eta = x + bias`` times the cell's factor, and the sum of that is added to ``total``."""
     if _outside(columns[starts[0] : starts[-1]], x.shape[1]):
         return False
-    eta, slope = _apart(x.shape[1]), np.empty(x.shape[1], F)
+    eta, slope = _apart(x.shape[1]), _apart(x.shape[1])
     for n in range(x.shape[0]):
         _eta_row(x[n], bias, eta)
         measured = mask[mask_row[n] if has_mask else 0]
@@ -324,7 +325,7 @@ def _class_costs(x, weight, bias, codes, costs, right, by_logits):
     ``right`` becomes the numbers of rows that are guessed right and that have a code.
     """
     right[0], right[1] = 0, 0
-    logits = np.empty(weight.shape[0], F)
+    logits = _apart(weight.shape[0])
     for n in range(x.shape[0]):
         code = codes[n]
         if code < 0:

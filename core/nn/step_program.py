@@ -7,6 +7,7 @@ same modalities of as many cells are seen again. Repeating the calls leaves out 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from cellweave.core.nn.midas_layers import SEEDS
 
+#: Numbers around memory that compiled loops write: more than they treat at once.
+APART = 256
 #: Layers with dropout that a program can have.
 MOST_SEEDS = 4096
 
@@ -42,6 +45,15 @@ class Array:
     def rows(self, start: int, stop: int) -> Array:
         """Return some of the rows."""
         return Array(self.tensor[start:stop], self.array[start:stop])
+
+
+def room_for(*shape: int, kind: torch.dtype = torch.float32) -> Array:
+    """Return memory of zeros with room around it, so that no sum of a compiled loop depends on what lies beside it.
+
+    A loop over memory that begins just behind what it reads goes element by element and adds up in another order.
+    """
+    size = math.prod(shape)
+    return as_array(torch.zeros(size + 2 * APART, dtype=kind)[APART : APART + size].view(shape))
 
 
 def as_array(tensor: Tensor) -> Array:
@@ -101,7 +113,7 @@ class Space:
         key = (id(owner), name, shape, narrow)
         found = self._kept.get(key)
         if found is None:
-            found = self._kept[key] = as_array(torch.empty(shape, dtype=torch.bfloat16 if narrow else kind))
+            found = self._kept[key] = room_for(*shape, kind=torch.bfloat16 if narrow else kind)
         return found
 
     def sums(self, parameter: Tensor) -> Array:

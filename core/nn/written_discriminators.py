@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cellweave.core.nn.midas_layers import LAYER_NORM_EPS, SEEDS, in_parts
-from cellweave.core.nn.step_program import as_array
+from cellweave.core.nn.step_program import room_for
 
 if TYPE_CHECKING:
     from cellweave.core.nn.midas_discriminators import Discriminators
@@ -98,11 +98,11 @@ class _Plan:
         classes = np.array([module.n_classes[key] for key in keys], np.int64)
         self.parameters = [module.weights[f"of_{key}"] for key in keys]
         self.addresses = np.array([parameter.data_ptr() for parameter in self.parameters], np.int64)
-        self.c, self.by_c = (as_array(torch.empty(n_keys, n_cells, module.sizes[0])) for _ in range(2))
+        self.c, self.by_c = (room_for(n_keys, n_cells, module.sizes[0]) for _ in range(2))
         self.codes = torch.zeros(n_keys, n_cells, dtype=torch.int64)
-        self.costs, self.factor, self.right = as_array(torch.empty(n_keys, n_cells)), np.zeros((n_keys, n_cells), np.float32), np.zeros((n_keys, 2), np.int64)
-        self.work = torch.zeros(n_keys, self.kernels.room(sizes, n_cells, int(classes.max()))).numpy()
-        grads = as_array(torch.zeros(n_keys, max(parameter.numel() for parameter in self.parameters)))
+        self.costs, self.factor, self.right = room_for(n_keys, n_cells), np.zeros((n_keys, n_cells), np.float32), np.zeros((n_keys, 2), np.int64)
+        self.work = room_for(n_keys, self.kernels.room(sizes, n_cells, int(classes.max()))).array
+        grads = room_for(n_keys, max(parameter.numel() for parameter in self.parameters))
         self.grads = [row[: parameter.numel()] for row, parameter in zip(grads.tensor, self.parameters, strict=True)]
         self.networks = (self.addresses, sizes, classes, self.c.array)
         self.grad_rows, self.seeds = grads.array, torch.zeros(1, len(sizes) - 1, dtype=torch.int64)

@@ -34,7 +34,7 @@ from cellweave.core.nn.narrow_products import (
     add_product,
     add_products,
 )
-from cellweave.core.nn.step_program import Array, Space, as_array
+from cellweave.core.nn.step_program import Array, Space, room_for
 
 #: Share of stored entries below which a first layer reads the entries instead of a dense matrix: of float32, of bf16 (measured on one core).
 SPARSE_BELOW = {False: 0.3, True: 0.12}
@@ -112,7 +112,7 @@ class WrittenNorm:
         assert after.weight is not None and after.bias is not None
         self.parameters = (bias, after.weight, after.bias)
         self.bias, self.gain, self.shift = (part.detach().view(self.groups, self.size).numpy() for part in self.parameters)
-        self.sums = as_array(torch.zeros(3, self.groups, self.size))
+        self.sums = room_for(3, self.groups, self.size)
         self.grads = [own.view(part.shape) for own, part in zip(self.sums.tensor, self.parameters, strict=True)]
 
     def forward(self, x: Array, out: Array | None = None, *, narrow: bool | None = None) -> tuple[Array, Back]:
