@@ -16,6 +16,7 @@ from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, se
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.mosaic import Mosaic
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ class DataPanel(QWidget):
         self.modality.clear()
         self.modality.addItem("RNA where there is one", None)
         for name in names:
-            self.modality.addItem(name, name)
+            self.modality.addItem(modality_kind(name).label, name)
         self.modality.setCurrentIndex(max(0, self.modality.findData(spec.data.modality)))
         self.join.setVisible(len(session.headers) > 1)
         self.join_label.setVisible(len(session.headers) > 1)
