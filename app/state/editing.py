@@ -61,12 +61,20 @@ class SpecEditor:
             False where the spec refused the change; ``refused`` was sent and nothing changed.
         """
         try:
-            wanted = self._spec.with_changes(changes)
+            wanted = self._spec.with_changes({**self._lost_weights(changes), **changes})
         except SpecError as error:
             self.refused.emit(tuple(changes), f"{error.cause} {error.mend}".strip())
             return False
         self.replace(wanted, text or _name_of(changes), merge=tuple(changes))
         return True
+
+    def _lost_weights(self, changes: Mapping[str, Any]) -> dict[str, None]:
+        """Return what takes out the weights of terms that the model will have no more; undoing the change brings them back."""
+        weights = self._spec.losses.weights
+        if not weights or all(path.partition(".")[0] == "losses" for path in changes):
+            return {}
+        known = {term.name for term in self._spec.with_changes({**changes, "losses.weights": {}}).terms()}
+        return {f"losses.weights.{name}": None for name in weights if name not in known}
 
     def replace(self, spec: RunSpec, text: str, merge: tuple[str, ...] = ()) -> None:
         """Put another spec in place of the present one, as one step of the undo stack."""

@@ -73,3 +73,23 @@ def test_a_broken_preset_is_said_and_the_others_stay(tmp_path):
     found, problem = known_presets(tmp_path)
     assert "scvi-defaults" in found
     assert "could not be read" in problem
+
+
+@pytest.mark.parametrize(
+    ("before", "weight", "change"),
+    [
+        ({}, {"losses.weights.kl_z": 2.0}, {"model.kind": "midas"}),
+        ({"model.kind": "midas", "covariates.batch": "batch"}, {"losses.weights.reconstruction_batch": 5.0}, {"model.batch_expert": False}),
+        ({"model.kind": "midas", "covariates.batch": "batch"}, {"losses.weights.reconstruction_batch": 5.0}, {"covariates.batch": None}),
+    ],
+)
+def test_a_turned_weight_does_not_keep_its_term_and_comes_back_with_it(editor, before, weight, change):
+    refused = []
+    editor.refused.connect(lambda _paths, text: refused.append(text))
+    editor.edit({**before, "losses.weights.alignment": 7.0} if before else {"training.max_epochs": 3})
+    editor.edit(weight)
+    turned = dict(editor.spec.losses.weights)
+    assert editor.edit(change), refused
+    assert editor.spec.losses.weights == {name: value for name, value in turned.items() if f"losses.weights.{name}" not in weight}
+    editor.stack.undo()
+    assert editor.spec.losses.weights == turned
