@@ -30,7 +30,7 @@ from cellweave.core.query.questions import (
     Question,
 )
 from cellweave.core.query.trained_run import QueryError, TrainedRun
-from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.spec.modalities import modality_kind, names_meant
 
 FOLDER = "answers"
 JOINT = "joint"
@@ -83,6 +83,13 @@ class Answer:
     table: AnswerTable | None = field(default=None, compare=False)
 
 
+def _as_the_model_names(run: TrainedRun, options: Any) -> Any:
+    """Return the options with modalities named as the model names them: whoever reads RNA everywhere also writes it."""
+    known = [modality.name for modality in run.data.modalities]
+    fields = [field for field in ("given", "modalities") if getattr(options, field, None)]
+    return options.model_copy(update={field: names_meant(getattr(options, field), known) for field in fields})
+
+
 def ask(run: TrainedRun, question: Question, options: Any, rows: Rows | None = None, *, suffix: str = "") -> Answer:
     """Answer a question and keep the answer in the run folder, with the options beside it.
 
@@ -123,6 +130,7 @@ def ask(run: TrainedRun, question: Question, options: Any, rows: Rows | None = N
     while any(folder.glob(f"{question.name}-{number:02d}.*")):
         number += 1
     path = folder / f"{question.name}-{number:02d}{suffix}"
+    options = _as_the_model_names(run, options)
     found = question.load()(run, options, run.rows(rows), path)
     words, table = (found.words, found.table) if isinstance(found, Told) else (tuple(found), None)
     told = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,15 +19,11 @@ from cellweave.core.query.questions import (
     TranslatedOptions,
 )
 from cellweave.core.query.trained_run import QueryError, TrainedRun
-from cellweave.core.spec.fields import Frozen
-from cellweave.core.spec.modalities import modality_kind, names_meant
-
-Options = TypeVar("Options", bound=Frozen)
+from cellweave.core.spec.modalities import modality_kind
 
 
 def answer_imputed(run: TrainedRun, options: SpreadOptions, rows: Rows, path: Path) -> list[str]:
     """Write imputed values of the modalities."""
-    options = _named(run, options)
     from cellweave.core.query.imputed import ImputedQuestion, write_imputed
 
     if isinstance(options, DrawnOptions) and options.values == "drawn":
@@ -47,7 +42,6 @@ def answer_imputed(run: TrainedRun, options: SpreadOptions, rows: Rows, path: Pa
 
 def answer_corrected(run: TrainedRun, options: CorrectedOptions, rows: Rows, path: Path) -> list[str]:
     """Write values of the modalities as one batch would have had them."""
-    options = _named(run, options)
     return _values(run, MosaicQuestion("corrected", None, options.modalities or None, options.values == "drawn", options.seed), rows, path)
 
 
@@ -56,7 +50,6 @@ def answer_translated(run: TrainedRun, options: TranslatedOptions, rows: Rows, p
     if not options.given:
         names = _labels([modality.name for modality in run.data.modalities])
         raise QueryError("A translation needs the modalities it starts from.", f"Name some of {names} under 'From'.")
-    options = _named(run, options)
     question = MosaicQuestion("translated", options.given, options.modalities or None, options.values == "drawn", options.seed)
     return _values(run, question, rows, path)
 
@@ -83,7 +76,6 @@ def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows
     """Write the latent space given some modalities; cells that have none of them are left out."""
     from cellweave.core.query.imputed import latent_given
 
-    options = _named(run, options)
     given = options.given or tuple(modality.name for modality in run.data.modalities)
     values = latent_given(run, given, rows)
     told = np.isfinite(values).all(1)
@@ -97,13 +89,6 @@ def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows
         write_h5ad(path, run, rows, obsm={"X_latent": values})
     left = f" {int((~told).sum()):,} cells have none of it and are left out." if not told.all() else ""
     return [f"{len(rows):,} cells in {values.shape[1]} dimensions, given {_labels(given)}.{left}"]
-
-
-def _named(run: TrainedRun, options: Options) -> Options:
-    """Return the options with modalities named as the model names them: whoever reads RNA everywhere also writes it."""
-    known = [modality.name for modality in run.data.modalities]
-    fields = [field for field in ("given", "modalities") if getattr(options, field, None)]
-    return options.model_copy(update={field: names_meant(getattr(options, field), known) for field in fields})
 
 
 def _labels(names: Sequence[str], word: str = "and") -> str:
