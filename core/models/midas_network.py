@@ -79,7 +79,7 @@ class MidasNetwork(MidasAnswers):
 
     family = FAMILY
     compiled_optimizer = True
-    loops = ("fused_kernels", "step_kernels", "expert_kernels", "adam_kernel", "discriminator_kernels")
+    loops = ("fused_kernels", "norm_kernel", "step_kernels", "expert_kernels", "adam_kernel", "discriminator_kernels")
     own_code: Tensor
 
     def __init__(self, context: BuildContext) -> None:

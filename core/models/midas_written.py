@@ -222,7 +222,7 @@ class WrittenStep:
             keys = tuple(discriminated[0])
             written = network.discriminators.written(discriminated[1])
             assert written is not None
-            written.show(*discriminated)
+            written.show(*discriminated, narrow=space.narrow)
         encoded = self.encoded
         assert encoded is not None
         for name in encoded.names:

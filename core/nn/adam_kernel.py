@@ -13,8 +13,8 @@ from numba import types
 
 from cellweave.core.nn.compiled import FLAG, MATH, F, _compile
 from cellweave.core.nn.fused_kernels import NUMBER
+from cellweave.core.nn.half_kernel import _put, _wide
 from cellweave.core.nn.matrix_kernel import floats_at, halves_at
-from cellweave.core.nn.step_kernels import _put, _wide
 
 FAST = {"nogil": True, "fastmath": MATH, "error_model": "numpy"}
 

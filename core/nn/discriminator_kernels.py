@@ -1,6 +1,7 @@
-"""Compiled passes through the discriminators of MIDAS, all layers of a network in one call; float32 on a CPU, layer norm and Mish.
+"""Compiled passes through the discriminators of MIDAS, all layers of a network in one call; on a CPU, layer norm and Mish.
 
-The networks are so small that a call from Python for each layer costs more than its arithmetic.
+The networks are so small that a call from Python for each layer costs more than its arithmetic. Products of the hidden layers are float32 or bf16;
+then what goes into them and what comes out is bf16, as in the other networks. The last map, of a few classes, is float32.
 """
 
 # Types are the signatures at the end.
@@ -9,195 +10,220 @@ The networks are so small that a call from Python for each layer costs more than
 
 from __future__ import annotations
 
+import importlib
+
 import numba
 import numpy as np
 from numba import types
+from numba.extending import overload
 
 from cellweave.core.nn.adam_kernel import update
 from cellweave.core.nn.compiled import FLAG, MATH, WHOLE, F, _compile
+from cellweave.core.nn.discriminator_layout import at, end, ends, length, matrix, parts, room, small
 from cellweave.core.nn.fused_kernels import NUMBER, U
-from cellweave.core.nn.matrix_kernel import floats_at, product
-from cellweave.core.nn.step_kernels import (
-    _biased,
-    _centred,
-    _mish,
-    _mish_dropped,
-    _reciprocal_deviation,
-    _through,
-    class_costs,
-)
+from cellweave.core.nn.half_kernel import _wide, keep, row_for
+from cellweave.core.nn.matrix_kernel import bare, floats_at, product
+from cellweave.core.nn.narrow_products import PLAIN, TURNED_LEFT, TURNED_RIGHT, loops
+from cellweave.core.nn.norm_kernel import activate, biased, centred, reciprocal_deviation, through
+from cellweave.core.nn.step_kernels import class_costs
 
-#: Room of a hidden layer for each cell and unit: what the map gives, the normed values, the slopes and the result.
-MATRICES = 4
-#: Numbers that parts of the memory are rounded up to, so that each begins where a vector may.
-ROOM = 16
+__all__ = ["NARROWS", "passes", "room"]
+
+#: Whether there are loops for products in bf16.
+NARROWS = loops() is not None
 FAST = {"nogil": True, "error_model": "numpy"}
+SUMS = {"nogil": True, "fastmath": MATH, "error_model": "numpy"}
 
 
-@numba.njit(**FAST)
-def _rounded(size):
-    return (size + ROOM - 1) // ROOM * ROOM
+def _shown(c, memory, like):
+    """Memory of what the first product is given: of ``c`` itself, or of its numbers in bf16."""
 
 
-@numba.njit(**FAST)
-def room(sizes, n_cells, most_classes) -> int:
-    """Return how many numbers a network needs to work in."""
-    widest, total = 0, 0
-    for layer in range(1, sizes.shape[0]):
-        total += _room_of(sizes, n_cells, layer)
-        widest = max(widest, sizes[layer])
-    return total + _rounded(n_cells * most_classes) + _rounded(n_cells * widest) + 4 * _rounded(widest)
+@overload(_shown, inline="always")
+def _shown_as(c, memory, like):
+    if like.dtype != types.uint16:
+        return lambda c, memory, like: c
+    return lambda c, memory, like: matrix(memory, c.shape[0], c.shape[1], like)
 
 
-@numba.njit(**FAST)
-def _room_of(sizes, n_cells, layer):
-    return _rounded(sizes[layer - 1] * sizes[layer]) + MATRICES * _rounded(n_cells * sizes[layer]) + _rounded(n_cells)
+def _widen(x, out):
+    """Fill in the numbers of ``x`` where they are bf16; else they are there already."""
 
 
-@numba.njit(**FAST)
-def _parts(work, sizes, n_cells, layer):
-    """Return a layer's transposed weight, what the map gives, normed values, slopes, result and reciprocal deviations."""
-    at = 0
-    for before in range(1, layer):
-        at += _room_of(sizes, n_cells, before)
-    n_in, n_out = sizes[layer - 1], sizes[layer]
-    weight = work[at : at + n_in * n_out].reshape(n_in, n_out)
-    at += _rounded(n_in * n_out)
-    size, step = n_cells * n_out, _rounded(n_cells * n_out)
-    mapped, normed = work[at : at + size].reshape(n_cells, n_out), work[at + step : at + step + size].reshape(n_cells, n_out)
-    at += 2 * step
-    slope, result = work[at : at + size].reshape(n_cells, n_out), work[at + step : at + step + size].reshape(n_cells, n_out)
-    at += 2 * step
-    return weight, mapped, normed, slope, result, work[at : at + n_cells]
+@overload(_widen)
+def _widen_of(x, out):
+    if x.dtype != types.uint16:
+        return lambda x, out: None
+
+    def widen(x, out):
+        flat, to = x.reshape(x.size), out.reshape(out.size)
+        for i in range(to.size):
+            to[i] = _wide(flat[i])
+
+    return widen
 
 
-@numba.njit(**FAST)
-def _ends(work, sizes, n_cells, n_classes):
-    """Return the derivatives by the logits, and room for those by a layer's result."""
-    at = 0
-    for layer in range(1, sizes.shape[0]):
-        at += _room_of(sizes, n_cells, layer)
-    by_logits = work[at : at + n_cells * n_classes].reshape(n_cells, n_classes)
-    return by_logits, work[at + _rounded(n_cells * n_classes) :]
+def _map(x, vector, weight, out):
+    """Fill in ``x`` times a layer's weight, which is turned round or rounded first and stays there."""
 
 
-@numba.njit(**FAST)
-def _at(sizes, layer):
-    """Where a layer begins in the vector of a network; behind the last one lies the last map."""
-    at = 0
-    for before in range(1, layer):
-        at += (sizes[before - 1] + 3) * sizes[before]
-    return at
+@overload(_map)
+def _map_of(x, vector, weight, out):
+    if x.dtype != types.uint16:
+
+        def plain(x, vector, weight, out):
+            (n_cells, n_in), n_out = x.shape, out.shape[1]
+            turned = weight.reshape(n_in, n_out)
+            for o in range(n_out):
+                for i in range(n_in):
+                    turned[i, o] = vector[o * n_in + i]
+            product(x.ctypes.data, n_in, 1, weight.ctypes.data, n_out, out.ctypes.data, n_out, n_cells, n_out, n_in)
+
+        return plain
+    multiply = importlib.import_module("cellweave.core.nn.narrow_kernel").multiply
+
+    def narrow(x, vector, weight, out):
+        (n_cells, n_in), n_out = x.shape, out.shape[1]
+        keep(vector, matrix(weight, 1, vector.size, x)[0])
+        places = x.ctypes.data, 2 * n_in, weight.ctypes.data, 2 * n_in, out.ctypes.data, 2 * n_out
+        multiply(TURNED_RIGHT, *places, n_cells, n_out, n_in, 0, n_out, False)  # noqa: FBT003
+
+    return narrow
 
 
-@numba.njit(**FAST)
-def _small(vector, sizes, layer):
-    """Return bias, gain and shift of a layer from a vector of all."""
-    n_out = sizes[layer]
-    at = _at(sizes, layer) + sizes[layer - 1] * n_out
-    return vector[at : at + n_out], vector[at + n_out : at + 2 * n_out], vector[at + 2 * n_out : at + 3 * n_out]
+def _map_back(g, x, vector, weight, for_weight, by_weight, for_x, by_x, spare):
+    """Fill in the derivatives by weight and ``x`` of :func:`_map` from that by its result, as far as they are asked for; see :func:`_map` for the rest."""
 
 
-@numba.njit(**FAST)
-def _end(vector, sizes, n_classes):
-    """Return weight and bias of the last map from a vector of all."""
-    at, width = _at(sizes, sizes.shape[0]), sizes[-1]
-    stop = at + n_classes * width
-    return vector[at:stop].reshape(n_classes, width), vector[stop : stop + n_classes]
+@overload(_map_back)
+def _map_back_of(g, x, vector, weight, for_weight, by_weight, for_x, by_x, spare):
+    if g.dtype != types.uint16:
+
+        def plain(g, x, vector, weight, for_weight, by_weight, for_x, by_x, spare):
+            (n_cells, n_out), n_in = g.shape, x.shape[1]
+            if for_weight:
+                product(g.ctypes.data, 1, n_out, x.ctypes.data, n_in, by_weight.ctypes.data, n_in, n_out, n_in, n_cells)
+            if for_x:
+                product(g.ctypes.data, n_out, 1, vector.ctypes.data, n_in, by_x.ctypes.data, n_in, n_cells, n_in, n_out)
+
+        return plain
+    multiply = importlib.import_module("cellweave.core.nn.narrow_kernel").multiply
+
+    def narrow(g, x, vector, weight, for_weight, by_weight, for_x, by_x, spare):
+        (n_cells, n_out), n_in = g.shape, x.shape[1]
+        if for_weight:
+            found = matrix(spare, 1, n_out * n_in, g)[0]
+            places = g.ctypes.data, 2 * n_out, x.ctypes.data, 2 * n_in, found.ctypes.data, 2 * n_in
+            multiply(TURNED_LEFT, *places, n_out, n_in, n_cells, 0, n_in, False)  # noqa: FBT003
+            _widen(found, by_weight)
+        if for_x:
+            places = g.ctypes.data, 2 * n_out, weight.ctypes.data, 2 * n_in, by_x.ctypes.data, 2 * n_in
+            multiply(PLAIN, *places, n_cells, n_in, n_out, 0, n_in, False)  # noqa: FBT003
+
+    return narrow
 
 
-@numba.njit(**FAST)
-def _length(sizes, n_classes):
-    return _at(sizes, sizes.shape[0]) + n_classes * (sizes[-1] + 1)
+@numba.njit(**SUMS)
+def _norm(mapped, vector, sizes, layer, drops, first_row, seed, threshold, keep_scale, eps, normed, slope, scale, row, result):
+    """Fill in a layer's result, and what its way back needs, from what its map gives."""
+    bias, gain, shift = small(vector, sizes, layer)
+    width = sizes[layer]
+    for n in range(mapped.shape[0]):
+        mean = biased(mapped[n], bias, normed[n])
+        scale[n] = reciprocal_deviation(normed[n], mean, eps)
+        to = row_for(result[n], row[:width])
+        activate(normed[n], mean, scale[n], gain, shift, drops, (first_row + n) * width, seed, threshold, keep_scale, to, slope[n])
+        keep(to, result[n])
 
 
-@numba.njit(**FAST)
-def _map(x, vector, at, weight, out):
-    """Fill in ``x`` times a layer's weight, which is turned round first."""
-    n_in, n_out = weight.shape
-    for o in range(n_out):
-        for i in range(n_in):
-            weight[i, o] = vector[at + o * n_in + i]
-    product(x.ctypes.data, n_in, 1, weight.ctypes.data, n_out, out.ctypes.data, n_out, x.shape[0], n_out, n_in)
+@numba.njit(**SUMS)
+def _norm_back(g, normed, slope, scale, gain, to_bias, to_gain, to_shift, rows, out):
+    """Fill in the derivative by what the map gives, and add to those by bias, gain and shift."""
+    width = normed.shape[1]
+    for n in range(g.shape[0]):
+        first, second = through(g[n], normed[n], slope[n], gain, to_gain, to_shift, rows[0, :width])
+        to = row_for(out[n], rows[1, :width])
+        centred(rows[0, :width], normed[n], scale[n], first, second, to_bias, to)
+        keep(to, out[n])
 
 
-@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _forth(vector, sizes, classes, c, codes, first_row, drops, seeds, threshold, keep_scale, eps, work, costs, right):
+@numba.njit(**SUMS)
+def _forth(vector, sizes, classes, c, codes, first_row, drops, seeds, threshold, keep_scale, eps, work, costs, right, like):
     """Fill in what one network costs each cell; see :func:`_passes`."""
-    n_cells, x = c.shape[0], c
-    for layer in range(1, sizes.shape[0]):
-        weight, mapped, normed, slope, result, scale = _parts(work, sizes, n_cells, layer)
-        _map(x, vector, _at(sizes, layer), weight, mapped)
-        bias, gain, shift = _small(vector, sizes, layer)
-        seed, width = U(seeds[layer - 1]), sizes[layer]
-        for n in range(n_cells):
-            mean = _biased(mapped[n], bias, normed[n])
-            own = scale[n] = _reciprocal_deviation(normed[n], mean, eps)
-            if drops:
-                _mish_dropped(normed[n], mean, own, gain, shift, (first_row + n) * width, seed, threshold, keep_scale, result[n], slope[n])
-            else:
-                _mish(normed[n], mean, own, gain, shift, result[n], slope[n])
-        x = result
-    by_logits, _ = _ends(work, sizes, n_cells, classes)
-    weight, bias = _end(vector, sizes, classes)
-    class_costs(x, weight, bias, codes, costs, right, by_logits)
+    n_cells, last = c.shape[0], sizes.shape[0] - 1
+    by_logits, _, rows, shown, _ = ends(work, sizes, n_cells, classes)
+    x, end_x = _shown(c, shown, like), c
+    keep(c.reshape(c.size), x.reshape(x.size))
+    for layer in range(1, last + 1):
+        normed, slope, scale, weight, memory, result = parts(work, sizes, n_cells, layer)
+        width, place = sizes[layer], at(sizes, layer)
+        mapped = matrix(memory, n_cells, width, like)
+        _map(x, vector[place : place + weight.size], weight, mapped)
+        how = drops, first_row, U(seeds[layer - 1]), threshold, keep_scale, eps
+        if layer == last:
+            end_x = result.reshape(n_cells, width)
+            _norm(mapped, vector, sizes, layer, *how, normed, slope, scale, rows[0], end_x)
+        else:
+            x = matrix(result, n_cells, width, like)
+            _norm(mapped, vector, sizes, layer, *how, normed, slope, scale, rows[0], x)
+    weight, bias = end(vector, sizes, classes)
+    class_costs(end_x, weight, bias, codes, costs, right, by_logits)
 
 
-@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _back_from_end(vector, sizes, classes, factor, n_cells, for_weights, work, grads):
-    """Fill in the derivative by the last hidden layer's result, and where asked those by the last map; return the former and room to work in."""
-    by_logits, rest = _ends(work, sizes, n_cells, classes)
-    last = sizes.shape[0] - 1
-    width = sizes[last]
-    by_result, spare = rest[: n_cells * width].reshape(n_cells, width), rest[n_cells * np.max(sizes[1:]) :]
-    weight, _ = _end(vector, sizes, classes)
-    by_weight, by_bias = _end(grads, sizes, classes)
+@numba.njit(**SUMS)
+def _back_from_end(vector, sizes, classes, c, factor, for_weights, work, grads):
+    """Fill in the derivative by the last hidden layer's result, and where asked those by the last map."""
+    n_cells, last, width = c.shape[0], sizes.shape[0] - 1, sizes[-1]
+    by_logits, by_result, _, _, _ = ends(work, sizes, n_cells, classes)
+    weight, _ = end(vector, sizes, classes)
+    by_weight, by_bias = end(grads, sizes, classes)
     for n in range(n_cells):
         for k in range(classes):
             by_logits[n, k] *= factor[n]
             if for_weights:
                 by_bias[k] += by_logits[n, k]
     if for_weights:
-        result = _parts(work, sizes, n_cells, last)[4]
-        product(by_logits.ctypes.data, 1, classes, result.ctypes.data, width, by_weight.ctypes.data, width, classes, width, n_cells)
+        x = parts(work, sizes, n_cells, last)[5].reshape(n_cells, width) if last else c
+        product(by_logits.ctypes.data, 1, classes, x.ctypes.data, width, by_weight.ctypes.data, width, classes, width, n_cells)
     product(by_logits.ctypes.data, classes, 1, weight.ctypes.data, width, by_result.ctypes.data, width, n_cells, width, classes)
-    return by_result, spare
 
 
-@numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
-def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_x):
+@numba.njit(**SUMS)
+def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_x, like):
     """Fill in the derivatives of one network; see :func:`_passes`."""
-    n_cells = c.shape[0]
+    n_cells, last = c.shape[0], sizes.shape[0] - 1
     if for_weights:
         grads[:] = F(0.0)
-    by_result, spare = _back_from_end(vector, sizes, classes, factor, n_cells, for_weights, work, grads)
-    for layer in range(sizes.shape[0] - 1, 0, -1):
-        n_in, n_out = sizes[layer - 1], sizes[layer]
-        _, mapped, normed, slope, _, scale = _parts(work, sizes, n_cells, layer)
-        _, gain, _ = _small(vector, sizes, layer)
+    _back_from_end(vector, sizes, classes, c, factor, for_weights, work, grads)
+    _, by_result, rows, shown, spare = ends(work, sizes, n_cells, classes)
+    g = matrix(shown, 0, sizes[0], like)
+    for layer in range(last, 0, -1):
+        n_in, n_out, place = sizes[layer - 1], sizes[layer], at(sizes, layer)
+        normed, slope, scale, weight, memory, _ = parts(work, sizes, n_cells, layer)
+        mapped = matrix(memory, n_cells, n_out, like)
+        _, gain, _ = small(vector, sizes, layer)
         if for_weights:
-            to_bias, to_gain, to_shift = _small(grads, sizes, layer)
+            to_bias, to_gain, to_shift = small(grads, sizes, layer)
+        else:  # added up, and not read
+            rows[2:] = F(0.0)
+            to_bias, to_gain, to_shift = rows[2, :n_out], rows[2, :n_out], rows[3, :n_out]
+        if layer == last:
+            _norm_back(by_result, normed, slope, scale, gain, to_bias, to_gain, to_shift, rows, mapped)
         else:
-            spare[: 3 * n_out] = F(0.0)
-            to_bias, to_gain, to_shift = spare[:n_out], spare[n_out : 2 * n_out], spare[2 * n_out : 3 * n_out]
-        row = spare[3 * n_out : 4 * n_out]
-        for n in range(n_cells):
-            first, second = _through(by_result[n], normed[n], slope[n], gain, to_gain, to_shift, row)
-            _centred(row, normed[n], scale[n], first, second, to_bias, mapped[n])
-        at = _at(sizes, layer)
-        x = c if layer == 1 else _parts(work, sizes, n_cells, layer - 1)[4]
-        if for_weights:
-            to = grads[at : at + n_in * n_out]
-            product(mapped.ctypes.data, 1, n_out, x.ctypes.data, n_in, to.ctypes.data, n_in, n_out, n_in, n_cells)
-        if layer > 1 or by_c:
-            # The result of the layer before is not read again, so the derivative by it takes its place.
-            by_result = by_x if layer == 1 else x
-            product(mapped.ctypes.data, n_out, 1, vector.ctypes.data + 4 * at, n_in, by_result.ctypes.data, n_in, n_cells, n_in, n_out)
+            _norm_back(g, normed, slope, scale, gain, to_bias, to_gain, to_shift, rows, mapped)
+        # The result of the layer before is not read again, so the derivative by it takes its place.
+        x = _shown(c, shown, like) if layer == 1 else matrix(parts(work, sizes, n_cells, layer - 1)[5], n_cells, n_in, like)
+        g = _shown(by_x, spare, like) if layer == 1 else x
+        _map_back(mapped, x, vector[place:], weight, for_weights, grads[place : place + n_in * n_out], layer > 1 or by_c, g, spare)
+    if by_c and last:
+        _widen(g, by_x)
+    elif by_c:
+        by_x[:] = by_result
 
 
 def _passes(
     vectors, sizes, n_classes, c, codes, start, stop, drops, seeds, threshold, keep_scale, eps, work, costs, right, forth, back, for_weights, by_c, factor,
-    grads, by_x, addresses, settings, decoupled, told,
+    grads, by_x, addresses, settings, decoupled, told, like,
 ):  # fmt: skip
     """Send the networks from ``start`` to ``stop`` forth, back, or both, and where settings are given let them learn; as often as there are rows of seeds.
 
@@ -212,7 +238,7 @@ def _passes(
     c, codes
         What each network is shown, ``(n_keys, n_cells, sizes[0])``, and its batch codes, ``(n_keys, n_cells)``.
     drops, seeds, threshold, keep_scale, eps
-        As :func:`cellweave.core.nn.step_kernels._norm_mish` takes them, with a seed for each time and layer, ``(n_times, n_layers)``.
+        As :func:`cellweave.core.nn.norm_kernel._norm_mish` takes them, with a seed for each time and layer, ``(n_times, n_layers)``.
     work
         Memory of each network. What the way forth leaves there the way back uses up.
     costs, right
@@ -227,20 +253,22 @@ def _passes(
         As :func:`cellweave.core.nn.adam_kernel._adam` takes them, the settings with the number of the first step; no rows where nothing is learnt.
     told
         Becomes what the cells cost each network each time, ``(n_keys, n_times)``.
+    like
+        A vector of float32 or of bf16, as the products shall be; the latter wants even sizes.
     """
     n_cells, eps, keep_scale, threshold = c.shape[1], F(eps), F(keep_scale), U(threshold)
+    sizes, c, codes, seeds, work, costs, right = bare(sizes), bare(c), bare(codes), bare(seeds), bare(work), bare(costs), bare(right)
+    factor, grads, by_x, settings = bare(factor), bare(grads), bare(by_x), bare(settings)
     for key in range(start, stop):
-        size = _length(sizes, n_classes[key])
+        classes, size = n_classes[key], length(sizes, n_classes[key])
         vector, grad = numba.carray(floats_at(vectors[key]), size), grads[key, :size]
         for time in range(seeds.shape[0]):
             if forth:
-                _forth(
-                    vector, sizes, n_classes[key], c[key], codes[key], key * n_cells, drops, seeds[time], threshold, keep_scale, eps, work[key],
-                    costs[key], right[key],
-                )  # fmt: skip
+                how = key * n_cells, drops, seeds[time], threshold, keep_scale, eps
+                _forth(vector, sizes, classes, c[key], codes[key], *how, work[key], costs[key], right[key], like)
                 told[key, time] = np.sum(costs[key])
             if back:
-                _back(vector, sizes, n_classes[key], c[key], factor[key], for_weights, by_c, work[key], grad, by_x[key])
+                _back(vector, sizes, classes, c[key], factor[key], for_weights, by_c, work[key], grad, by_x[key], like)
             if settings.shape[0]:
                 first, second = numba.carray(floats_at(addresses[key, 2]), size), numba.carray(floats_at(addresses[key, 3]), size)
                 update(vector, grad, first, second, settings[key], np.float64(time), decoupled)
@@ -248,10 +276,14 @@ def _passes(
 
 
 CUBE, NUMBERS, CODES = types.float32[:, :, ::1], types.float32[:, ::1], types.int64[:, ::1]
+LIKE = (types.float32[::1], types.uint16[::1]) if NARROWS else (types.float32[::1],)
 passes = _compile(
     _passes,
-    types.boolean(
-        WHOLE, WHOLE, WHOLE, CUBE, CODES, NUMBER, NUMBER, FLAG, CODES, NUMBER, types.float64, types.float64, NUMBERS, NUMBERS, CODES, FLAG, FLAG, FLAG,
-        FLAG, NUMBERS, NUMBERS, CUBE, CODES, types.float64[:, ::1], FLAG, NUMBERS,
-    ),
+    [
+        types.boolean(
+            WHOLE, WHOLE, WHOLE, CUBE, CODES, NUMBER, NUMBER, FLAG, CODES, NUMBER, types.float64, types.float64, NUMBERS, NUMBERS, CODES, FLAG, FLAG, FLAG,
+            FLAG, NUMBERS, NUMBERS, CUBE, CODES, types.float64[:, ::1], FLAG, NUMBERS, like,
+        )
+        for like in LIKE
+    ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from numba import types
 
 from cellweave.core.nn.compiled import FLAG, MATH, MATRIX, F, _compile, _exp, _log
 from cellweave.core.nn.fused_kernels import NUMBER
+from cellweave.core.nn.matrix_kernel import bare
 
 HALF, ONE, ZERO = F(0.5), F(1.0), F(0.0)
 FAST = {"nogil": True, "fastmath": MATH, "error_model": "numpy"}
@@ -58,6 +59,8 @@ def _experts(out, bias, n_experts, spoken, batch_out, batch_bias, noise, n_biolo
     n_cells, size = terms.shape[1], z.shape[1]
     base, base_weighted, total, weighted = np.empty(size, F), np.empty(size, F), np.empty(size, F), np.empty(size, F)
     own, own_weighted = np.empty(size, F), np.empty(size, F)
+    out, bias, batch_out, batch_bias, noise = bare(out), bare(bias), bare(batch_out), bare(batch_bias), bare(noise)
+    means, precisions, mean, var, z = bare(means), bare(precisions), bare(mean), bare(var), bare(z)
     for n in range(n_cells):
         base[:], base_weighted[:] = ONE, ZERO
         if spoken:
@@ -136,6 +139,8 @@ def _experts_back(
     n_cells, size = by_terms.shape[1], z.shape[1]
     a, b, c, d, middle = np.empty(size, F), np.empty(size, F), np.empty(size, F), np.empty(size, F), np.empty(size, F)
     sum_c, sum_d = np.empty(size, F), np.empty(size, F)
+    by_z, noise, means, precisions, mean, var, z = bare(by_z), bare(noise), bare(means), bare(precisions), bare(mean), bare(var), bare(z)
+    by_out, by_bias, by_batch_out, by_batch_bias = bare(by_out), bare(by_bias), bare(by_batch_out), bare(by_batch_bias)
     for n in range(n_cells):
         _back_row(by_z[n], noise[n], mean[n], var[n], by_terms[0, n], by_terms[1, n], n_biological, a, b)
         sum_c[:], sum_d[:] = ZERO, ZERO

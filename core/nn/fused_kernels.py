@@ -29,25 +29,26 @@ LARGEST = F(30.0)  # above, tanh(softplus(h)) is 1 in float32
 
 
 @intrinsic
-def _hash(typing_context, place, seed):
-    """A 32-bit hash of a place (the finaliser of MurmurHash3), wide enough apart for neighbouring places.
+def _hash(typing_context, first, offset, seed):
+    """A 32-bit hash of the place ``first + offset`` (the finaliser of MurmurHash3), wide enough apart for neighbouring places.
 
     numba would compute it in 64 bits, which halves the vectors and multiplies slowly.
     """
     word = ir.IntType(32)
 
     def generate(context, builder, signature, args):
-        place, seed = args
+        first, offset, seed = args
+        place = builder.add(builder.trunc(first, word), builder.trunc(offset, word))
 
         def mixed(value, shift):
             return builder.xor(value, builder.lshr(value, ir.Constant(word, shift)))
 
-        h = builder.xor(builder.mul(builder.trunc(place, word), ir.Constant(word, 0x9E3779B9)), seed)
+        h = builder.xor(builder.mul(place, ir.Constant(word, 0x9E3779B9)), seed)
         h = builder.mul(mixed(h, 16), ir.Constant(word, 0x85EBCA6B))
         h = builder.mul(mixed(h, 13), ir.Constant(word, 0xC2B2AE35))
         return mixed(h, 16)
 
-    return types.uint32(types.int64, types.uint32), generate
+    return types.uint32(types.int64, types.int64, types.uint32), generate
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
@@ -79,7 +80,7 @@ def _mish_row(x, weight, bias, mean, scale, out, slope):
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
 def _drop_row(out, slope, first, seed, threshold, keep_scale):
     for j in range(out.shape[0]):
-        kept = keep_scale if _hash(first + j, seed) >= threshold else F(0.0)
+        kept = keep_scale if _hash(first, j, seed) >= threshold else F(0.0)
         out[j] *= kept
         slope[j] *= kept
 

@@ -14,6 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from cellweave.core.nn.compiled import FEATURES
 
@@ -39,6 +40,23 @@ def _pointer(kind):
 
 
 floats_at, halves_at, wholes_at = _pointer(types.float32), _pointer(types.uint16), _pointer(types.int64)
+
+
+@intrinsic
+def bare(typing_context, array):  # noqa: ANN201
+    """The same array without its owner, who must outlive it.
+
+    A row of an array that has an owner is counted when it is handed on and when it is let go, which takes longer than a pass over a short row.
+    """
+
+    def generate(context, builder, signature, args):
+        kind = signature.args[0]
+        found = arrayobj.make_array(kind)(context, builder, args[0])
+        for name in ("meminfo", "parent"):
+            setattr(found, name, ir.Constant(getattr(found, name).type, None))
+        return found._getvalue()
+
+    return array(array), generate
 
 
 _number, _whole, _place = ir.FloatType(), ir.IntType(64), ir.IntType(32)

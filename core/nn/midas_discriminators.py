@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -135,8 +135,8 @@ class Discriminators(nn.Module):
         again
             Whether they are shown what they were shown last.
         """
-        c = c.detach()
-        with torch.autocast(c.device.type, enabled=False):  # too small to gain from narrow products
+        c, narrow = c.detach(), _narrow()
+        with torch.autocast(c.device.type, enabled=False):  # torch's own passes are too small to gain from narrow products
             written = self.written(c)
             if written is None:
                 total = self.costs(keys, c, codes, generator)[0].sum()
@@ -144,7 +144,7 @@ class Discriminators(nn.Module):
                 return total.detach() / c.shape[1]
             with torch.no_grad():
                 if not again:
-                    written.show(keys, c, codes)
+                    written.show(keys, c, codes, narrow=narrow)
                 told = float(written.forward(generator)[0].sum()) / c.shape[1]
                 written.backward(scale, for_weights=True, by_c=False)
                 return told
@@ -161,19 +161,25 @@ class Discriminators(nn.Module):
         n_steps, optimizer
             How many steps, and of what.
         """
-        if not isinstance(optimizer, Lending):
+        if not hasattr(optimizer, "lend"):  # asked of the protocol it takes as long as a layer
             return None
+        narrow = _narrow()
         with torch.no_grad(), torch.autocast(c.device.type, enabled=False):
             written = self.written(c)
             if written is None:
                 return None
-            written.show(keys, c.detach(), codes)
-            return written.learn(optimizer, n_steps, scale, generator)
+            written.show(keys, c.detach(), codes, narrow=narrow)
+            return written.learn(cast(Lending, optimizer), n_steps, scale, generator)
 
     def written(self, c: Tensor) -> WrittenDiscriminators | None:
-        """Return the same networks with derivatives that are written out, where they serve: on a CPU in float32, with layer norm and Mish."""
+        """Return the same networks with derivatives that are written out, where they serve: on a CPU, with layer norm and Mish."""
         if self.how["norm"] != "ln" or self.how["activation"] != "mish" or kernels(c) is None:
             return None
         if self._written is None:
             self._written = WrittenDiscriminators(self)
         return self._written
+
+
+def _narrow() -> bool:
+    """Return whether products on a CPU are in bf16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16

@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 
 from cellweave.core.nn.compiled import FLAG, _compile
 from cellweave.core.nn.fused_kernels import NUMBER
+from cellweave.core.nn.half_kernel import rounded
 from cellweave.core.nn.matrix_kernel import _pointer, fetch, halves_at
 from cellweave.core.nn.narrow_products import PANEL, TURNED_LEFT, TURNED_RIGHT
 
@@ -53,13 +54,6 @@ def _load_bytes(builder, base, offset, kind, align):
     found = builder.load(_at_byte(builder, base, offset, kind))
     found.align = align
     return found
-
-
-def _rounded(builder, sums):
-    """bf16 of float32, rounded to the nearest even."""
-    bits = builder.bitcast(sums, _words)
-    odd = builder.and_(builder.lshr(bits, _same(16)), _same(1))
-    return builder.trunc(builder.lshr(builder.add(builder.add(bits, _same(0x7FFF)), odd), _same(16)), _halves)
 
 
 def _tile(n_rows):
@@ -110,7 +104,7 @@ def _tile(n_rows):
                     found[r][v].add_incoming(added[r][v], more)
             for r in rows:
                 for v in parts:
-                    builder.store(_rounded(builder, found[r][v]), _at_byte(builder, out, place(r, v), _halves)).align = 2
+                    builder.store(rounded(builder, found[r][v]), _at_byte(builder, out, place(r, v), _halves)).align = 2
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7, types.boolean), generate

@@ -1,4 +1,4 @@
-"""The discriminators of MIDAS with derivatives that are written out: float32 on a CPU, layer norm and Mish."""
+"""The discriminators of MIDAS with derivatives that are written out: on a CPU, layer norm and Mish, products in float32 or bf16."""
 
 from __future__ import annotations
 
@@ -44,23 +44,26 @@ class WrittenDiscriminators:
 
     def __init__(self, module: Discriminators) -> None:
         self.module = module
-        self._plans: dict[tuple[tuple[str, ...], int], _Plan] = {}
+        self._plans: dict[tuple[tuple[str, ...], int, bool], _Plan] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of the network makes its own."""
 
-    def show(self, keys: Sequence[str], c: Tensor, codes: Tensor) -> None:
+    def show(self, keys: Sequence[str], c: Tensor, codes: Tensor, *, narrow: bool) -> None:
         """Take up what the discriminators are shown next.
 
         Parameters
         ----------
         keys, c, codes
             As in :meth:`Discriminators.costs`.
+        narrow
+            Whether products of hidden layers are in bf16, where there are loops for that.
         """
         self.keys = tuple(keys)
-        plan = self._plans.get((self.keys, c.shape[1]))
+        key = (self.keys, c.shape[1], narrow)
+        plan = self._plans.get(key)
         if plan is None or not plan.current():
-            plan = self._plans[self.keys, c.shape[1]] = _Plan(self.module, keys, c.shape[1])
+            plan = self._plans[key] = _Plan(self.module, keys, c.shape[1], narrow=narrow)
         self.plan = plan
         plan.codes.copy_(codes)
         plan.c.tensor.copy_(c)
@@ -92,7 +95,7 @@ class WrittenDiscriminators:
 class _Plan:
     """The memory that some discriminators need for a number of cells, and what the compiled passes are given."""
 
-    def __init__(self, module: Discriminators, keys: Sequence[str], n_cells: int) -> None:
+    def __init__(self, module: Discriminators, keys: Sequence[str], n_cells: int, *, narrow: bool) -> None:
         self.kernels: ModuleType = importlib.import_module("cellweave.core.nn.discriminator_kernels")
         n_keys, sizes = len(keys), np.array(module.sizes, np.int64)
         classes = np.array([module.n_classes[key] for key in keys], np.int64)
@@ -106,6 +109,9 @@ class _Plan:
         self.grads = [row[: parameter.numel()] for row, parameter in zip(grads.tensor, self.parameters, strict=True)]
         self.networks = (self.addresses, sizes, classes, self.c.array)
         self.grad_rows, self.seeds = grads.array, torch.zeros(1, len(sizes) - 1, dtype=torch.int64)
+        # The loops read pairs of bf16.
+        narrow = narrow and self.kernels.NARROWS and not (sizes % 2).any()
+        self.like = np.zeros(0, np.uint16 if narrow else np.float32)
         self.rate = float(module.how["dropout"])
         # Products of the widest layers, as many elements as a loop of a few operations for each would take as long for.
         self.width = n_cells * int((sizes[1:] * (sizes[:-1] // 8 + 16)).sum())
@@ -148,7 +154,7 @@ class _Plan:
         def part(start: int, stop: int) -> None:
             self.kernels.passes(
                 *self.networks, codes, start, stop, *drops, self.work, self.costs.array, self.right, forth, back, for_weights, by_c, self.factor,
-                self.grad_rows, self.by_c.array, *adam, told,
+                self.grad_rows, self.by_c.array, *adam, told, self.like,
             )  # fmt: skip
 
         in_parts(len(self.parameters), part, len(drops[1]) * self.width)

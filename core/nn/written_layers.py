@@ -10,7 +10,9 @@ out those of the way back.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -109,6 +111,7 @@ class WrittenNorm:
 
     def __init__(self, space: Space, bias: Tensor, after: NormAct) -> None:
         self.space, self.after, self.groups, self.size = space, after, after.blocks, after.size
+        self.kernels: ModuleType = importlib.import_module("cellweave.core.nn.norm_kernel")
         assert after.weight is not None and after.bias is not None
         self.parameters = (bias, after.weight, after.bias)
         self.bias, self.gain, self.shift = (part.detach().view(self.groups, self.size).numpy() for part in self.parameters)
@@ -119,35 +122,35 @@ class WrittenNorm:
         """Return what follows from a map without its bias, ``(n_rows, size)``; the rows of a block are together."""
         space, n_rows = self.space, len(x.array)
         own = space.take(self, "out", n_rows, self.size, narrow=space.narrow if narrow is None else narrow) if out is None else out
-        normed, slope = (space.take(self, name, n_rows, self.size).array for name in ("normed", "slope"))
-        scale, repeat = space.take(self, "scale", n_rows).array, n_rows // self.groups
+        slope, repeat = space.take(self, "slope", n_rows, self.size, narrow=own.narrow).array, n_rows // self.groups
+        mean, scale = (space.take(self, name, n_rows).array for name in ("mean", "scale"))
         rate = self.after.dropout if space.training else 0.0
         seed = space.seed() if rate > 0 else np.zeros(1, np.int64)
         how = (self.bias, self.gain, self.shift, repeat, LAYER_NORM_EPS, rate > 0)
-        drop, run = (seed, int(rate * 4294967296.0), 1 / (1 - rate)), space.kernels.norm_mish
+        drop, run = (seed, int(rate * 4294967296.0), 1 / (1 - rate)), self.kernels.norm_mish
 
         def part(a: int, z: int) -> None:
-            run(x.array[a:z], *how, a, *drop, normed[a:z], own.array[a:z], slope[a:z], scale[a:z])
+            run(x.array[a:z], *how, a, *drop, own.array[a:z], slope[a:z], mean[a:z], scale[a:z])
 
         if shared(n_rows * self.size):
             space.do(in_parts, n_rows, part, self.size)
         else:
-            space.do(run, x.array, *how, 0, *drop, normed, own.array, slope, scale)
-        return own, lambda g: self._backward(g, x, normed, slope, scale)
+            space.do(run, x.array, *how, 0, *drop, own.array, slope, mean, scale)
+        return own, lambda g: self._backward(g, x, slope, mean, scale)
 
-    def _backward(self, g: Array, by_x: Array, normed: np.ndarray, slope: np.ndarray, scale: np.ndarray) -> Array:
-        """Return the derivative by the map's result from that by ours; the memory of the result is used again."""
+    def _backward(self, g: Array, x: Array, slope: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Array:
+        """Return the derivative by the map's result from that by ours; it takes the place of the result."""
         space, n_rows = self.space, len(g.array)
-        gain, repeat, back, sums = self.gain, n_rows // self.groups, self.space.kernels.norm_mish_back, self.sums.array
+        bias, gain, repeat, back, sums = self.bias, self.gain, n_rows // self.groups, self.kernels.norm_mish_back, self.sums.array
         space.do(self._begin)
         if not shared(n_rows * self.size):
-            space.do(back, g.array, normed, slope, gain, repeat, 0, scale, by_x.array, *sums)
-            return by_x
+            space.do(back, g.array, x.array, slope, bias, gain, repeat, 0, mean, scale, *sums)
+            return x
 
         def rows() -> None:
             def part(a: int, z: int) -> np.ndarray:
                 own = np.zeros_like(sums)
-                back(g.array[a:z], normed[a:z], slope[a:z], gain, repeat, a, scale[a:z], by_x.array[a:z], *own)
+                back(g.array[a:z], x.array[a:z], slope[a:z], bias, gain, repeat, a, mean[a:z], scale[a:z], *own)
                 return own
 
             # In the order of the rows, so that the sum does not depend on which thread was first.
@@ -155,7 +158,7 @@ class WrittenNorm:
                 np.add(sums, own, out=sums)
 
         space.do(rows)
-        return by_x
+        return x
 
     def _begin(self) -> None:
         self.sums.array.fill(0.0)

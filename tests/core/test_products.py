@@ -25,7 +25,7 @@ from cellweave.core.nn.step_program import Space
 from cellweave.core.training.compiled_adam import CompiledAdam
 
 numba = pytest.importorskip("numba")
-kernel = pytest.importorskip("cellweave.core.nn.matrix_kernel")
+kernel, half = (pytest.importorskip(f"cellweave.core.nn.{name}") for name in ("matrix_kernel", "half_kernel"))
 ours = pytest.mark.skipif(loops() is None, reason="this processor does not multiply pairs of bf16, or does so faster through torch")
 ROWS, COLUMNS, INNER = (1, 7, 8, 9, 34), (1, 5, 16, 31, 33, 64, 70), (1, 2, 30, 33, 128)
 
@@ -143,8 +143,14 @@ def made() -> Discriminators:
     return Discriminators(10, (20, 12), {"joint": 4, "rna": 3, "adt": 2}, {"norm": "ln", "activation": "mish", "dropout": 0.2})
 
 
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize("decoupled", [True, False], ids=["adamw", "adam"])
-def test_steps_taken_at_once_are_those_taken_one_by_one(decoupled: bool) -> None:
+def test_steps_taken_at_once_are_those_taken_one_by_one(decoupled: bool, narrow: bool) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+        steps_agree(decoupled)
+
+
+def steps_agree(decoupled: bool) -> None:
     keys, c = ["joint", "adt"], torch.randn(2, 30, 10)
     codes = torch.stack([torch.arange(30) % 4, torch.arange(30) % 3 - 1])  # some are not asked
     found = []
@@ -174,6 +180,58 @@ def test_steps_taken_at_once_are_those_taken_one_by_one(decoupled: bool) -> None
     for key, moments in state.items():
         assert float(moments["step"]) == float(other_state[key]["step"]) == 6
         torch.testing.assert_close(moments["exp_avg_sq"], other_state[key]["exp_avg_sq"], rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("sizes", [(20, 12), (64,), (), (20, 12, 8), (15, 12)])
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bf16"])
+def test_written_discriminators_are_those_that_torch_traces(sizes: tuple[int, ...], narrow: bool) -> None:
+    torch.manual_seed(9)
+    keys = ["joint", "rna", "adt"]
+    one = Discriminators(10, sizes, {"joint": 4, "rna": 3, "adt": 2}, {"norm": "ln", "activation": "mish", "dropout": 0.0})
+    c = torch.randn(3, 45, 10, requires_grad=True)
+    codes = torch.stack([torch.arange(45) % 4, torch.arange(45) % 4 - 1, torch.arange(45) % 2])
+    costs, logits = one.costs(keys, c, codes, None)
+    costs.sum().backward()
+    wanted = [one.weights[f"of_{key}"].grad.clone() for key in keys]
+    written = one.written(c)
+    assert written is not None
+    written.show(keys, c.detach(), codes, narrow=narrow)
+    in_bf16 = narrow and loops() is not None and not any(size % 2 for size in sizes)
+    assert written.plan.like.dtype == (np.uint16 if in_bf16 else np.float32)
+    error, different = (2e-2 if in_bf16 and sizes else 1e-5), []
+
+    def close(found: Tensor, expected: Tensor) -> None:
+        different.append(float((found - expected).norm() / expected.norm()))
+        assert different[-1] < error
+
+    found, right = written.forward(None)
+    close(found, costs.detach())
+    guessed = [(row[codes[n] >= 0].argmax(1) == codes[n][codes[n] >= 0]).sum().item() for n, row in enumerate(logits)]
+    assert right[:, 1].tolist() == (codes >= 0).sum(1).tolist()
+    assert np.abs(right[:, 0] - guessed).max() <= (2 if in_bf16 else 0)
+    written.backward(1.0, for_weights=True, by_c=False)
+    for key, expected in zip(keys, wanted, strict=True):
+        close(one.weights[f"of_{key}"].grad, expected)
+    written.forward(None)
+    by_c = written.backward(1.0, for_weights=False, by_c=True)
+    assert by_c is not None
+    close(by_c, c.grad)
+    assert max(different) > (1e-4 if in_bf16 and sizes else 0)  # rounded to bf16 on the way, or not
+
+
+def test_rows_are_rounded_to_bf16_as_torch_rounds_them() -> None:
+    @numba.njit
+    def keep(row: np.ndarray, out: np.ndarray) -> None:
+        half.keep(half.row_for(out, row), out)
+
+    values = np.float32([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-9, 3.4e38, np.inf, -np.inf, np.nan, 0.0, -0.0, 1e-30, *np.random.default_rng(0).normal(size=30)])
+    for size in (1, 15, 16, 17, 33, len(values)):
+        out = np.zeros(size, np.uint16)
+        keep(values[:size], out)
+        expected = torch.from_numpy(values[:size]).bfloat16()
+        found = torch.from_numpy(out.view(np.int16)).view(torch.bfloat16)
+        assert torch.equal(found[~expected.isnan()], expected[~expected.isnan()])
+        assert torch.equal(found.isnan(), expected.isnan())
 
 
 def test_columns_in_no_order_give_the_same_sums_of_blocks() -> None:

@@ -14,16 +14,17 @@ from cellweave.core.nn import compiled_call
 from cellweave.core.nn.step_program import APART, Array, room_for
 
 pytestmark = pytest.mark.skipif(compiled_call.compiled() is None, reason="numba is not at hand")
-FORTH = ("x", "linear_bias", "weight", "bias", "normed", "out", "slope", "scale")
-BACK = ("g", "normed", "slope", "weight", "scale", "by_x", "by_linear_bias", "by_weight", "by_bias")
+FORTH = ("x", "linear_bias", "weight", "bias", "out", "slope", "mean", "scale")
+BACK = ("g", "x", "slope", "linear_bias", "weight", "mean", "scale", "by_linear_bias", "by_weight", "by_bias")
 
 
 def arrays(n_rows: int, width: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    rows = {name: rng.normal(size=(n_rows, width)) for name in ("x", "normed", "out", "slope", "g", "by_x")}
+    rows = {name: rng.normal(size=(n_rows, width)) for name in ("x", "out", "slope", "g")}
     single = {name: rng.normal(size=(1, width)) for name in ("linear_bias", "weight", "bias")}
     sums = {name: np.zeros((1, width)) for name in ("by_linear_bias", "by_weight", "by_bias")}
-    return {name: value.astype(np.float32) for name, value in {**rows, **single, **sums, "scale": rng.uniform(0.5, 2, n_rows)}.items()}
+    moments = {"mean": rng.normal(size=n_rows), "scale": rng.uniform(0.5, 2, n_rows)}
+    return {name: value.astype(np.float32) for name, value in {**rows, **single, **sums, **moments}.items()}
 
 
 def laid_out(values: dict[str, np.ndarray], order: tuple[str, ...], gap: int) -> dict[str, np.ndarray]:
@@ -38,20 +39,20 @@ def laid_out(values: dict[str, np.ndarray], order: tuple[str, ...], gap: int) ->
 
 
 def forth(p: dict[str, np.ndarray]) -> tuple[bytes, ...]:
-    kernels = importlib.import_module("cellweave.core.nn.step_kernels")
+    kernels = importlib.import_module("cellweave.core.nn.norm_kernel")
     seed = np.zeros(1, np.int64)
     kernels.norm_mish(
-        p["x"], p["linear_bias"], p["weight"], p["bias"], len(p["x"]), 1e-5, True, 0, seed, 858993459, 1.25, p["normed"], p["out"], p["slope"], p["scale"]
+        p["x"], p["linear_bias"], p["weight"], p["bias"], len(p["x"]), 1e-5, True, 0, seed, 858993459, 1.25, p["out"], p["slope"], p["mean"], p["scale"]
     )
-    return tuple(p[name].tobytes() for name in ("normed", "out", "slope", "scale"))
+    return tuple(p[name].tobytes() for name in ("out", "slope", "mean", "scale"))
 
 
 def back(p: dict[str, np.ndarray]) -> tuple[bytes, ...]:
-    kernels = importlib.import_module("cellweave.core.nn.step_kernels")
+    kernels = importlib.import_module("cellweave.core.nn.norm_kernel")
     kernels.norm_mish_back(
-        p["g"], p["normed"], p["slope"], p["weight"], len(p["g"]), 0, p["scale"], p["by_x"], p["by_linear_bias"], p["by_weight"], p["by_bias"]
+        p["g"], p["x"], p["slope"], p["linear_bias"], p["weight"], len(p["g"]), 0, p["mean"], p["scale"], p["by_linear_bias"], p["by_weight"], p["by_bias"]
     )
-    return tuple(p[name].tobytes() for name in ("by_x", "by_linear_bias", "by_weight", "by_bias"))
+    return tuple(p[name].tobytes() for name in ("x", "by_linear_bias", "by_weight", "by_bias"))
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 48, 100])
