@@ -22,9 +22,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from cellweave.core.nn.compiled import FLAG, MATH, MATRIX, VECTOR, WHOLE, F, _compile, _exp, _log, _outside
+from cellweave.core.nn.matrix_kernel import fetch
 
 U = np.uint32
 HALF_LOG_2_PI = F(0.5 * math.log(2.0 * math.pi))
+#: Numbers of four bytes that memory brings at once.
+LINE = 16
 LARGEST = F(30.0)  # above, tanh(softplus(h)) is 1 in float32
 
 
@@ -263,6 +266,10 @@ def _gather_rows(starts, columns, values, rows, own_starts, own_columns, own_val
     """Copy some rows of a CSR matrix, whose new starts are known, one after the other."""
     for n in range(rows.shape[0]):
         first, to = starts[rows[n]], own_starts[n]
+        if n + 1 < rows.shape[0]:  # rows lie anywhere, and the processor cannot guess where the next one does
+            for i in range(starts[rows[n + 1]], starts[rows[n + 1] + 1], LINE):
+                fetch(columns.ctypes.data + 4 * i)
+                fetch(values.ctypes.data + 4 * i)
         for i in range(own_starts[n + 1] - to):
             own_columns[to + i] = columns[first + i]
             own_values[to + i] = values[first + i]

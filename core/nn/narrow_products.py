@@ -1,8 +1,9 @@
-"""Products of a written step: by torch, or in bf16 by a compiled loop where the processor multiplies pairs of bf16 and torch has no better way."""
+"""Products of a written step: by torch, or by a compiled loop where they are small, or in bf16 where the processor multiplies pairs of it."""
 
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -21,6 +22,8 @@ Part = tuple[Tensor, Tensor, Tensor]
 PLAIN, TURNED_RIGHT, TURNED_LEFT = 0, 1, 2
 #: Columns that are treated at a time; multiplications that take as long as a loop's pass over one element.
 PANEL, PER_ELEMENT = 32, 64
+#: Multiplications up to which a product of float32 is left to a compiled loop: there a call of torch takes longer (measured on one core).
+SMALL = 1 << 18
 
 
 def loops() -> ModuleType | None:
@@ -47,11 +50,15 @@ def add_product(space: Space, kind: int, a: Tensor, b: Tensor, out: Tensor, *, a
     adds
         Whether the product is added to what is there.
     """
-    compiled = _loops_for(kind, [(a, b, out)])
+    compiled, sizes = _loops_for(kind, [(a, b, out)]), _sizes(kind, a, out)
+    if compiled is None and a.dtype == torch.float32 and not adds and 0 < math.prod(sizes) <= SMALL and compiled_call.compiled() is not None:
+        small = importlib.import_module("cellweave.core.nn.matrix_kernel").small
+        space.do(small, kind, *_place(a, b, out), *sizes)
+        return
     if compiled is None:
         _by_torch(space, kind, a, b, out, adds=adds)
         return
-    multiply, lies, (n_rows, n_columns, n_inner) = compiled.multiply, _place(a, b, out), _sizes(kind, a, out)
+    multiply, lies, (n_rows, n_columns, n_inner) = compiled.multiply, _place(a, b, out), sizes
     if not shared(n_rows * n_columns * n_inner // PER_ELEMENT):
         space.do(multiply, kind, *lies, n_rows, n_columns, n_inner, 0, n_columns, adds)
         return
