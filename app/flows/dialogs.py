@@ -66,6 +66,12 @@ def ask_text(parent: QWidget, title: str, label: str, value: str) -> str | None:
     return answer.strip() if accepted else None
 
 
+def ask_number(parent: QWidget, title: str, label: str, value: int, largest: int = 1_000_000) -> int | None:
+    """Ask for a whole number from 1 on; None where the person thought better of it."""
+    answer, accepted = QInputDialog.getInt(parent, title, label, value, 1, largest)
+    return answer if accepted else None
+
+
 def ask_name(parent: QWidget, title: str, label: str, names: Sequence[str]) -> str | None:
     """Ask for one of many names, completing what is typed; None where the person thought better of it."""
     dialog = QInputDialog(parent)

@@ -266,9 +266,18 @@ class RunsFlow(QObject):
             self._window.notify(f"'{self.label(path)}' is back.")
 
     def resume(self) -> None:
-        """Continue the selected run from its last checkpoint."""
-        if self.target is not None:
+        """Continue the selected run from its last checkpoint; one that trained all it was to is asked for more epochs."""
+        if self.target is None:
+            return
+        summary = store.summarise(self.target)
+        if not summary.over:
             self._window.training.resume(self.target)
+            return
+        done = summary.status.epoch
+        sentence = f"'{summary.label}' has trained {done:,} epoch{'s' if done != 1 else ''}. Further epochs:"
+        more = dialogs.ask_number(self._window, "Train longer", sentence, max(1, done // 5))
+        if more is not None:
+            self._window.training.resume(self.target, epochs=done + more)
 
     def steer(self, verb: str) -> None:
         """Send a command to the run that is followed: pause (or go on), stop, cancel."""

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +45,15 @@ class Waiting:
         The data, where they are loaded with just these settings; None lets the engine read them.
     resume
         Whether to continue the folder's run.
+    changes
+        Settings that are changed for the rest of it, by dotted path.
     """
 
     spec: RunSpec
     folder: Path
     study: Any
     resume: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
 
 
 class TrainFlow(QObject):
@@ -142,14 +145,15 @@ class TrainFlow(QObject):
             folder = folder.with_name(f"{stem}-{int(number) + 1:02d}")
         return folder
 
-    def resume(self, folder: Path) -> None:
-        """Continue a run from its last checkpoint."""
+    def resume(self, folder: Path, epochs: int | None = None) -> None:
+        """Continue a run from its last checkpoint, to as many epochs as it was to train or to those that are named."""
+        changes = {} if epochs is None else {"training.max_epochs": epochs}
         try:
-            spec = RunFolder.open(folder).spec
+            spec = RunFolder.open(folder).spec.with_changes(changes)
         except CellweaveError as error:
             self._window.show_error(error, "")
             return
-        self.queue.append(Waiting(spec, folder, self._session.study if self._is_of(spec) else None, resume=True))
+        self.queue.append(Waiting(spec, folder, self._session.study if self._is_of(spec) else None, resume=True, changes=changes))
         self._begin_next()
         self.changed.emit()
 
@@ -189,7 +193,7 @@ class TrainFlow(QObject):
             from cellweave.core.runs import execute as engine
 
             if waiting.resume:
-                return engine.resume(waiting.folder, listener=listener, control=control, study=study, analysis=analysis)
+                return engine.resume(waiting.folder, listener=listener, control=control, study=study, analysis=analysis, changes=waiting.changes)
             return engine.execute(waiting.spec, waiting.folder, listener=listener, control=control, study=study, analysis=analysis)
 
         return start

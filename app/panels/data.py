@@ -299,7 +299,8 @@ class DataPanel(QWidget):
         session = self._session
         if not session.headers:
             return "", "Open a file or the example"
-        name = Path(session.headers[0].path).name
+        name, others = Path(session.headers[0].path).name, len(session.headers) - 1
+        name += f" + {others} more" if others else ""
         if session.load_error is not None:
             return "fail", f"{name} · cannot be used"
         if session.study is None:

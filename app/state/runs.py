@@ -52,7 +52,7 @@ class RunSummary:
     spark
         The negative ELBO of the last epochs, validation where there is one.
     resumable
-        Whether it stopped before its end and has a checkpoint.
+        Whether it has a checkpoint to go on from, and does not go on.
     """
 
     path: Path
@@ -61,6 +61,11 @@ class RunSummary:
     status: RunStatus
     spark: tuple[float, ...] = ()
     resumable: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether it trained all it was to: it can only be trained longer."""
+        return self.status.state is RunState.DONE and self.status.reason in {FinishReason.COMPLETED, FinishReason.EARLY_STOPPED}
 
     @property
     def label(self) -> str:
@@ -126,9 +131,8 @@ def summarise(path: Path) -> RunSummary:
     except ValueError:
         rows = []
     spark = [row.get("elbo_validation", row.get("elbo_train")) for row in rows[-SPARK:]]
-    unfinished = not status.state.active or status.lost
-    ended = status.state is RunState.DONE and status.reason in {FinishReason.COMPLETED, FinishReason.EARLY_STOPPED}
-    resumable = unfinished and not ended and folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())
+    resting = not status.state.active or status.lost
+    resumable = resting and folder.checkpoints.is_dir() and any(folder.checkpoints.iterdir())
     return RunSummary(path, name, kind, status, tuple(value for value in spark if value is not None), resumable)
 
 

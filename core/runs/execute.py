@@ -100,14 +100,16 @@ def resume(
     Raises
     ------
     RunFolderError
-        Where the run is finished (and nothing is changed), or goes on in another process.
+        Where the run is finished (not stopped before its planned epochs, and nothing is changed), or goes on in another process.
     """
     run = RunFolder.open(folder)
     status = run.status
     if status.state.active and not status.lost:
         raise RunFolderError(f"The run in '{run.path}' is active in process {status.pid}.", "Wait for it, or stop it first.")
     before = run.spec
-    if finished(status) and not changes:
+    planned = before.training.max_epochs
+    goes_on = status.reason is FinishReason.STOPPED and (planned is None or status.epoch < planned)  # it was stopped, and has epochs left
+    if finished(status) and not changes and not goes_on:
         more = (before.training.max_epochs or 0) + max(1, status.epoch)
         raise RunFolderError(
             f"The run in '{run.path}' is finished.",

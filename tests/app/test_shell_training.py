@@ -10,6 +10,7 @@ import pytest
 from qtpy.QtCore import Qt
 from window_support import QUICK, small_h5ad
 
+from cellweave.app.flows import dialogs
 from cellweave.core.runs.events import FinishReason, RunState, WeightChanged
 from cellweave.core.runs.folder import RunFolder
 
@@ -165,6 +166,28 @@ def test_a_run_can_be_continued(qtbot, ready, answers):
     wait_done(qtbot, ready)
     assert RunFolder(folder).status.reason is FinishReason.COMPLETED
     assert [row["epoch"] for row in RunFolder(folder).losses()] == list(range(1, 61))
+
+
+def test_a_run_that_was_stopped_goes_on_to_its_end_and_then_longer(qtbot, ready, monkeypatch):
+    folder = train(qtbot, ready, **{"training.max_epochs": 30})
+    wait_epoch(qtbot, ready, 2)
+    ready.actions_by_id["run.stop"].trigger()
+    wait_done(qtbot, ready)
+    assert RunFolder(folder).status.reason is FinishReason.STOPPED
+    ready.runs_panel.set_current(folder)
+    ready.actions_by_id["run.resume"].trigger()
+    wait_done(qtbot, ready)
+    assert RunFolder(folder).status.reason is FinishReason.COMPLETED
+    assert [row["epoch"] for row in RunFolder(folder).losses()] == list(range(1, 31))
+    asked = []
+    monkeypatch.setattr(dialogs, "ask_number", lambda _parent, _title, sentence, value: asked.append((sentence, value)) or (None if len(asked) == 1 else 3))
+    ready.actions_by_id["run.resume"].trigger()
+    assert not ready.training.active  # the person thought better of it
+    ready.actions_by_id["run.resume"].trigger()
+    wait_done(qtbot, ready)
+    assert [row["epoch"] for row in RunFolder(folder).losses()] == list(range(1, 34))
+    assert "30 epochs" in asked[0][0]
+    assert asked[0][1] == 6
 
 
 def test_nan_is_said_where_one_looks_with_cause_and_mend(qtbot, ready):

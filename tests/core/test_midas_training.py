@@ -10,9 +10,10 @@ import pytest
 import torch
 from mosaic_toy import mosaic_study
 
-from cellweave.core.errors import Cancelled, DataError, SpecError
+from cellweave.core.errors import Cancelled, DataError, RunFolderError, SpecError
+from cellweave.core.example import EXAMPLE_BATCH, example_path
 from cellweave.core.models.base import StepContext
-from cellweave.core.runs.events import EpochDone
+from cellweave.core.runs.events import EpochDone, FinishReason
 from cellweave.core.runs.execute import execute, resume
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.runs.journal import Journal
@@ -240,3 +241,23 @@ def test_a_real_mosaic_to_the_end_and_resumed(data_folder: Path, tmp_path: Path)
     assert len(next(m for m in description["modalities"] if m["name"] == "atac")["blocks"]) > 20
     terms = {term.name for term in RunFolder.open(tmp_path / "run").spec.terms()}
     assert "reconstruction_atac" in terms
+
+
+@pytest.mark.parametrize("stop_after", [0, 2])
+def test_a_run_that_was_stopped_goes_on_to_the_epochs_it_was_to_train(tmp_path, stop_after):
+    control = RunControl()
+    if not stop_after:
+        control.stop()  # before the first epoch is over
+
+    def listen(event: object) -> None:
+        if isinstance(event, EpochDone) and event.epoch == stop_after:
+            control.stop()
+
+    example = {"data.paths": (str(example_path()),), "covariates.batch": EXAMPLE_BATCH, "training.batch_size": 256}
+    spec = small(**example, **{f"analysis.{name}": False for name in ("umap", "clusters", "baseline", "scores")})
+    assert execute(spec, tmp_path / "run", control=control, listener=listen) is FinishReason.STOPPED
+    assert RunFolder(tmp_path / "run").status.epoch == stop_after
+    assert resume(tmp_path / "run") is FinishReason.COMPLETED
+    assert [row["epoch"] for row in RunFolder(tmp_path / "run").losses()] == [1, 2, 3, 4]
+    with pytest.raises(RunFolderError, match="is finished"):
+        resume(tmp_path / "run")
