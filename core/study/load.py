@@ -387,9 +387,9 @@ def _join_modality(name: str, files: list[File], lengths: list[int], data: DataS
             own_masks.append(None)
             blocks.append(sparse.csr_matrix((length, n_features), dtype=np.float32))
             measured.append(np.zeros(length, dtype=bool))
-    if data.join == "intersection" and any(len(part.var) > n_features for part in parts):
-        notes.append(f"{n_features:,} features of {name} are in all files that have it; the others were left out.")
     joined = Modality(name, stack_rows(blocks), _join_var(parts, aligned.names), np.concatenate(measured), None, locations[0])
+    if data.join == "intersection" and any(len(part.var) > n_features for part in parts):
+        notes.append(f"{n_features:,} features of {joined.label} are in all files that have it; the others were left out.")
     return joined, masks.stacked(own_masks, columns, lengths, n_features)
 
 
