@@ -184,7 +184,7 @@ class Model(nn.Module, ABC):
     #: Whether the optimiser's step shall be the compiled one where it can: for networks of many small tensors.
     compiled_optimizer: ClassVar[bool] = False
     #: Modules of :mod:`cellweave.core.nn` with the compiled loops that its training on a CPU begins with.
-    loops: ClassVar[tuple[str, ...]] = ("compiled",)
+    loops: tuple[str, ...] = ("compiled",)
 
     @abstractmethod
     def loss_terms(self, batch: Minibatch, context: StepContext) -> dict[str, Tensor]:

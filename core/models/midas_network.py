@@ -23,6 +23,7 @@ from cellweave.core.nn.midas_discriminators import Discriminators
 from cellweave.core.nn.midas_layers import Mlp
 from cellweave.core.nn.midas_parts import BatchEncoder, Gaussian, ModalityDecoder, ModalityEncoder, product
 from cellweave.core.nn.midas_values import ModalityValues
+from cellweave.core.nn.written_discriminators import loops_for
 
 JOINT = "joint"
 #: Beginning of the names of stored latents c of a reference, by discriminator.
@@ -79,7 +80,7 @@ class MidasNetwork(MidasAnswers):
 
     family = FAMILY
     compiled_optimizer = True
-    loops = ("fused_kernels", "norm_kernel", "step_kernels", "expert_kernels", "adam_kernel", "discriminator_kernels")
+    loops: tuple[str, ...] = ("fused_kernels", "norm_kernel", "step_kernels", "expert_kernels", "adam_kernel", "small_kernel")
     own_code: Tensor
 
     def __init__(self, context: BuildContext) -> None:
@@ -126,6 +127,7 @@ class MidasNetwork(MidasAnswers):
             self.register_buffer(REFERENCE + key, torch.from_numpy(np.asarray(stored[REFERENCE + key], dtype=np.float32)), persistent=False)
         self.n_classes = {key: int(max(1, row.sum())) + (key in self.stored) for key, row in zip(keys, rows, strict=True)}
         self.discriminators = Discriminators(n_c, sizes, self.n_classes, how)
+        self.loops = (*type(self).loops, loops_for(self.discriminators.sizes, narrow=self.spec.training.precision == "bf16"))
         self._row = {key: place for place, key in enumerate(keys)}
 
     # ------------------------------------------------------------------ inference

@@ -1,8 +1,9 @@
 """A training step of MIDAS on a CPU with its derivatives written out; the same mathematics as the traced one of :mod:`midas_network`.
 
-Matrix products are torch's, everything between them one compiled pass each way (:mod:`cellweave.core.nn.written_layers`), and the calls of both are made
-out once for each pattern of modalities (:mod:`cellweave.core.nn.step_program`). The step is one node of torch's graph: terms come out, and what flows back
-into them sets the gradients of all parameters.
+Matrix products are torch's or compiled (:mod:`cellweave.core.nn.narrow_products`), everything between them is one compiled pass each way
+(:mod:`cellweave.core.nn.written_layers`), and the calls of both are made out once for each pattern of modalities
+(:mod:`cellweave.core.nn.step_program`). The step is one node of torch's graph: terms come out, and what flows back into them sets the gradients of
+all parameters.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def load_loops(names: Sequence[str], report: Callable[[float | None, str], None]
     wanted = [name for name in (f"{__package__}.{name}" for name in names) if name not in sys.modules]
     if not wanted:
         return
-    report(0.0, "compiled once on a machine, in half a minute or less")
+    report(0.0, "compiled once on a machine, in less than a minute")
     if compiled() is None:
         return
     for done, name in enumerate(wanted, 1):

@@ -6,7 +6,7 @@ then what goes into them and what comes out is bf16, as in the other networks. T
 
 # Types are the signatures at the end.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -19,31 +19,35 @@ from numba.extending import overload
 
 from cellweave.core.nn.adam_kernel import update
 from cellweave.core.nn.compiled import FLAG, MATH, WHOLE, F, _compile
-from cellweave.core.nn.discriminator_layout import at, end, ends, length, matrix, parts, room, small
+from cellweave.core.nn.discriminator_layout import (
+    bias_gain_shift,
+    end,
+    ends,
+    length,
+    matrix,
+    parts,
+    place_of,
+    result_of,
+)
 from cellweave.core.nn.fused_kernels import NUMBER, U
 from cellweave.core.nn.half_kernel import _wide, keep, row_for
 from cellweave.core.nn.matrix_kernel import bare, floats_at, product
-from cellweave.core.nn.narrow_products import PLAIN, TURNED_LEFT, TURNED_RIGHT, loops
+from cellweave.core.nn.narrow_products import PLAIN, TURNED_LEFT, TURNED_RIGHT
 from cellweave.core.nn.norm_kernel import activate, biased, centred, reciprocal_deviation, through
 from cellweave.core.nn.step_kernels import class_costs
 
-__all__ = ["NARROWS", "passes", "room"]
-
-#: Whether there are loops for products in bf16.
-NARROWS = loops() is not None
-FAST = {"nogil": True, "error_model": "numpy"}
 SUMS = {"nogil": True, "fastmath": MATH, "error_model": "numpy"}
 
 
-def _shown(c, memory, like):
-    """Memory of what the first product is given: of ``c`` itself, or of its numbers in bf16."""
+def _as_wanted(x, memory, like):
+    """Where a float32 matrix stands as products want it: where it is, or in bf16 in some memory."""
 
 
-@overload(_shown, inline="always")
-def _shown_as(c, memory, like):
+@overload(_as_wanted, inline="always")
+def _as_like(x, memory, like):
     if like.dtype != types.uint16:
-        return lambda c, memory, like: c
-    return lambda c, memory, like: matrix(memory, c.shape[0], c.shape[1], like)
+        return lambda x, memory, like: x
+    return lambda x, memory, like: matrix(memory, x.shape[0], x.shape[1], like)
 
 
 def _widen(x, out):
@@ -92,7 +96,10 @@ def _map_of(x, vector, weight, out):
 
 
 def _map_back(g, x, vector, weight, for_weight, by_weight, for_x, by_x, spare):
-    """Fill in the derivatives by weight and ``x`` of :func:`_map` from that by its result, as far as they are asked for; see :func:`_map` for the rest."""
+    """Fill in the derivatives by weight and ``x`` of :func:`_map` from that by its result, as far as they are asked for.
+
+    ``weight`` is what :func:`_map` left in bf16, which in float32 is not read, and ``spare`` memory for the derivative by it.
+    """
 
 
 @overload(_map_back)
@@ -126,7 +133,7 @@ def _map_back_of(g, x, vector, weight, for_weight, by_weight, for_x, by_x, spare
 @numba.njit(**SUMS)
 def _norm(mapped, vector, sizes, layer, drops, first_row, seed, threshold, keep_scale, eps, normed, slope, scale, row, result):
     """Fill in a layer's result, and what its way back needs, from what its map gives."""
-    bias, gain, shift = small(vector, sizes, layer)
+    bias, gain, shift = bias_gain_shift(vector, sizes, layer)
     width = sizes[layer]
     for n in range(mapped.shape[0]):
         mean = biased(mapped[n], bias, normed[n])
@@ -152,11 +159,11 @@ def _forth(vector, sizes, classes, c, codes, first_row, drops, seeds, threshold,
     """Fill in what one network costs each cell; see :func:`_passes`."""
     n_cells, last = c.shape[0], sizes.shape[0] - 1
     by_logits, _, rows, shown, _ = ends(work, sizes, n_cells, classes)
-    x, end_x = _shown(c, shown, like), c
+    x, end_x = _as_wanted(c, shown, like), c
     keep(c.reshape(c.size), x.reshape(x.size))
     for layer in range(1, last + 1):
         normed, slope, scale, weight, memory, result = parts(work, sizes, n_cells, layer)
-        width, place = sizes[layer], at(sizes, layer)
+        width, place = sizes[layer], place_of(sizes, layer)
         mapped = matrix(memory, n_cells, width, like)
         _map(x, vector[place : place + weight.size], weight, mapped)
         how = drops, first_row, U(seeds[layer - 1]), threshold, keep_scale, eps
@@ -183,7 +190,7 @@ def _back_from_end(vector, sizes, classes, c, factor, for_weights, work, grads):
             if for_weights:
                 by_bias[k] += by_logits[n, k]
     if for_weights:
-        x = parts(work, sizes, n_cells, last)[5].reshape(n_cells, width) if last else c
+        x = result_of(work, sizes, n_cells, last).reshape(n_cells, width) if last else c
         product(by_logits.ctypes.data, 1, classes, x.ctypes.data, width, by_weight.ctypes.data, width, classes, width, n_cells)
     product(by_logits.ctypes.data, classes, 1, weight.ctypes.data, width, by_result.ctypes.data, width, n_cells, width, classes)
 
@@ -198,12 +205,12 @@ def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_
     _, by_result, rows, shown, spare = ends(work, sizes, n_cells, classes)
     g = matrix(shown, 0, sizes[0], like)
     for layer in range(last, 0, -1):
-        n_in, n_out, place = sizes[layer - 1], sizes[layer], at(sizes, layer)
+        n_in, n_out, place = sizes[layer - 1], sizes[layer], place_of(sizes, layer)
         normed, slope, scale, weight, memory, _ = parts(work, sizes, n_cells, layer)
         mapped = matrix(memory, n_cells, n_out, like)
-        _, gain, _ = small(vector, sizes, layer)
+        _, gain, _ = bias_gain_shift(vector, sizes, layer)
         if for_weights:
-            to_bias, to_gain, to_shift = small(grads, sizes, layer)
+            to_bias, to_gain, to_shift = bias_gain_shift(grads, sizes, layer)
         else:  # added up, and not read
             rows[2:] = F(0.0)
             to_bias, to_gain, to_shift = rows[2, :n_out], rows[2, :n_out], rows[3, :n_out]
@@ -212,8 +219,8 @@ def _back(vector, sizes, classes, c, factor, for_weights, by_c, work, grads, by_
         else:
             _norm_back(g, normed, slope, scale, gain, to_bias, to_gain, to_shift, rows, mapped)
         # The result of the layer before is not read again, so the derivative by it takes its place.
-        x = _shown(c, shown, like) if layer == 1 else matrix(parts(work, sizes, n_cells, layer - 1)[5], n_cells, n_in, like)
-        g = _shown(by_x, spare, like) if layer == 1 else x
+        x = _as_wanted(c, shown, like) if layer == 1 else matrix(result_of(work, sizes, n_cells, layer - 1), n_cells, n_in, like)
+        g = _as_wanted(by_x, spare, like) if layer == 1 else x
         _map_back(mapped, x, vector[place:], weight, for_weights, grads[place : place + n_in * n_out], layer > 1 or by_c, g, spare)
     if by_c and last:
         _widen(g, by_x)
@@ -275,15 +282,14 @@ def _passes(
     return True
 
 
-CUBE, NUMBERS, CODES = types.float32[:, :, ::1], types.float32[:, ::1], types.int64[:, ::1]
-LIKE = (types.float32[::1], types.uint16[::1]) if NARROWS else (types.float32[::1],)
-passes = _compile(
-    _passes,
-    [
+def compiled_for(kind):
+    """Return the compiled passes with products in float32 or in bf16 (uint16); the compiler takes ten seconds for either, so a run has those it needs."""
+    like = numba.from_dtype(np.dtype(kind))[::1]
+    cube, numbers, codes = types.float32[:, :, ::1], types.float32[:, ::1], types.int64[:, ::1]
+    return _compile(
+        _passes,
         types.boolean(
-            WHOLE, WHOLE, WHOLE, CUBE, CODES, NUMBER, NUMBER, FLAG, CODES, NUMBER, types.float64, types.float64, NUMBERS, NUMBERS, CODES, FLAG, FLAG, FLAG,
-            FLAG, NUMBERS, NUMBERS, CUBE, CODES, types.float64[:, ::1], FLAG, NUMBERS, like,
-        )
-        for like in LIKE
-    ],
-)  # fmt: skip
+            WHOLE, WHOLE, WHOLE, cube, codes, NUMBER, NUMBER, FLAG, codes, NUMBER, types.float64, types.float64, numbers, numbers, codes, FLAG, FLAG, FLAG,
+            FLAG, numbers, numbers, cube, codes, types.float64[:, ::1], FLAG, numbers, like,
+        ),
+    )  # fmt: skip

@@ -65,6 +65,12 @@ def parts(work, sizes, n_cells, layer):
 
 
 @numba.njit(**FAST)
+def result_of(work, sizes, n_cells, layer):
+    """Return the memory of a layer's result."""
+    return parts(work, sizes, n_cells, layer)[5]
+
+
+@numba.njit(**FAST)
 def ends(work, sizes, n_cells, n_classes):
     """Return the derivatives by the logits and by the last layer's result, four rows, and memory for what is shown and for what is made between."""
     at, width, (widest, _) = 0, sizes[-1], _largest(sizes)
@@ -81,7 +87,7 @@ def ends(work, sizes, n_cells, n_classes):
 
 
 @numba.njit(**FAST)
-def at(sizes, layer) -> int:
+def place_of(sizes, layer) -> int:
     """Where a layer begins in the vector of a network; behind the last one lies the last map."""
     place = 0
     for before in range(1, layer):
@@ -90,17 +96,17 @@ def at(sizes, layer) -> int:
 
 
 @numba.njit(**FAST)
-def small(vector, sizes, layer):
+def bias_gain_shift(vector, sizes, layer):
     """Return bias, gain and shift of a layer from a vector of all."""
     n_out = sizes[layer]
-    place = at(sizes, layer) + sizes[layer - 1] * n_out
+    place = place_of(sizes, layer) + sizes[layer - 1] * n_out
     return vector[place : place + n_out], vector[place + n_out : place + 2 * n_out], vector[place + 2 * n_out : place + 3 * n_out]
 
 
 @numba.njit(**FAST)
 def end(vector, sizes, n_classes):
     """Return weight and bias of the last map from a vector of all."""
-    place, width = at(sizes, sizes.shape[0]), sizes[-1]
+    place, width = place_of(sizes, sizes.shape[0]), sizes[-1]
     stop = place + n_classes * width
     return vector[place:stop].reshape(n_classes, width), vector[stop : stop + n_classes]
 
@@ -108,7 +114,7 @@ def end(vector, sizes, n_classes):
 @numba.njit(**FAST)
 def length(sizes, n_classes) -> int:
     """Return how many weights a network has."""
-    return at(sizes, sizes.shape[0]) + n_classes * (sizes[-1] + 1)
+    return place_of(sizes, sizes.shape[0]) + n_classes * (sizes[-1] + 1)
 
 
 def matrix(memory, n_rows, n_columns, like):

@@ -21,7 +21,7 @@ NARROW = types.uint16[:, ::1]
 LANES = 16
 #: Whether it does so; else a few operations on the bits do.
 ROUNDS = "avx512bf16" in FEATURES
-_numbers, _halves, _words = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), ir.IntType(16), ir.IntType(32)))
+_numbers, _halves = (ir.VectorType(kind, LANES) for kind in (ir.FloatType(), ir.IntType(16)))
 
 
 def _wide(value):
@@ -56,7 +56,7 @@ def _put_into(out, j, value):
 
 
 def rounded(builder, values):
-    """A vector of bf16 from one of float32, rounded to the nearest even; only where :data:`ROUNDS`."""
+    """A vector of bf16 from one of float32, rounded to the nearest even, and to 0 what is subnormal; only where :data:`ROUNDS`."""
     name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
     convert = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(_halves, [_numbers]), name)
     return builder.call(convert, [values])

@@ -16,8 +16,7 @@ from numba import types
 from numba.extending import intrinsic
 from numba.np import arrayobj
 
-from cellweave.core.nn.compiled import FEATURES, FLAG, _compile
-from cellweave.core.nn.narrow_products import TURNED_LEFT, TURNED_RIGHT
+from cellweave.core.nn.compiled import FEATURES
 
 #: Numbers in a vector, and rows of a tile: as many as the registers hold beside what they are multiplied with.
 LANES = 16 if "avx512f" in FEATURES else 8 if "avx" in FEATURES else 4
@@ -252,25 +251,3 @@ def add_up(rows, row, places, entries, n, out, width) -> None:
         for i in range(n):
             total += floats_at(entries)[i] * floats_at(rows)[wholes_at(places)[i] * row + last]
         floats_at(out)[last] = total
-
-
-def _small(kind, a, a_row, b, b_row, out, out_row, n_rows, n_columns, n_inner):
-    """Fill in a product of matrices that are so small that a call of torch takes longer than they do.
-
-    ``kind`` and the sizes are as in :mod:`cellweave.core.nn.narrow_products`; the rows lie so many bytes apart, as they are in memory.
-    """
-    a_row, b_row, out_row = a_row // BYTES, b_row // BYTES, out_row // BYTES
-    turned = np.empty(n_inner * n_columns if kind == TURNED_RIGHT else 0, np.float32)
-    if kind == TURNED_RIGHT:
-        for j in range(n_columns):
-            for k in range(n_inner):
-                turned[k * n_columns + j] = floats_at(b)[j * b_row + k]
-        b, b_row = turned.ctypes.data, n_columns
-    if kind == TURNED_LEFT:
-        product(a, 1, a_row, b, b_row, out, out_row, n_rows, n_columns, n_inner)
-    else:
-        product(a, a_row, 1, b, b_row, out, out_row, n_rows, n_columns, n_inner)
-    return turned.size >= 0  # the memory must outlive its address
-
-
-small = _compile(_small, FLAG(*[types.int64] * 10))

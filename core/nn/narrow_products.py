@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -22,8 +21,6 @@ Part = tuple[Tensor, Tensor, Tensor]
 PLAIN, TURNED_RIGHT, TURNED_LEFT = 0, 1, 2
 #: Columns that are treated at a time; multiplications that take as long as a loop's pass over one element.
 PANEL, PER_ELEMENT = 32, 64
-#: Multiplications up to which a product of float32 is left to a compiled loop: there a call of torch takes longer (measured on one core).
-SMALL = 1 << 18
 
 
 def loops() -> ModuleType | None:
@@ -51,10 +48,11 @@ def add_product(space: Space, kind: int, a: Tensor, b: Tensor, out: Tensor, *, a
         Whether the product is added to what is there.
     """
     compiled, sizes = _loops_for(kind, [(a, b, out)]), _sizes(kind, a, out)
-    if compiled is None and a.dtype == torch.float32 and not adds and 0 < math.prod(sizes) <= SMALL and compiled_call.compiled() is not None:
-        small = importlib.import_module("cellweave.core.nn.matrix_kernel").small
-        space.do(small, kind, *_place(a, b, out), *sizes)
-        return
+    if a.dtype == torch.float32 and not adds and compiled_call.compiled() is not None:
+        small = importlib.import_module("cellweave.core.nn.small_kernel")
+        if small.serves(kind, *sizes):
+            space.do(small.multiply_small, kind, *_place(a, b, out), *sizes)
+            return
     if compiled is None:
         _by_torch(space, kind, a, b, out, adds=adds)
         return

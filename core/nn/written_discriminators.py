@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,14 @@ Adam = tuple[Matrix, Matrix, bool]
 NO_ADAM: Adam = (np.zeros((0, 5), np.int64), np.zeros((0, 6)), True)
 
 
-@runtime_checkable
+NARROW, PLAIN = "narrow_discriminators", "plain_discriminators"
+
+
+def loops_for(sizes: Sequence[int], *, narrow: bool) -> str:
+    """Return the module of compiled passes for discriminators of these sizes: in bf16 where asked and all are even, since pairs are read."""
+    return NARROW if narrow and not any(size % 2 for size in sizes) else PLAIN
+
+
 class Lending(Protocol):
     """An optimiser whose steps a compiled loop can take: :class:`cellweave.core.training.compiled_adam.CompiledAdam`."""
 
@@ -96,7 +103,7 @@ class _Plan:
     """The memory that some discriminators need for a number of cells, and what the compiled passes are given."""
 
     def __init__(self, module: Discriminators, keys: Sequence[str], n_cells: int, *, narrow: bool) -> None:
-        self.kernels: ModuleType = importlib.import_module("cellweave.core.nn.discriminator_kernels")
+        layout = importlib.import_module("cellweave.core.nn.discriminator_layout")
         n_keys, sizes = len(keys), np.array(module.sizes, np.int64)
         classes = np.array([module.n_classes[key] for key in keys], np.int64)
         self.parameters = [module.weights[f"of_{key}"] for key in keys]
@@ -104,14 +111,13 @@ class _Plan:
         self.c, self.by_c = (room_for(n_keys, n_cells, module.sizes[0]) for _ in range(2))
         self.codes = torch.zeros(n_keys, n_cells, dtype=torch.int64)
         self.costs, self.factor, self.right = room_for(n_keys, n_cells), np.zeros((n_keys, n_cells), np.float32), np.zeros((n_keys, 2), np.int64)
-        self.work = room_for(n_keys, self.kernels.room(sizes, n_cells, int(classes.max()))).array
-        grads = room_for(n_keys, max(parameter.numel() for parameter in self.parameters))
-        self.grads = [row[: parameter.numel()] for row, parameter in zip(grads.tensor, self.parameters, strict=True)]
+        self.memory = room_for(n_keys, layout.room(sizes, n_cells, int(classes.max())))
+        self.gradients = room_for(n_keys, max(parameter.numel() for parameter in self.parameters))
+        self.grads = [row[: parameter.numel()] for row, parameter in zip(self.gradients.tensor, self.parameters, strict=True)]
         self.networks = (self.addresses, sizes, classes, self.c.array)
-        self.grad_rows, self.seeds = grads.array, torch.zeros(1, len(sizes) - 1, dtype=torch.int64)
-        # The loops read pairs of bf16.
-        narrow = narrow and self.kernels.NARROWS and not (sizes % 2).any()
-        self.like = np.zeros(0, np.uint16 if narrow else np.float32)
+        self.seeds = torch.zeros(1, len(sizes) - 1, dtype=torch.int64)
+        self.kernels: ModuleType = importlib.import_module(f"cellweave.core.nn.{loops_for(module.sizes, narrow=narrow)}")
+        self.like = np.zeros(0, self.kernels.KIND)
         self.rate = float(module.how["dropout"])
         # Products of the widest layers, as many elements as a loop of a few operations for each would take as long for.
         self.width = n_cells * int((sizes[1:] * (sizes[:-1] // 8 + 16)).sum())
@@ -153,8 +159,8 @@ class _Plan:
 
         def part(start: int, stop: int) -> None:
             self.kernels.passes(
-                *self.networks, codes, start, stop, *drops, self.work, self.costs.array, self.right, forth, back, for_weights, by_c, self.factor,
-                self.grad_rows, self.by_c.array, *adam, told, self.like,
+                *self.networks, codes, start, stop, *drops, self.memory.array, self.costs.array, self.right, forth, back, for_weights, by_c, self.factor,
+                self.gradients.array, self.by_c.array, *adam, told, self.like,
             )  # fmt: skip
 
         in_parts(len(self.parameters), part, len(drops[1]) * self.width)

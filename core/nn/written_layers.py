@@ -1,4 +1,4 @@
-"""Layers of a training step that is written out instead of traced: products of torch, compiled loops between.
+"""Layers of a training step that is written out instead of traced: products, and compiled loops between.
 
 Tracing a small network costs more than half of its arithmetic on one core. Each class here belongs to a module of
 :mod:`cellweave.core.nn.midas_layers`, computes the same, and hands derivatives to the ``grad`` of its parameters. Where products are narrow (bf16),

@@ -24,7 +24,7 @@ ADAMS = ("adam", "adamw")
 def seed_everything(seed: int, epoch: int, purpose: str) -> None:
     """Seed torch's generators for one epoch of one purpose, so that a resumed run draws what the whole one drew."""
     code = {"train": 1, "validation": 2, "build": 3, "preview": 4, "results": 5}[purpose]
-    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, code]).generate_state(1, np.uint64)[0] >> 1))
+    torch.manual_seed(int(np.random.SeedSequence([seed, epoch, code]).generate_state(1, np.uint64)[0]) >> 1)
 
 
 @contextlib.contextmanager

@@ -219,19 +219,25 @@ def test_written_discriminators_are_those_that_torch_traces(sizes: tuple[int, ..
     assert max(different) > (1e-4 if in_bf16 and sizes else 0)  # rounded to bf16 on the way, or not
 
 
+#: Rows, columns and inner dimension of products that are left to a compiled loop, and of some that torch makes sooner.
+SMALL, LARGE = ((1, 1, 1), (128, 16, 16), (16, 2, 128), (9, 33, 5), (64, 32, 30)), ((128, 15, 128), (64, 1024, 34), (128, 128, 128))
+
+
 @pytest.mark.parametrize("kind", [PLAIN, TURNED_RIGHT, TURNED_LEFT])
 def test_small_products_of_float32_are_made_here(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(7)
-    for n_rows, n_columns, n_inner in ((1, 1, 1), (128, 16, 16), (16, 2, 128), (9, 33, 5), (64, 64, 64)):
-        a = torch.randn((n_inner, n_rows) if kind == TURNED_LEFT else (n_rows, n_inner))
-        b = torch.randn((n_columns, n_inner) if kind == TURNED_RIGHT else (n_inner, n_columns))
-        out = torch.full((n_rows, n_columns), float("nan"))
-        space = Space()
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "mm", None)  # it is not asked
-            add_product(space, kind, a, b, out)
-        expected = (a.t() if kind == TURNED_LEFT else a).double() @ (b.t() if kind == TURNED_RIGHT else b).double()
-        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+    asked, by_torch = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: asked.append(a.shape) or by_torch(a, b, out=out))
+    for small, sizes in ((True, SMALL), (False, LARGE)):
+        for n_rows, n_columns, n_inner in sizes:
+            a = torch.randn((n_inner, n_rows) if kind == TURNED_LEFT else (n_rows, n_inner))
+            b = torch.randn((n_columns, n_inner) if kind == TURNED_RIGHT else (n_inner, n_columns))
+            out = torch.full((n_rows, n_columns), float("nan"))
+            asked.clear()
+            add_product(Space(), kind, a, b, out)
+            assert bool(asked) != small, (n_rows, n_columns, n_inner)
+            expected = (a.t() if kind == TURNED_LEFT else a).double() @ (b.t() if kind == TURNED_RIGHT else b).double()
+            torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_rows_are_rounded_to_bf16_as_torch_rounds_them() -> None:

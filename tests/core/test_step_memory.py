@@ -81,6 +81,6 @@ def test_what_a_step_writes_has_room_around_it(tmp_path, precision):
     kept = list(written.space._kept.values())
     assert len(kept) > 50
     norms = [written.batch_encoder.norm, *(norm for _, norm in written.shared_encoder.layers), *(norm for _, norm in written.shared_decoder.layers)]
-    assert all(has_room(part) for part in (*kept, *(norm.sums for norm in norms), plan.c, plan.by_c, plan.costs))
+    assert all(has_room(part) for part in (*kept, *(norm.sums for norm in norms), plan.c, plan.by_c, plan.costs, plan.memory, plan.gradients))
     assert has_room(room_for(3, 5, kind=torch.bfloat16))
     assert room_for(3, 5).array.shape == (3, 5)
