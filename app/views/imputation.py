@@ -13,7 +13,19 @@ from cellweave.app.theme import tabular_font
 from cellweave.app.views.judgedialog import JudgeDialog
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
-from cellweave.app.views.truthplot import SpreadPlot, TruthPicture, TruthPlot, reliability_picture, truth_picture
+from cellweave.app.views.truthplot import SpreadPlot, TruthPlot
+from cellweave.core.export.imputation_parts import (
+    HIDDEN,
+    SUMMARY,
+    TruthPicture,
+    axis_titles,
+    reliability_picture,
+    score_of,
+    spread_ends,
+    truth_picture,
+    what_was_hidden,
+    written,
+)
 from cellweave.core.query.questions import JudgeOptions
 from cellweave.core.spec.modalities import modality_kind
 
@@ -24,9 +36,9 @@ if TYPE_CHECKING:
 
 CHOOSE = "Choose what to hide, then press Judge: the model imputes it, and the truth is laid beside."
 HIDES = (
-    ("held-out", "What was switched off", "What the mosaic grid kept from training: a modality in a batch or in a cell type."),
-    ("modality", "A whole modality", "All of a modality in held-out cells in which another one was measured."),
-    ("entries", "A share of the values", "Single values of held-out cells, drawn at random."),
+    ("held-out", HIDDEN["held-out"], "What the mosaic grid kept from training: a modality in a batch or in a cell type."),
+    ("modality", HIDDEN["modality"], "All of a modality in held-out cells in which another one was measured."),
+    ("entries", HIDDEN["entries"], "Single values of held-out cells, drawn at random."),
 )
 COLUMNS = (
     TableColumn("feature", "Feature", "Name of the feature."),
@@ -38,14 +50,6 @@ COLUMNS = (
     TableColumn("n", "Values", "Values that were hidden and compared.", "count", rank=5),
 )
 AUROC = TableColumn("auroc", "AUROC", "Probability that a value of 1 gets a higher number than a value of 0; 0.5 is chance.", "share")
-SUMMARY = (
-    ("mse", "mse_baseline", "Mean squared error"),
-    ("pearson", "pearson_baseline", "Pearson, all values"),
-    ("spearman", "spearman_baseline", "Spearman, all values"),
-    ("auroc", "auroc_baseline", "AUROC, all values"),
-    ("pearson_by_feature", "", "Pearson, median of the features"),
-    ("auroc_by_feature", "", "AUROC, median of the features"),
-)
 
 
 class ImputationView(RunView):
@@ -60,6 +64,7 @@ class ImputationView(RunView):
         self.cells: np.ndarray | None = None
         self.batches: tuple[str, ...] = ()
         self.dialog: JudgeDialog | None = None
+        self.feature = ""  # whose values are shown; empty: all features
         self._build()
 
     # ------------------------------------------------------------------ building
@@ -86,7 +91,7 @@ class ImputationView(RunView):
         self.modality.currentIndexChanged.connect(lambda _: self._show_modality())
         self.every = button("Back to all", "", lambda: self.choose(-1))
         self.every.setToolTip("Show the values of all features together")
-        self.png = tool("figure", "Export the plot as PNG", self._export_png)
+        self.figure_button = tool("figure", "Export as a figure", lambda: self.context.export_figure("imputation", self.figure_options()))
         self.csv = tool("table", "Export the table as CSV", self._export_csv)
         self.plot_title = subheading("All features")
         self.plot, self.spread = TruthPlot(), SpreadPlot()
@@ -100,7 +105,7 @@ class ImputationView(RunView):
         left, right = QWidget(), QWidget()
         beside = QVBoxLayout(left)
         beside.setContentsMargins(0, 0, 8, 0)
-        beside.addLayout(row(self.plot_title, None, self.every, self.png))
+        beside.addLayout(row(self.plot_title, None, self.every, self.figure_button))
         beside.addWidget(self.plot, 1)
         table_side = QVBoxLayout(right)
         table_side.setContentsMargins(8, 0, 0, 0)
@@ -174,7 +179,7 @@ class ImputationView(RunView):
         self.notes.setText("")
         self.halves.setVisible(False)
         self.words.setVisible(True)
-        for widget in (self.modality, self.csv, self.png):
+        for widget in (self.modality, self.csv, self.figure_button):
             widget.setEnabled(False)
 
     def _hide_changed(self, *_: object) -> None:
@@ -231,7 +236,7 @@ class ImputationView(RunView):
             return
         self.halves.setVisible(True)
         self.words.setVisible(False)
-        for widget in (self.modality, self.csv, self.png):
+        for widget in (self.modality, self.csv, self.figure_button):
             widget.setEnabled(True)
         with QSignalBlocker(self.modality):
             self.modality.clear()
@@ -247,10 +252,7 @@ class ImputationView(RunView):
         kept = {name: getattr(question, name) for name in JudgeOptions.model_fields}
         if self.cells is None:
             self._choose(JudgeOptions(**{**kept, "given": question.given or ()}), None)
-        hidden = next((title for name, title, _ in HIDES if name == question.hide), question.hide)
-        looked = f" Looked at: {', '.join(question.given)}." if question.given else ""
-        within = f" Batches: {', '.join(question.batches)}." if question.batches else ""
-        self.notes.setText(f"Hidden: {hidden.lower()}.{looked}{within} {' '.join(found.notes)}")
+        self.notes.setText(what_was_hidden(question.hide, question.given, question.batches, found.notes))
         self._show_modality()
 
     # ------------------------------------------------------------------ one modality
@@ -268,11 +270,11 @@ class ImputationView(RunView):
         columns = [COLUMNS[0], AUROC, *COLUMNS[1:]] if shown.binary else list(COLUMNS)
         self.table.set_table(
             columns, {column.name: own[column.name].to_numpy() for column in columns}, text_column="feature",
-            sort_by="auroc" if shown.binary else "pearson",
+            sort_by=score_of(shown.scale)[0],
         )
-        score = "auroc" if shown.binary else "pearson"
-        low = 0.0 if shown.binary else min(-0.2, float(np.nanmin(own["pearson"].to_numpy(), initial=0.0)))
-        self.spread.set_values(own[score].to_numpy(), "AUROC of the features" if shown.binary else "Pearson of the features", low, 1.0)
+        score, title = score_of(shown.scale)
+        scores = own[score].to_numpy(dtype=float)
+        self.spread.set_values(scores, f"{title} of the features", *spread_ends(scores, shown.scale))
         self._fill_numbers(found.overall[name])
         self.choose(-1)
 
@@ -309,14 +311,15 @@ class ImputationView(RunView):
                 column, title = int(found[0]), str(names[source])
         else:
             self.table.choose(-1, scroll=False)
+        self.feature = "" if column is None else title
         self.plot_title.setText(title)
         self.every.setEnabled(column is not None)
-        score = "auroc" if shown.binary else "pearson"
+        score, _ = score_of(shown.scale)
         self.spread.mark(float("nan") if column is None else float(self.table.table.values(score)[source]))
         baseline = float("nan") if column is None else float(shown.baseline[column])
         binary = shown.binary
-        titles = ("Imputed probability", "Share measured as 1") if binary else ("Imputed (log CP10k)", "Measured (log CP10k)")
-        self.plot.setToolTip("" if binary else "Values are log(1 + x) of counts per 10,000 (CP10k) of the modality, or as they are where they are no counts.")
+        titles = axis_titles(shown.scale)
+        self.plot.setToolTip("Values are log(1 + x) of counts per 10,000 (CP10k) of the modality." if shown.scale == "log1p" else "")
         imputed, truth = (shown.imputed, shown.truth) if column is None else (shown.imputed[:, column], shown.truth[:, column])
         self.plot_title.setToolTip(title)
 
@@ -327,15 +330,13 @@ class ImputationView(RunView):
 
     # ------------------------------------------------------------------ taking away
 
-    def _export_png(self) -> None:
-        image = self.plot.grab().toImage()
+    def figure_options(self) -> dict[str, Any]:
+        """Return what the figure dialog begins with: the modality and the feature that are shown."""
+        return {"imputation_modality": self.modality.currentData() or "", "imputation_feature": self.feature}
 
-        def write(out: Any) -> None:
-            if not image.save(str(out), "PNG"):
-                message = "the picture could not be written"
-                raise OSError(message)
-
-        self.context.save("Export the plot", "-imputation.png", "PNG (*.png)", write)
+    def figure(self) -> dict[str, Any] | None:
+        """Return the figure of the view, where something was judged."""
+        return {"what": "imputation", **self.figure_options()} if self.comparison() is not None else None
 
     def _export_csv(self) -> None:
         found = self.found
@@ -344,7 +345,7 @@ class ImputationView(RunView):
 
 
 def _number(value: float, *, strong: bool = False) -> QLabel:
-    label = QLabel("" if not np.isfinite(value) else f"{value:.3f}".replace("-", "\N{MINUS SIGN}"))
+    label = QLabel(written(value))
     font = tabular_font()
     font.setBold(strong)
     label.setFont(font)

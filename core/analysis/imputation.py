@@ -51,6 +51,8 @@ class Comparison:
         Mean of each feature over the training cells in which it was measured, ``(n_features,)``.
     binary
         Whether the values are 0 and 1 and the imputed ones probabilities; otherwise both are ``log1p`` of counts per 10,000, or the values themselves.
+    unit
+        Which of the last two they are: ``"log1p"``, or ``"none"`` for the values themselves.
     """
 
     rows: np.ndarray
@@ -59,6 +61,12 @@ class Comparison:
     imputed: np.ndarray
     baseline: np.ndarray
     binary: bool
+    unit: str = "log1p"
+
+    @property
+    def scale(self) -> str:
+        """What the values are: ``"binary"``, ``"log1p"`` or ``"none"``."""
+        return "binary" if self.binary else self.unit
 
 
 @dataclass(frozen=True)
@@ -302,8 +310,8 @@ def _compare(
     modality = next(modality for modality in run.data.modalities if modality.name == name)
     truth = np.where(judged, _normalised(run, name, counts, summed), np.nan).astype(np.float32)
     features = np.asarray(modality.var.index.astype(str), dtype=object)
-    binary = value_scale(run, name) == "binary"
-    return Comparison(rows, features, truth, np.where(judged, imputed, np.nan).astype(np.float32), _baseline(run, name, rows), binary)
+    scale, shown = value_scale(run, name), np.where(judged, imputed, np.nan).astype(np.float32)
+    return Comparison(rows, features, truth, shown, _baseline(run, name, rows), scale == "binary", "none" if scale == "none" else "log1p")
 
 
 def _baseline(run: TrainedRun, name: str, judged: np.ndarray) -> np.ndarray:
@@ -397,7 +405,7 @@ def save(results: Path, found: Evaluation) -> None:
         with h5py.File(path, "w") as file:
             for name, one in found.comparisons.items():
                 group = file.create_group(name)
-                group.attrs["binary"] = one.binary
+                group.attrs["binary"], group.attrs["unit"] = one.binary, one.unit
                 for key in ("truth", "imputed"):
                     group.create_dataset(key, data=getattr(one, key).astype(np.float16), compression="lzf")
                 group.create_dataset("rows", data=one.rows.astype(np.int64))
@@ -420,8 +428,10 @@ def load(results: Path) -> Evaluation | None:
                 arrays = {key: group[key][()].astype(np.float32) for key in ("truth", "imputed", "baseline")}
                 features = np.array([text.decode() if isinstance(text, bytes) else str(text) for text in group["features"][()]], dtype=object)
                 comparisons[name] = Comparison(
-                    group["rows"][()], features, arrays["truth"], arrays["imputed"], arrays["baseline"], bool(group.attrs["binary"])
+                    group["rows"][()], features, arrays["truth"], arrays["imputed"], arrays["baseline"], bool(group.attrs["binary"]),
+                    str(group.attrs.get("unit", "log1p")),
                 )
+        comparisons = {name: comparisons[name] for name in tree["overall"]}  # in the order in which they were judged
     except (OSError, ValueError, KeyError):
         return None
     question = question_of(tree["question"])
