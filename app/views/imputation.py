@@ -56,6 +56,7 @@ class ImputationView(RunView):
     """Numbers beside the mean of each feature, truth against imputed values, the spread of the scores, and a table of all features."""
 
     shows = "How well values are imputed appears here. Train scVAEIT or MIDAS on data of several modalities."
+    no_figure = "Nothing was judged yet that a figure could show. Press Judge first."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)
@@ -64,6 +65,7 @@ class ImputationView(RunView):
         self.cells: np.ndarray | None = None
         self.batches: tuple[str, ...] = ()
         self.dialog: JudgeDialog | None = None
+        self._drawn = 0  # counts what is asked to be drawn: only the latest is shown
         self.feature = ""  # whose values are shown; empty: all features
         self._build()
 
@@ -99,9 +101,8 @@ class ImputationView(RunView):
         self.table.chosen.connect(lambda source: self.choose(source) if source >= 0 else None)
         self.notes = text("", secondary=True)
         self.words = text(CHOOSE, secondary=True)
-        self.numbers = QGridLayout()
-        self.numbers.setHorizontalSpacing(16)
-        self.numbers.setVerticalSpacing(2)
+        self.numbers_of: dict[str, tuple[QLabel, QLabel, QLabel]] = {}  # title, imputed, feature mean, by the name of the score
+        self.numbers = self._build_numbers()
         left, right = QWidget(), QWidget()
         beside = QVBoxLayout(left)
         beside.setContentsMargins(0, 0, 8, 0)
@@ -173,6 +174,8 @@ class ImputationView(RunView):
         self._empty()
 
     def _empty(self) -> None:
+        self._drawn += 1
+        self.feature = ""
         with QSignalBlocker(self.modality):
             self.modality.clear()
         self.plot.set_picture(None)
@@ -278,25 +281,33 @@ class ImputationView(RunView):
         self._fill_numbers(found.overall[name])
         self.choose(-1)
 
-    def _fill_numbers(self, overall: dict[str, float]) -> None:
-        while self.numbers.count():
-            widget = self.numbers.takeAt(0).widget()
-            if widget is not None:
-                widget.hide()
-                widget.deleteLater()
+    def _build_numbers(self) -> QGridLayout:
+        """Lay out every score once: labels that were made anew would be blank until Qt shows them."""
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(16)
+        grid.setVerticalSpacing(2)
+        grid.setColumnStretch(3, 1)
         for column, title in enumerate(("", "Imputed", "Feature mean")):
-            self.numbers.addWidget(text(title, secondary=True, wrap=False), 0, column)
-        line = 1
-        for own, baseline, title in SUMMARY:
-            if own not in overall:
-                continue
-            self.numbers.addWidget(text(title, wrap=False), line, 0)
-            better = baseline and (overall[own] < overall[baseline]) == (own == "mse")
-            self.numbers.addWidget(_number(overall[own], strong=bool(better)), line, 1)
-            if baseline:
-                self.numbers.addWidget(_number(overall[baseline]), line, 2)
-            line += 1
-        self.numbers.setColumnStretch(3, 1)
+            grid.addWidget(text(title, secondary=True, wrap=False), 0, column)
+        for line, (name, _, title) in enumerate(SUMMARY, start=1):
+            labels = text(title, wrap=False), text("", wrap=False), text("", wrap=False)
+            for column, label in enumerate(labels):
+                grid.addWidget(label, line, column)
+            self.numbers_of[name] = labels
+        return grid
+
+    def _fill_numbers(self, overall: dict[str, float]) -> None:
+        for own, baseline, _ in SUMMARY:
+            labels = self.numbers_of[own]
+            for label in labels:
+                label.setVisible(own in overall)
+            value, mean = overall.get(own, float("nan")), overall.get(baseline, float("nan"))
+            better = bool(baseline) and (value < mean) == (own == "mse")
+            for label, number, strong in ((labels[1], value, better), (labels[2], mean, False)):
+                font = tabular_font()
+                font.setBold(strong)
+                label.setFont(font)
+                label.setText(written(number))
 
     def choose(self, source: int) -> None:
         """Show the values of one feature, by its row in the table; -1 shows all together."""
@@ -320,13 +331,19 @@ class ImputationView(RunView):
         binary = shown.binary
         titles = axis_titles(shown.scale)
         self.plot.setToolTip("Values are log(1 + x) of counts per 10,000 (CP10k) of the modality." if shown.scale == "log1p" else "")
+        self._drawn += 1
+        drawn = self._drawn
         imputed, truth = (shown.imputed, shown.truth) if column is None else (shown.imputed[:, column], shown.truth[:, column])
         self.plot_title.setToolTip(title)
 
         def picture(_report: Any) -> TruthPicture:
             return (reliability_picture if binary else truth_picture)(imputed.ravel(), truth.ravel())
 
-        self.work(picture, lambda made: self.plot.set_picture(made, titles, baseline))
+        def made(found: TruthPicture) -> None:
+            if drawn == self._drawn:  # a picture of all values takes longer than that of a feature chosen after it
+                self.plot.set_picture(found, titles, baseline)
+
+        self.work(picture, made)
 
     # ------------------------------------------------------------------ taking away
 
@@ -342,11 +359,3 @@ class ImputationView(RunView):
         found = self.found
         if found is not None:
             self.context.save_csv("imputation", lambda: found.by_feature.to_csv(index=False))
-
-
-def _number(value: float, *, strong: bool = False) -> QLabel:
-    label = QLabel(written(value))
-    font = tabular_font()
-    font.setBold(strong)
-    label.setFont(font)
-    return label

@@ -80,6 +80,7 @@ class ModalitiesView(RunView):
     """A grid of pictures, and a table of how well modalities agree."""
 
     shows = "What each modality alone says of the cells of each batch appears here, beside what all say together. Train MIDAS on several modalities."
+    no_figure = "This run has neither a picture nor a score of its modalities. Compute the embedding again with UMAP and alignment switched on."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

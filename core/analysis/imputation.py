@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from cellweave.core.analysis.imputation_choice import (
     only_features,
     question_of,
 )
-from cellweave.core.files import write_atomic, write_json_atomic
+from cellweave.core.files import write_atomic, write_json_atomic, write_text_atomic
 from cellweave.core.query.imputed import value_scale
 from cellweave.core.spec.modalities import modality_kind, names_meant
 from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
@@ -135,7 +137,9 @@ def evaluate(run: TrainedRun, question: ImputationQuestion, cells: np.ndarray | 
         if not inside.all() and not gone:
             cause, mend = "None of the chosen cells can be judged so.", "Choose other cells or batches, or hide something else."
         raise ImputationError(gone or cause, "Switch off a modality of cells that have another one too." if gone else mend)
-    comparisons = only_features(comparisons, question.features)
+    comparisons = {name: one for name, one in only_features(comparisons, question.features).items() if np.isfinite(one.truth).any()}
+    if not comparisons:
+        raise ImputationError("None of these features was measured in the cells that are judged.", "Choose other features, batches or cells.")
     notes += [gone] if gone else []
     if cells is not None:
         notes.append(f"Of {len(cells):,} cells that were chosen.")
@@ -403,6 +407,7 @@ def save(results: Path, found: Evaluation) -> None:
 
     def values(path: Path) -> None:
         with h5py.File(path, "w") as file:
+            file.attrs["stamp"] = stamp
             for name, one in found.comparisons.items():
                 group = file.create_group(name)
                 group.attrs["binary"], group.attrs["unit"] = one.binary, one.unit
@@ -412,18 +417,24 @@ def save(results: Path, found: Evaluation) -> None:
                 group.create_dataset("baseline", data=one.baseline.astype(np.float32))
                 group.create_dataset("features", data=[str(text) for text in one.features], dtype=h5py.string_dtype())
 
+    table = found.by_feature.to_csv(index=False)
+    stamp = sha256(table.encode()).hexdigest()
     write_atomic(results / VALUES, values)
-    write_atomic(results / TABLE, lambda path: found.by_feature.to_csv(path, index=False))
+    write_text_atomic(results / TABLE, table)
     overall = {name: {key: value if np.isfinite(value) else None for key, value in whole.items()} for name, whole in found.overall.items()}
-    write_json_atomic(results / OVERALL, {"question": asdict(found.question), "overall": overall, "notes": found.notes})
+    write_json_atomic(results / OVERALL, {"question": asdict(found.question), "overall": overall, "notes": found.notes, "stamp": stamp})
 
 
 def load(results: Path) -> Evaluation | None:
-    """Read what :func:`save` wrote; None where there is nothing, or it cannot be read."""
+    """Read what :func:`save` wrote; None where there is nothing, it cannot be read, or its files are not of one writing."""
     try:
         tree = json.loads((results / OVERALL).read_text(encoding="utf-8"))
-        table, comparisons = pd.read_csv(results / TABLE, dtype={"feature": str, "modality": str}), {}
+        written, comparisons = (results / TABLE).read_text(encoding="utf-8"), {}
+        stamps = {tree.get("stamp"), sha256(written.encode()).hexdigest()}
+        table = pd.read_csv(StringIO(written), converters={"feature": str, "modality": str})  # a feature may be called NA
         with h5py.File(results / VALUES, "r") as file:
+            if tree.get("stamp") is not None and stamps != {file.attrs.get("stamp")}:  # of another question than the rest
+                return None
             for name, group in file.items():
                 arrays = {key: group[key][()].astype(np.float32) for key in ("truth", "imputed", "baseline")}
                 features = np.array([text.decode() if isinstance(text, bytes) else str(text) for text in group["features"][()]], dtype=object)

@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from scipy import sparse
-from synthetic_runs import make_run
+from synthetic_runs import example_evaluation, make_run
 
 from cellweave.core.analysis import scmib
+from cellweave.core.analysis.imputation import save
 from cellweave.core.errors import CellweaveError, RunFolderError, SpecError
 from cellweave.core.export import palette
 from cellweave.core.export.canvas import MM_PER_INCH, styled
@@ -47,6 +48,7 @@ def run(tmp_path_factory):
         **{"covariates.batch": "batch", "covariates.labels": "cell_type"},
     )  # fmt: skip
     keep_modalities(made.results)
+    save(made.results, example_evaluation())
     return RunData(made.path)
 
 
