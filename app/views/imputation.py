@@ -117,8 +117,9 @@ class ImputationView(RunView):
         self.halves = QSplitter()
         self.halves.addWidget(left)
         self.halves.addWidget(right)
-        self.halves.setStretchFactor(0, 4)  # a square picture beside a table of names and numbers
-        self.halves.setStretchFactor(1, 5)
+        self.halves.setStretchFactor(0, 5)  # a square picture beside a table of names and numbers, which leaves out columns
+        self.halves.setStretchFactor(1, 6)
+        self.halves.setSizes([500, 600])
         self.halves.setChildrenCollapsible(False)
         layout = QVBoxLayout(self.body)
         layout.setContentsMargins(12, 8, 12, 8)
@@ -349,7 +350,7 @@ class ImputationView(RunView):
 
     def figure_options(self) -> dict[str, Any]:
         """Return what the figure dialog begins with: the modality and the feature that are shown."""
-        return {"imputation_modality": self.modality.currentData() or "", "imputation_feature": self.feature}
+        return {"imputation_modality": self.modality.currentText(), "imputation_feature": self.feature}
 
     def figure(self) -> dict[str, Any] | None:
         """Return the figure of the view, where something was judged."""

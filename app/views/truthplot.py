@@ -11,7 +11,7 @@ from qtpy.QtGui import QColor, QImage, QPainter, QPaintEvent, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from cellweave.app.theme import SPACE, current, notifier
-from cellweave.core.export.imputation_parts import TruthPicture
+from cellweave.core.export.imputation_parts import TruthPicture, shade
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -115,7 +115,7 @@ class TruthPlot(QWidget):
 
 def _density_image(density: NDArray[np.float64], colour: QColor) -> QImage:
     """Return the density as an image in shades of one colour, top row first."""
-    alpha = np.where(density > 0, 0.12 + 0.88 * density, 0.0)[::-1]
+    alpha = shade(density)[::-1]
     pixels = np.zeros((*alpha.shape, 4), np.uint8)
     for channel, value in enumerate((colour.blue(), colour.green(), colour.red())):
         pixels[..., channel] = np.round(value * alpha)

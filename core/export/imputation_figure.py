@@ -20,6 +20,7 @@ from cellweave.core.export.imputation_parts import (
     axis_titles,
     reliability_picture,
     score_of,
+    shade,
     spread_ends,
     truth_picture,
     what_was_hidden,
@@ -335,5 +336,5 @@ def _shades(density: NDArray[np.float64], colour: str) -> NDArray[np.float64]:
     """Return the density as shades of one colour, ``(BINS, BINS, 4)``, clear where there is no value."""
     shades = np.empty((*density.shape, 4))
     shades[..., :3] = np.array(hex_to_rgb(colour)) / 255
-    shades[..., 3] = np.where(density > 0, 0.12 + 0.88 * density, 0.0)
+    shades[..., 3] = shade(density)
     return shades

@@ -74,6 +74,11 @@ def reliability_picture(imputed: NDArray[Any], truth: NDArray[Any], most: int = 
     return TruthPicture(0.0, high, means[:, 0], means[:, 1], None, len(x))
 
 
+def shade(density: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how opaque the squares of a density are, from 0 to 1; a single value can still be seen."""
+    return np.where(density > 0, 0.25 + 0.75 * density, 0.0)
+
+
 def axis_titles(scale: str) -> tuple[str, str]:
     """Return the titles of both axes with their unit, by the scale of the values (``Comparison.scale``)."""
     if scale == "binary":

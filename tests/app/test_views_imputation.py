@@ -78,13 +78,13 @@ def test_export_figure_gives_the_figure_of_what_is_shown(window, qtbot, tmp_path
     window.show_view("imputation")
     view = window.centre.view("imputation")
     qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
-    assert view.figure() == {"what": "imputation", "imputation_modality": "adt", "imputation_feature": ""} and view.figure_button.isEnabled()
+    assert view.figure() == {"what": "imputation", "imputation_modality": "ADT", "imputation_feature": ""} and view.figure_button.isEnabled()
     view.table.view.selectRow(2)
     qtbot.waitUntil(lambda: view.plot.picture.n == 400, timeout=20_000)
     window.actions_by_id["file.figure"].trigger()
     dialog = window.figure_dialog
     assert dialog.what() == "imputation"
-    assert (dialog.options().imputation_modality, dialog.options().imputation_feature) == ("adt", view.feature)
+    assert (dialog.options().imputation_modality, dialog.options().imputation_feature) == ("ADT", view.feature)
     qtbot.waitUntil(lambda: not dialog.preview.picture().isNull(), timeout=60_000)
     dialog._ask_path = lambda start: str(tmp_path / "figure.svg")
     with qtbot.waitSignal(dialog.saved, timeout=60_000):
