@@ -19,7 +19,7 @@ from cellweave.app.views.context import ViewContext
 from cellweave.app.views.declared import VIEW_NAMES, VIEWS, view_info
 from cellweave.app.views.history import ELBO
 from cellweave.app.views.runview import RunView
-from cellweave.app.viewtabs import TornOff, ViewTabs
+from cellweave.app.viewtabs import MODEL, TornOff, ViewTabs
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import Cells, RunResults
@@ -378,6 +378,8 @@ class Centre(QWidget):
             return found, "" if found else view.why_no_figure()
         if name == "embedding":
             return {"what": "embedding", **self.embedding_options()}, ""
+        if name == MODEL:
+            return None, "This page only leads to the views of single models. Open one of them first."
         return {"what": "losses", **self.loss_options()}, ""
 
     def loss_options(self) -> dict[str, Any]:
