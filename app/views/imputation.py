@@ -303,7 +303,7 @@ class ImputationView(RunView):
             for label in labels:
                 label.setVisible(own in overall)
             value, mean = overall.get(own, float("nan")), overall.get(baseline, float("nan"))
-            better = bool(baseline) and (value < mean) == (own == "mse")
+            better = bool(np.isfinite(mean)) and (value < mean) == (own == "mse")
             for label, number, strong in ((labels[1], value, better), (labels[2], mean, False)):
                 font = tabular_font()
                 font.setBold(strong)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, QRectF, Qt
 from qtpy.QtTest import QTest
-from qtpy.QtWidgets import QLabel
+from qtpy.QtWidgets import QLabel, QToolButton
 
 from cellweave.app.views.maskview import MaskPicture
 from cellweave.app.views.truthplot import SpreadPlot, TruthPlot, nice_ticks
@@ -227,6 +227,34 @@ def test_columns_come_back_where_there_is_room(qtbot):
     assert counts == sorted(counts) and counts[0] == 3 and counts[-1] == len(columns)
     table.resize(240, 300)
     assert sum(not table.view.isColumnHidden(number) for number in range(len(columns))) == 3
+
+
+def test_a_search_is_taken_back_whole_with_other_columns(qtbot):
+    """The button that clears the field goes with the words, and every row is shown."""
+    from cellweave.app.views.tables import DataTable, TableColumn
+
+    table = DataTable("Scores", "Search", fit=True)
+    qtbot.addWidget(table)
+    table.show()
+    values = {"feature": np.array(["a", "b", "c"], object)}
+    table.set_table([TableColumn("feature", "Feature")], values, text_column="feature")
+    button = table.search.findChild(QToolButton)
+    qtbot.keyClicks(table.search, "b")
+    qtbot.waitUntil(lambda: button.property("opacity") == 1)
+    assert table.table.rowCount() == 1
+    table.set_table([TableColumn("feature", "Feature")], values, text_column="feature")
+    assert table.table.rowCount() == 3 and table.search.text() == "" and table.count.text() == "3"
+    qtbot.waitUntil(lambda: button.property("opacity") == 0)
+
+
+def test_a_score_without_one_of_the_mean_is_not_said_to_be_better(window, qtbot):
+    """A single feature: its mean does not vary, so that it has no correlation."""
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    view._fill_numbers({"mse": 0.5, "mse_baseline": 0.6, "pearson": 0.9, "pearson_baseline": float("nan")})
+    assert view.numbers_of["mse"][1].font().bold()
+    assert not view.numbers_of["pearson"][1].font().bold() and view.numbers_of["pearson"][2].text() == ""
 
 
 def test_the_masks_of_a_run(window, qtbot):
