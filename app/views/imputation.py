@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QSignalBlocker
+from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QGridLayout, QLabel, QSplitter, QVBoxLayout, QWidget
 
 from cellweave.app.panels.parts import button, row, subheading, text, tool
@@ -101,6 +101,7 @@ class ImputationView(RunView):
         self.table.chosen.connect(lambda source: self.choose(source) if source >= 0 else None)
         self.notes = text("", secondary=True)
         self.words = text(CHOOSE, secondary=True)
+        self.words.setAlignment(Qt.AlignmentFlag.AlignCenter)
         self.numbers_of: dict[str, tuple[QLabel, QLabel, QLabel]] = {}  # title, imputed, feature mean, by the name of the score
         self.numbers = self._build_numbers()
         left, right = QWidget(), QWidget()
@@ -126,7 +127,7 @@ class ImputationView(RunView):
         layout.setSpacing(8)
         shown = text("Show", wrap=False)
         layout.addLayout(row(text("Hide", wrap=False), self.hide_choice, self.share, self.choices, self.judge, None, shown, self.modality, self.csv))
-        layout.addWidget(self.words)
+        layout.addWidget(self.words, 1)
         layout.addWidget(self.halves, 1)
         layout.addWidget(self.notes)
         self._hide_changed()
@@ -181,10 +182,14 @@ class ImputationView(RunView):
             self.modality.clear()
         self.plot.set_picture(None)
         self.notes.setText("")
-        self.halves.setVisible(False)
-        self.words.setVisible(True)
+        self._say_empty(empty=True)
         for widget in (self.modality, self.csv, self.figure_button):
             widget.setEnabled(False)
+
+    def _say_empty(self, *, empty: bool) -> None:
+        """Show words in the middle, as other views that wait for something do, or what was judged."""
+        for widget, shown in ((self.words, empty), (self.halves, not empty), (self.notes, not empty)):
+            widget.setVisible(shown)
 
     def _hide_changed(self, *_: object) -> None:
         self.share.setVisible(self.hide_choice.currentData() == "entries")
@@ -238,8 +243,7 @@ class ImputationView(RunView):
         if found is None:
             self._empty()
             return
-        self.halves.setVisible(True)
-        self.words.setVisible(False)
+        self._say_empty(empty=False)
         for widget in (self.modality, self.csv, self.figure_button):
             widget.setEnabled(True)
         with QSignalBlocker(self.modality):
