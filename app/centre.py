@@ -17,8 +17,9 @@ from cellweave.app.state.settings import column_key
 from cellweave.app.views.columns import EXPRESSION
 from cellweave.app.views.context import ViewContext
 from cellweave.app.views.declared import VIEW_NAMES, VIEWS, view_info
+from cellweave.app.views.history import ELBO
 from cellweave.app.views.runview import RunView
-from cellweave.app.viewtabs import TornOff, ViewTabs
+from cellweave.app.viewtabs import MODEL, TornOff, ViewTabs
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import Cells, RunResults
@@ -368,11 +369,31 @@ class Centre(QWidget):
             return
         self.tabs.setCurrentWidget(self.tabs.place_of(name))
 
-    def figure(self) -> dict[str, Any]:
-        """Return which figure the view in front is, and options to begin with."""
-        view = self._views.get(self.current())
-        own = view.figure() if isinstance(view, RunView) else None
-        return own or ({"what": "embedding", **self.embedding_options()} if self.current() == "embedding" else {"what": "losses"})
+    def figure(self) -> tuple[dict[str, Any] | None, str]:
+        """Return which figure the view in front is with options to begin with, or None and why it has none."""
+        name = self.current()
+        view = self._views.get(name)
+        if isinstance(view, RunView):
+            found = view.figure()
+            return found, "" if found else view.why_no_figure()
+        if name == "embedding":
+            return {"what": "embedding", **self.embedding_options()}, ""
+        if name == MODEL:
+            return None, "This page only leads to the views of single models. Open one of them first."
+        return {"what": "losses", **self.loss_options()}, ""
+
+    def loss_options(self) -> dict[str, Any]:
+        """Return what a figure of the losses begins with: the axis, the smoothing and the terms of the view."""
+        if not self.built or not self.losses.history().epochs:
+            return {}
+        style, history = self.losses.style_now(), self.losses.history()
+        last = history.at(history.epochs[-1])
+        known = [series.name for series in self.losses.series() if last is not None and series.name in last.train]
+        terms = [name for name in known if name not in set(self.losses.state()["hidden"])]
+        return {
+            "log_scale": style.log, "smoothing": style.smoothing, "clip_outliers": style.clip,
+            "terms": tuple(terms) if terms != [name for name in known if name != ELBO] else (),  # as they are at first: all that the figure knows
+        }  # fmt: skip
 
     def embedding_options(self) -> dict[str, Any]:
         """Return what a figure of the embedding begins with: what the panels show, where the run folder has it."""

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
+from cellweave.core.analysis.imputation import Comparison, Evaluation, ImputationQuestion, scores
 from cellweave.core.export.differential_files import keep_comparison
 from cellweave.core.files import sha256_of
 from cellweave.core.query.effects import Effects, LevelTable
@@ -130,6 +131,25 @@ def keep_attribution(results: Path, n_cells: int) -> None:
         np.save(results / f"attribution_{name}.npy", values.astype(np.float32))
     np.save(results / "attribution_frobenius.npy", rng.uniform(0.5, 2.0, size=(n_cells, 2, 2)).astype(np.float32))
     (results / "attribution.json").write_text(json.dumps(info))
+
+
+def example_evaluation(n_cells: int = 60, n_features: int = 30) -> Evaluation:
+    """What was judged of RNA (counts) and ATAC (0 and 1): feature ``k`` is told the better the smaller ``k``; the last RNA feature does not vary."""
+    rng = np.random.default_rng(0)
+    comparisons, tables, overall = {}, [], {}
+    for name, binary in (("rna", False), ("atac", True)):
+        truth = (rng.random((n_cells, n_features)) < 0.4).astype(np.float32) if binary else rng.gamma(2.0, 1.0, (n_cells, n_features)).astype(np.float32)
+        noise = np.linspace(0.1, 2.0, n_features) * rng.normal(size=truth.shape)
+        imputed = 1 / (1 + np.exp(-4 * (truth - 0.5) - 2 * noise)) if binary else truth + noise
+        if not binary:
+            truth[:, -1] = 0.0
+        features = np.array([f"{name}{number}" for number in range(n_features)], object)
+        one = Comparison(np.arange(n_cells), features, truth, imputed.astype(np.float32), truth.mean(0), binary)
+        table, overall[name] = scores(one)
+        table.insert(0, "modality", name)
+        tables.append(table)
+        comparisons[name] = one
+    return Evaluation(ImputationQuestion("modality"), pd.concat(tables, ignore_index=True), overall, comparisons, ["RNA: 60 cells.", "ATAC: 60 cells."])
 
 
 def example_comparison(n_genes: int = 60) -> pd.DataFrame:

@@ -95,7 +95,7 @@ ACTIONS: tuple[ActionInfo, ...] = (
     A("file.open_spec", "Open &spec…", FILE, "opening.ask_spec", "file", "", "Read what to do from a TOML file."),
     A("file.save_spec", "&Save spec as…", FILE, "exporting.ask_save_spec", "save", "Ctrl+S", "Write data, roles, model and training as a TOML file."),
     A("file.figure", "Export f&igure…", FILE, "exporting.figure", "figure", "Ctrl+E",
-      "Losses or embedding as PNG, SVG or PDF.", ("files",), gap=True),
+      "What the view in front shows as PNG, SVG or PDF.", ("files",), gap=True),
     A("file.h5ad", "Export &h5ad…", FILE, "exporting.h5ad", "export", "Ctrl+Shift+E",
       "The input with latent space, UMAP and clusters.", ("finished",)),
     A("file.tables", "Export &tables…", FILE, "exporting.tables", "table", "", "Losses, latent space and coordinates as CSV.", ("files",)),

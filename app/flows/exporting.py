@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cellweave.app.window import MainWindow
 
 LOG = logging.getLogger("cellweave.window")
+NO_UMAP = "This run has no UMAP that a figure could show. It is computed when training ends; afterwards with 'Compute the embedding again'."
 
 
 class Exporting(QObject):
@@ -89,7 +90,8 @@ class Exporting(QObject):
         Parameters
         ----------
         what
-            A figure (see ``core.export.figure_options.FIGURES``); empty takes that of the view in front.
+            A figure (see ``core.export.figure_options.FIGURES``); empty takes that of the view in front, which may say that it has none, or
+            the losses where the run is not the one that the views show.
         start
             Options to begin with.
         """
@@ -98,14 +100,20 @@ class Exporting(QObject):
             return
         from cellweave.app.views import FigureDialog
 
-        has_embedding = (target / "results" / "umap.npy").is_file()
-        if not what:
-            own = self._window.centre.figure()
+        shown = target == self._window.watching.shown
+        if not what and shown:
+            own, why = self._window.centre.figure()
+            if own is None:
+                self._window.notify(why)
+                return
             what, start = str(own.pop("what")), own
-        elif what == "embedding" and start is None:
-            start = self._window.centre.embedding_options()
+        elif shown and start is None:
+            start = {"embedding": self._window.centre.embedding_options, "losses": self._window.centre.loss_options}.get(what, dict)()
+        what = what or "losses"
+        if what == "embedding" and not (target / "results" / "umap.npy").is_file():
+            self._window.notify(NO_UMAP)
+            return
         cells = self._window.watching.cells
-        what = what if has_embedding or what != "embedding" else "losses"
         columns = list(cells.columns) if cells is not None else ()
         dialog = FigureDialog(target, self._window, self._analysis.process, what=what, start=start, columns=columns)
         dialog.setAttribute(self._window.delete_on_close)

@@ -13,7 +13,7 @@ from cellweave.core.export.figure_options import FigureOptions
 from cellweave.core.files import write_json_atomic
 
 LOG = logging.getLogger("cellweave.window")
-OF_THE_DATA = frozenset({"title", "columns", "terms", "colours", "layout"})
+OF_THE_DATA = frozenset({"title", "columns", "terms", "colours", "layout", "comparison", "imputation_modality", "imputation_feature"})
 """Options that belong to one run and are not carried over to the next."""
 
 

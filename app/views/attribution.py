@@ -46,6 +46,7 @@ class AttributionView(RunView):
     """
 
     shows = "How far each modality depends on the latents of every modality appears here, cell by cell. Train Multimodal VI to have it."
+    no_figure = "A figure shows the attribution of the result, which is not computed yet or not what is shown. Compute it, or go to the last epoch."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

@@ -30,6 +30,7 @@ class CompareView(RunView):
     """All runs, or those selected in the list; only what differs between them."""
 
     shows = "Runs stand beside one another here: how their settings differ, and what came of them. Two runs or more are needed."
+    no_figure = "The comparison of runs is a table and has no figure. Export it as CSV with the button beside its search."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

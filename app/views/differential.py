@@ -39,6 +39,7 @@ class DifferentialView(RunView):
     """Compares groups of cells; what was compared is kept in the run folder and listed again when the run is opened."""
 
     shows = "Genes that differ between two groups of cells appear here, as a table and a volcano plot. A trained run is needed."
+    no_figure = "No comparison is shown that a figure could draw. Compare two groups of cells first."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

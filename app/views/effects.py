@@ -38,6 +38,7 @@ class EffectsView(RunView):
     """
 
     shows = "Which genes are ambient background in which library appears here, with scaling factors and dispersions. Train Ambient-regularised VI to have it."
+    no_figure = "There is no ambient background that a figure could show. Its tables can be exported as CSV."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

@@ -27,7 +27,7 @@ from cellweave.app.forms import SpecForm
 from cellweave.app.state import figure_memory, paths
 from cellweave.app.theme import SPACE, current, icon
 from cellweave.core.analysis.jobs import JobUpdate, UpdateKind
-from cellweave.core.export.figure_options import CONTENT, CURVES, FIGURES, PAGE, POINTS, FigureOptions
+from cellweave.core.export.figure_options import CONTENT, CURVES, FIGURES, IMPUTATION, PAGE, POINTS, FigureOptions
 from cellweave.core.export.script import figure_script
 from cellweave.core.spec import explain
 
@@ -42,6 +42,7 @@ USED_BY = {
     "ambient": (PAGE, "title", "genes_each", "colour_map"),
     "attribution": (PAGE, POINTS, "title", "legend", "columns", "attribution_score"),
     "modalities": (PAGE, POINTS, "title", "legend", "columns"),
+    "imputation": (PAGE, IMPUTATION, "title"),
     "volcano": (PAGE, "title", "legend", "point_size", "opacity", "comparison", "label_genes"),
 }
 """Groups and single options that a figure heeds; the dialog shows no others."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QSignalBlocker
+from qtpy.QtCore import QSignalBlocker, Qt
 from qtpy.QtWidgets import QComboBox, QDoubleSpinBox, QGridLayout, QLabel, QSplitter, QVBoxLayout, QWidget
 
 from cellweave.app.panels.parts import button, row, subheading, text, tool
@@ -13,7 +13,19 @@ from cellweave.app.theme import tabular_font
 from cellweave.app.views.judgedialog import JudgeDialog
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
-from cellweave.app.views.truthplot import SpreadPlot, TruthPicture, TruthPlot, reliability_picture, truth_picture
+from cellweave.app.views.truthplot import SpreadPlot, TruthPlot
+from cellweave.core.export.imputation_parts import (
+    HIDDEN,
+    SUMMARY,
+    TruthPicture,
+    axis_titles,
+    reliability_picture,
+    score_of,
+    spread_ends,
+    truth_picture,
+    what_was_hidden,
+    written,
+)
 from cellweave.core.query.questions import JudgeOptions
 from cellweave.core.spec.modalities import modality_kind
 
@@ -24,9 +36,9 @@ if TYPE_CHECKING:
 
 CHOOSE = "Choose what to hide, then press Judge: the model imputes it, and the truth is laid beside."
 HIDES = (
-    ("held-out", "What was switched off", "What the mosaic grid kept from training: a modality in a batch or in a cell type."),
-    ("modality", "A whole modality", "All of a modality in held-out cells in which another one was measured."),
-    ("entries", "A share of the values", "Single values of held-out cells, drawn at random."),
+    ("held-out", HIDDEN["held-out"], "What the mosaic grid kept from training: a modality in a batch or in a cell type."),
+    ("modality", HIDDEN["modality"], "All of a modality in held-out cells in which another one was measured."),
+    ("entries", HIDDEN["entries"], "Single values of held-out cells, drawn at random."),
 )
 COLUMNS = (
     TableColumn("feature", "Feature", "Name of the feature."),
@@ -38,20 +50,13 @@ COLUMNS = (
     TableColumn("n", "Values", "Values that were hidden and compared.", "count", rank=5),
 )
 AUROC = TableColumn("auroc", "AUROC", "Probability that a value of 1 gets a higher number than a value of 0; 0.5 is chance.", "share")
-SUMMARY = (
-    ("mse", "mse_baseline", "Mean squared error"),
-    ("pearson", "pearson_baseline", "Pearson, all values"),
-    ("spearman", "spearman_baseline", "Spearman, all values"),
-    ("auroc", "auroc_baseline", "AUROC, all values"),
-    ("pearson_by_feature", "", "Pearson, median of the features"),
-    ("auroc_by_feature", "", "AUROC, median of the features"),
-)
 
 
 class ImputationView(RunView):
     """Numbers beside the mean of each feature, truth against imputed values, the spread of the scores, and a table of all features."""
 
     shows = "How well values are imputed appears here. Train scVAEIT or MIDAS on data of several modalities."
+    no_figure = "Nothing was judged yet that a figure could show. Press Judge first."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)
@@ -60,6 +65,8 @@ class ImputationView(RunView):
         self.cells: np.ndarray | None = None
         self.batches: tuple[str, ...] = ()
         self.dialog: JudgeDialog | None = None
+        self._drawn = 0  # counts what is asked to be drawn: only the latest is shown
+        self.feature = ""  # whose values are shown; empty: all features
         self._build()
 
     # ------------------------------------------------------------------ building
@@ -86,7 +93,7 @@ class ImputationView(RunView):
         self.modality.currentIndexChanged.connect(lambda _: self._show_modality())
         self.every = button("Back to all", "", lambda: self.choose(-1))
         self.every.setToolTip("Show the values of all features together")
-        self.png = tool("figure", "Export the plot as PNG", self._export_png)
+        self.figure_button = tool("figure", "Export as a figure", lambda: self.context.export_figure("imputation", self.figure_options()))
         self.csv = tool("table", "Export the table as CSV", self._export_csv)
         self.plot_title = subheading("All features")
         self.plot, self.spread = TruthPlot(), SpreadPlot()
@@ -94,13 +101,13 @@ class ImputationView(RunView):
         self.table.chosen.connect(lambda source: self.choose(source) if source >= 0 else None)
         self.notes = text("", secondary=True)
         self.words = text(CHOOSE, secondary=True)
-        self.numbers = QGridLayout()
-        self.numbers.setHorizontalSpacing(16)
-        self.numbers.setVerticalSpacing(2)
+        self.words.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self.numbers_of: dict[str, tuple[QLabel, QLabel, QLabel]] = {}  # title, imputed, feature mean, by the name of the score
+        self.numbers = self._build_numbers()
         left, right = QWidget(), QWidget()
         beside = QVBoxLayout(left)
         beside.setContentsMargins(0, 0, 8, 0)
-        beside.addLayout(row(self.plot_title, None, self.every, self.png))
+        beside.addLayout(row(self.plot_title, None, self.every, self.figure_button))
         beside.addWidget(self.plot, 1)
         table_side = QVBoxLayout(right)
         table_side.setContentsMargins(8, 0, 0, 0)
@@ -111,15 +118,16 @@ class ImputationView(RunView):
         self.halves = QSplitter()
         self.halves.addWidget(left)
         self.halves.addWidget(right)
-        self.halves.setStretchFactor(0, 4)  # a square picture beside a table of names and numbers
-        self.halves.setStretchFactor(1, 5)
+        self.halves.setStretchFactor(0, 5)  # a square picture beside a table of names and numbers, which leaves out columns
+        self.halves.setStretchFactor(1, 6)
+        self.halves.setSizes([500, 600])
         self.halves.setChildrenCollapsible(False)
         layout = QVBoxLayout(self.body)
         layout.setContentsMargins(12, 8, 12, 8)
         layout.setSpacing(8)
         shown = text("Show", wrap=False)
         layout.addLayout(row(text("Hide", wrap=False), self.hide_choice, self.share, self.choices, self.judge, None, shown, self.modality, self.csv))
-        layout.addWidget(self.words)
+        layout.addWidget(self.words, 1)
         layout.addWidget(self.halves, 1)
         layout.addWidget(self.notes)
         self._hide_changed()
@@ -168,14 +176,20 @@ class ImputationView(RunView):
         self._empty()
 
     def _empty(self) -> None:
+        self._drawn += 1
+        self.feature = ""
         with QSignalBlocker(self.modality):
             self.modality.clear()
         self.plot.set_picture(None)
         self.notes.setText("")
-        self.halves.setVisible(False)
-        self.words.setVisible(True)
-        for widget in (self.modality, self.csv, self.png):
+        self._say_empty(empty=True)
+        for widget in (self.modality, self.csv, self.figure_button):
             widget.setEnabled(False)
+
+    def _say_empty(self, *, empty: bool) -> None:
+        """Show words in the middle, as other views that wait for something do, or what was judged."""
+        for widget, shown in ((self.words, empty), (self.halves, not empty), (self.notes, not empty)):
+            widget.setVisible(shown)
 
     def _hide_changed(self, *_: object) -> None:
         self.share.setVisible(self.hide_choice.currentData() == "entries")
@@ -229,9 +243,8 @@ class ImputationView(RunView):
         if found is None:
             self._empty()
             return
-        self.halves.setVisible(True)
-        self.words.setVisible(False)
-        for widget in (self.modality, self.csv, self.png):
+        self._say_empty(empty=False)
+        for widget in (self.modality, self.csv, self.figure_button):
             widget.setEnabled(True)
         with QSignalBlocker(self.modality):
             self.modality.clear()
@@ -247,10 +260,7 @@ class ImputationView(RunView):
         kept = {name: getattr(question, name) for name in JudgeOptions.model_fields}
         if self.cells is None:
             self._choose(JudgeOptions(**{**kept, "given": question.given or ()}), None)
-        hidden = next((title for name, title, _ in HIDES if name == question.hide), question.hide)
-        looked = f" Looked at: {', '.join(question.given)}." if question.given else ""
-        within = f" Batches: {', '.join(question.batches)}." if question.batches else ""
-        self.notes.setText(f"Hidden: {hidden.lower()}.{looked}{within} {' '.join(found.notes)}")
+        self.notes.setText(what_was_hidden(question.hide, question.given, question.batches, found.notes))
         self._show_modality()
 
     # ------------------------------------------------------------------ one modality
@@ -268,33 +278,41 @@ class ImputationView(RunView):
         columns = [COLUMNS[0], AUROC, *COLUMNS[1:]] if shown.binary else list(COLUMNS)
         self.table.set_table(
             columns, {column.name: own[column.name].to_numpy() for column in columns}, text_column="feature",
-            sort_by="auroc" if shown.binary else "pearson",
+            sort_by=score_of(shown.scale)[0],
         )
-        score = "auroc" if shown.binary else "pearson"
-        low = 0.0 if shown.binary else min(-0.2, float(np.nanmin(own["pearson"].to_numpy(), initial=0.0)))
-        self.spread.set_values(own[score].to_numpy(), "AUROC of the features" if shown.binary else "Pearson of the features", low, 1.0)
+        score, title = score_of(shown.scale)
+        scores = own[score].to_numpy(dtype=float)
+        self.spread.set_values(scores, f"{title} of the features", *spread_ends(scores, shown.scale))
         self._fill_numbers(found.overall[name])
         self.choose(-1)
 
-    def _fill_numbers(self, overall: dict[str, float]) -> None:
-        while self.numbers.count():
-            widget = self.numbers.takeAt(0).widget()
-            if widget is not None:
-                widget.hide()
-                widget.deleteLater()
+    def _build_numbers(self) -> QGridLayout:
+        """Lay out every score once: labels that were made anew would be blank until Qt shows them."""
+        grid = QGridLayout()
+        grid.setHorizontalSpacing(16)
+        grid.setVerticalSpacing(2)
+        grid.setColumnStretch(3, 1)
         for column, title in enumerate(("", "Imputed", "Feature mean")):
-            self.numbers.addWidget(text(title, secondary=True, wrap=False), 0, column)
-        line = 1
-        for own, baseline, title in SUMMARY:
-            if own not in overall:
-                continue
-            self.numbers.addWidget(text(title, wrap=False), line, 0)
-            better = baseline and (overall[own] < overall[baseline]) == (own == "mse")
-            self.numbers.addWidget(_number(overall[own], strong=bool(better)), line, 1)
-            if baseline:
-                self.numbers.addWidget(_number(overall[baseline]), line, 2)
-            line += 1
-        self.numbers.setColumnStretch(3, 1)
+            grid.addWidget(text(title, secondary=True, wrap=False), 0, column)
+        for line, (name, _, title) in enumerate(SUMMARY, start=1):
+            labels = text(title, wrap=False), text("", wrap=False), text("", wrap=False)
+            for column, label in enumerate(labels):
+                grid.addWidget(label, line, column)
+            self.numbers_of[name] = labels
+        return grid
+
+    def _fill_numbers(self, overall: dict[str, float]) -> None:
+        for own, baseline, _ in SUMMARY:
+            labels = self.numbers_of[own]
+            for label in labels:
+                label.setVisible(own in overall)
+            value, mean = overall.get(own, float("nan")), overall.get(baseline, float("nan"))
+            better = bool(np.isfinite(mean)) and (value < mean) == (own == "mse")
+            for label, number, strong in ((labels[1], value, better), (labels[2], mean, False)):
+                font = tabular_font()
+                font.setBold(strong)
+                label.setFont(font)
+                label.setText(written(number))
 
     def choose(self, source: int) -> None:
         """Show the values of one feature, by its row in the table; -1 shows all together."""
@@ -309,43 +327,40 @@ class ImputationView(RunView):
                 column, title = int(found[0]), str(names[source])
         else:
             self.table.choose(-1, scroll=False)
+        self.feature = "" if column is None else title
         self.plot_title.setText(title)
         self.every.setEnabled(column is not None)
-        score = "auroc" if shown.binary else "pearson"
+        score, _ = score_of(shown.scale)
         self.spread.mark(float("nan") if column is None else float(self.table.table.values(score)[source]))
         baseline = float("nan") if column is None else float(shown.baseline[column])
         binary = shown.binary
-        titles = ("Imputed probability", "Share measured as 1") if binary else ("Imputed (log CP10k)", "Measured (log CP10k)")
-        self.plot.setToolTip("" if binary else "Values are log(1 + x) of counts per 10,000 (CP10k) of the modality, or as they are where they are no counts.")
+        titles = axis_titles(shown.scale)
+        self.plot.setToolTip("Values are log(1 + x) of counts per 10,000 (CP10k) of the modality." if shown.scale == "log1p" else "")
+        self._drawn += 1
+        drawn = self._drawn
         imputed, truth = (shown.imputed, shown.truth) if column is None else (shown.imputed[:, column], shown.truth[:, column])
         self.plot_title.setToolTip(title)
 
         def picture(_report: Any) -> TruthPicture:
             return (reliability_picture if binary else truth_picture)(imputed.ravel(), truth.ravel())
 
-        self.work(picture, lambda made: self.plot.set_picture(made, titles, baseline))
+        def made(found: TruthPicture) -> None:
+            if drawn == self._drawn:  # a picture of all values takes longer than that of a feature chosen after it
+                self.plot.set_picture(found, titles, baseline)
+
+        self.work(picture, made)
 
     # ------------------------------------------------------------------ taking away
 
-    def _export_png(self) -> None:
-        image = self.plot.grab().toImage()
+    def figure_options(self) -> dict[str, Any]:
+        """Return what the figure dialog begins with: the modality and the feature that are shown."""
+        return {"imputation_modality": self.modality.currentText(), "imputation_feature": self.feature}
 
-        def write(out: Any) -> None:
-            if not image.save(str(out), "PNG"):
-                message = "the picture could not be written"
-                raise OSError(message)
-
-        self.context.save("Export the plot", "-imputation.png", "PNG (*.png)", write)
+    def figure(self) -> dict[str, Any] | None:
+        """Return the figure of the view, where something was judged."""
+        return {"what": "imputation", **self.figure_options()} if self.comparison() is not None else None
 
     def _export_csv(self) -> None:
         found = self.found
         if found is not None:
             self.context.save_csv("imputation", lambda: found.by_feature.to_csv(index=False))
-
-
-def _number(value: float, *, strong: bool = False) -> QLabel:
-    label = QLabel("" if not np.isfinite(value) else f"{value:.3f}".replace("-", "\N{MINUS SIGN}"))
-    font = tabular_font()
-    font.setBold(strong)
-    label.setFont(font)
-    return label

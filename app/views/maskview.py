@@ -265,6 +265,7 @@ class MaskView(RunView):
     """The pattern of a run's data as its model reads it, and what a training step hides."""
 
     shows = "The pattern of what was measured appears here: groups of cells by blocks of features, and what training hides of them."
+    no_figure = "The masks have no figure of their own. Export their picture as PNG, or the shares as CSV, with the buttons above it."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

@@ -92,6 +92,7 @@ class MetricsView(RunView):
     """All runs as points and as rows; the shown run stands out, and is measured here where it was not."""
 
     shows = "How well batches mix and how much biology is kept appears here, of every run beside its data without integration."
+    no_figure = "The run that is shown was not measured yet. Compute its metrics first."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)

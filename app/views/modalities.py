@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +80,7 @@ class ModalitiesView(RunView):
     """A grid of pictures, and a table of how well modalities agree."""
 
     shows = "What each modality alone says of the cells of each batch appears here, beside what all say together. Train MIDAS on several modalities."
+    no_figure = "This run has neither a picture nor a score of its modalities. Compute the embedding again with UMAP and alignment switched on."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(context, parent)
@@ -274,6 +275,12 @@ def _why(part: Mapping[str, Any], drawn: Mapping[str, Any] | None) -> str:
     return ", ".join(words for words in (str(part["why"]), f"counts: {drawn['why']}" if drawn["why"] else "") if words)
 
 
+def _in_order(pair: Mapping[str, Any], names: Sequence[str], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return a pair with the names of its modalities in the order of the pictures; its scores are means of both directions."""
+    sides = sorted((pair["first"], pair["second"]), key=lambda name: names.index(name) if name in names else len(names))
+    return {**pair, **{side: labels.get(name, name) for side, name in zip(("first", "second"), sides, strict=True)}}
+
+
 def read_modalities(results: RunResults) -> Found:
     """Return what the view shows of a run; called in a thread.
 
@@ -302,7 +309,7 @@ def read_modalities(results: RunResults) -> Found:
     pairs: tuple[dict[str, Any], ...] = ()
     if (folder / "alignment.json").is_file():
         tree = json.loads((folder / "alignment.json").read_text(encoding="utf-8"))
-        pairs = tuple({**pair, **{side: labels.get(pair[side], pair[side]) for side in ("first", "second")}} for pair in tree["pairs"])
+        pairs = tuple(_in_order(pair, names, labels) for pair in tree["pairs"])
     score = scmib.load(folder)
     # What is left out of the means is said in the table, part by part.
     totals = " ".join([*scmib.totals(score), *(str(note) for note in score["notes"] if not note.startswith(scmib.LEFT_OUT))]) if score else ""

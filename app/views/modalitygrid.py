@@ -16,7 +16,7 @@ from cellweave.app.views.points import PointSet, Window
 from cellweave.app.views.raster import Look, dot_reach, dots_image
 
 LEAST = 80  # pixels of a picture's side
-DOT = 4.0
+DOT, USUAL = 4.0, 140  # a dot, and the side of a picture in which it is that large
 FAINT = {"light": 0.82, "dark": 0.65}  # how far the cells of other batches are taken towards the background
 
 
@@ -183,7 +183,8 @@ class ModalityGrid(QWidget):
             np.where(self._codes == batch, codes, len(colours)).astype(np.int32)[points.order], np.concatenate([colours, behind]),
             np.array([-1 if code in self._hidden else 1 for code in range(len(colours))] + [0], np.int8),
         )  # fmt: skip
-        diameter = DOT * ratio * (0.7 if points.size > 5000 else 1.0)
+        small = min(1.0, max(0.6, min(width, height) / (ratio * USUAL)))  # in small pictures large dots would run into one another
+        diameter = DOT * ratio * min(small, 0.7 if points.size > 5000 else 1.0)
         return dots_image(points.place(window, reach=dot_reach(diameter)), points.rank, look, diameter)
 
     # ------------------------------------------------------------------ choosing

@@ -72,6 +72,8 @@ class RunView(QWidget):
         The person went to another epoch of the run here.
     shows
         What an empty view says it will show; one sentence.
+    no_figure
+        Why there is no figure where :meth:`figure` returns None, and what to do instead.
     results
         The run, or None.
     body
@@ -81,6 +83,7 @@ class RunView(QWidget):
     selectionChanged = Signal(object)  # noqa: N815
     epochChosen = Signal(int)  # noqa: N815
     shows: ClassVar[str] = ""
+    no_figure: ClassVar[str] = "There is nothing in this view yet that a figure could show."
 
     def __init__(self, context: ViewContext, parent: QWidget | None = None) -> None:
         super().__init__(parent)
@@ -172,6 +175,10 @@ class RunView(QWidget):
     def figure(self) -> dict[str, Any] | None:
         """Return what the figure dialog begins with (``what``, and options by name), or None where the view has no figure now."""
         return None
+
+    def why_no_figure(self) -> str:
+        """Return why the view has no figure now: what it says in place of itself, or a sentence of its own."""
+        return self.message() or self.no_figure
 
     # ------------------------------------------------------------------ work
 

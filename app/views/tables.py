@@ -248,6 +248,7 @@ class DataTable(QWidget):
         self._wanted: list[int] = []
         self._text_column = ""
         self._extra: NDArray[np.bool_] | None = None
+        self._anew = False  # other columns are about to be shown
         self.view = TableWidgetView()
         if fit:
             self.view.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
@@ -301,8 +302,9 @@ class DataTable(QWidget):
             Sorted so at first; empty keeps the order of the arrays.
         """
         self._text_column, self._extra = text_column, None
-        with QSignalBlocker(self.search):
-            self.search.clear()
+        self._anew = True
+        self.search.clear()  # its signals go out: the button that clears the field hides by them
+        self._anew = False
         self.table.set_table(columns, values)
         header = self.view.horizontalHeader()
         place = next((number for number, column in enumerate(columns) if column.name == sort_by), -1)
@@ -347,6 +349,8 @@ class DataTable(QWidget):
         self._filter()
 
     def _filter(self, *_: object) -> None:
+        if self._anew:
+            return
         current = self.current()
         wanted = self.search.text().strip().lower()
         kept = self._extra

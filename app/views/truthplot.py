@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,47 +11,7 @@ from qtpy.QtGui import QColor, QImage, QPainter, QPaintEvent, QPen, QPolygonF
 from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from cellweave.app.theme import SPACE, current, notifier
-
-DOTS_UP_TO = 4000
-BINS = 120
-
-
-@dataclass(frozen=True)
-class TruthPicture:
-    """What a plot of truth against imputed values shows; made in a thread.
-
-    Attributes
-    ----------
-    low, high
-        Ends of both axes.
-    imputed, truth
-        The points, where they are few; else None.
-    density
-        Share of the largest bin, ``(BINS, BINS)``, rows of truth from below; None where points are drawn.
-    n
-        Number of values.
-    """
-
-    low: float
-    high: float
-    imputed: NDArray[np.float32] | None
-    truth: NDArray[np.float32] | None
-    density: NDArray[np.float64] | None
-    n: int
-
-
-def truth_picture(imputed: NDArray[Any], truth: NDArray[Any]) -> TruthPicture:
-    """Return the picture of values, each ``(n,)``; those that are not finite are left out."""
-    keep = np.isfinite(imputed) & np.isfinite(truth)
-    x, y = imputed[keep].astype(np.float32), truth[keep].astype(np.float32)
-    if not len(x):
-        return TruthPicture(0.0, 1.0, x, y, None, 0)
-    low, high = min(0.0, float(x.min()), float(y.min())), max(float(x.max()), float(y.max()), 1e-6)
-    high += 0.02 * (high - low)
-    if len(x) <= DOTS_UP_TO:
-        return TruthPicture(low, high, x, y, None, len(x))
-    counts, _, _ = np.histogram2d(y, x, bins=BINS, range=((low, high), (low, high)))
-    return TruthPicture(low, high, None, None, np.log1p(counts) / np.log1p(counts.max()), len(x))
+from cellweave.core.export.imputation_parts import TruthPicture, shade
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -61,19 +20,6 @@ def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= most)
     first = np.ceil(low / step - 1e-9) * step
     return [0.0 if abs(value) < 1e-9 * step else float(value) for value in np.arange(first, high + 1e-9 * step, step)]
-
-
-def reliability_picture(imputed: NDArray[Any], truth: NDArray[Any], most: int = 20) -> TruthPicture:
-    """Return mean probability and share of ones in groups of equal size by probability, from values each ``(n,)``.
-
-    Truth is 0 or 1, so that dots of single values would say nothing.
-    """
-    keep = np.isfinite(imputed) & np.isfinite(truth)
-    x, y = imputed[keep].astype(np.float64), truth[keep].astype(np.float64)
-    groups = [part for part in np.array_split(np.argsort(x, kind="stable"), most) if len(part)]
-    means = np.array([[x[part].mean(), y[part].mean()] for part in groups]).reshape(-1, 2).astype(np.float32)
-    high = max(float(means.max(initial=0.0)) * 1.05, 0.02)
-    return TruthPicture(0.0, high, means[:, 0], means[:, 1], None, len(x))
 
 
 class TruthPlot(QWidget):
@@ -169,7 +115,7 @@ class TruthPlot(QWidget):
 
 def _density_image(density: NDArray[np.float64], colour: QColor) -> QImage:
     """Return the density as an image in shades of one colour, top row first."""
-    alpha = np.where(density > 0, 0.12 + 0.88 * density, 0.0)[::-1]
+    alpha = shade(density)[::-1]
     pixels = np.zeros((*alpha.shape, 4), np.uint8)
     for channel, value in enumerate((colour.blue(), colour.green(), colour.red())):
         pixels[..., channel] = np.round(value * alpha)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from cellweave.core.analysis.imputation_choice import (
     only_features,
     question_of,
 )
-from cellweave.core.files import write_atomic, write_json_atomic
+from cellweave.core.files import write_atomic, write_json_atomic, write_text_atomic
 from cellweave.core.query.imputed import value_scale
 from cellweave.core.spec.modalities import modality_kind, names_meant
 from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
@@ -51,6 +53,8 @@ class Comparison:
         Mean of each feature over the training cells in which it was measured, ``(n_features,)``.
     binary
         Whether the values are 0 and 1 and the imputed ones probabilities; otherwise both are ``log1p`` of counts per 10,000, or the values themselves.
+    unit
+        Which of the last two they are: ``"log1p"``, or ``"none"`` for the values themselves.
     """
 
     rows: np.ndarray
@@ -59,6 +63,12 @@ class Comparison:
     imputed: np.ndarray
     baseline: np.ndarray
     binary: bool
+    unit: str = "log1p"
+
+    @property
+    def scale(self) -> str:
+        """What the values are: ``"binary"``, ``"log1p"`` or ``"none"``."""
+        return "binary" if self.binary else self.unit
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,9 @@ def evaluate(run: TrainedRun, question: ImputationQuestion, cells: np.ndarray | 
         if not inside.all() and not gone:
             cause, mend = "None of the chosen cells can be judged so.", "Choose other cells or batches, or hide something else."
         raise ImputationError(gone or cause, "Switch off a modality of cells that have another one too." if gone else mend)
-    comparisons = only_features(comparisons, question.features)
+    comparisons = {name: one for name, one in only_features(comparisons, question.features).items() if np.isfinite(one.truth).any()}
+    if not comparisons:
+        raise ImputationError("None of these features was measured in the cells that are judged.", "Choose other features, batches or cells.")
     notes += [gone] if gone else []
     if cells is not None:
         notes.append(f"Of {len(cells):,} cells that were chosen.")
@@ -302,8 +314,8 @@ def _compare(
     modality = next(modality for modality in run.data.modalities if modality.name == name)
     truth = np.where(judged, _normalised(run, name, counts, summed), np.nan).astype(np.float32)
     features = np.asarray(modality.var.index.astype(str), dtype=object)
-    binary = value_scale(run, name) == "binary"
-    return Comparison(rows, features, truth, np.where(judged, imputed, np.nan).astype(np.float32), _baseline(run, name, rows), binary)
+    scale, shown = value_scale(run, name), np.where(judged, imputed, np.nan).astype(np.float32)
+    return Comparison(rows, features, truth, shown, _baseline(run, name, rows), scale == "binary", "none" if scale == "none" else "log1p")
 
 
 def _baseline(run: TrainedRun, name: str, judged: np.ndarray) -> np.ndarray:
@@ -395,33 +407,42 @@ def save(results: Path, found: Evaluation) -> None:
 
     def values(path: Path) -> None:
         with h5py.File(path, "w") as file:
+            file.attrs["stamp"] = stamp
             for name, one in found.comparisons.items():
                 group = file.create_group(name)
-                group.attrs["binary"] = one.binary
+                group.attrs["binary"], group.attrs["unit"] = one.binary, one.unit
                 for key in ("truth", "imputed"):
                     group.create_dataset(key, data=getattr(one, key).astype(np.float16), compression="lzf")
                 group.create_dataset("rows", data=one.rows.astype(np.int64))
                 group.create_dataset("baseline", data=one.baseline.astype(np.float32))
                 group.create_dataset("features", data=[str(text) for text in one.features], dtype=h5py.string_dtype())
 
+    table = found.by_feature.to_csv(index=False)
+    stamp = sha256(table.encode()).hexdigest()
     write_atomic(results / VALUES, values)
-    write_atomic(results / TABLE, lambda path: found.by_feature.to_csv(path, index=False))
+    write_text_atomic(results / TABLE, table)
     overall = {name: {key: value if np.isfinite(value) else None for key, value in whole.items()} for name, whole in found.overall.items()}
-    write_json_atomic(results / OVERALL, {"question": asdict(found.question), "overall": overall, "notes": found.notes})
+    write_json_atomic(results / OVERALL, {"question": asdict(found.question), "overall": overall, "notes": found.notes, "stamp": stamp})
 
 
 def load(results: Path) -> Evaluation | None:
-    """Read what :func:`save` wrote; None where there is nothing, or it cannot be read."""
+    """Read what :func:`save` wrote; None where there is nothing, it cannot be read, or its files are not of one writing."""
     try:
         tree = json.loads((results / OVERALL).read_text(encoding="utf-8"))
-        table, comparisons = pd.read_csv(results / TABLE, dtype={"feature": str, "modality": str}), {}
+        written, comparisons = (results / TABLE).read_text(encoding="utf-8"), {}
+        stamps = {tree.get("stamp"), sha256(written.encode()).hexdigest()}
+        table = pd.read_csv(StringIO(written), converters={"feature": str, "modality": str})  # a feature may be called NA
         with h5py.File(results / VALUES, "r") as file:
+            if tree.get("stamp") is not None and stamps != {file.attrs.get("stamp")}:  # of another question than the rest
+                return None
             for name, group in file.items():
                 arrays = {key: group[key][()].astype(np.float32) for key in ("truth", "imputed", "baseline")}
                 features = np.array([text.decode() if isinstance(text, bytes) else str(text) for text in group["features"][()]], dtype=object)
                 comparisons[name] = Comparison(
-                    group["rows"][()], features, arrays["truth"], arrays["imputed"], arrays["baseline"], bool(group.attrs["binary"])
+                    group["rows"][()], features, arrays["truth"], arrays["imputed"], arrays["baseline"], bool(group.attrs["binary"]),
+                    str(group.attrs.get("unit", "log1p")),
                 )
+        comparisons = {name: comparisons[name] for name in tree["overall"]}  # in the order in which they were judged
     except (OSError, ValueError, KeyError):
         return None
     question = question_of(tree["question"])

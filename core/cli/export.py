@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cellweave.core.export.figure_options import FigureOptions
 
 FIGURE_SUFFIXES = (".pdf", ".png", ".svg")
-FIGURE_NAMES = {"losses": "losses", "umap": "embedding", "embedding": "embedding", "scores": "scores", "metrics": "metrics"}
+FIGURE_NAMES = {"losses": "losses", "umap": "embedding", "embedding": "embedding", "scores": "scores", "metrics": "metrics", "imputation": "imputation"}
 
 
 def register(app: typer.Typer) -> None:

@@ -10,17 +10,18 @@ from pydantic import field_validator
 
 from cellweave.core.spec.fields import Frozen, option
 
-PAGE, CONTENT, POINTS, CURVES, GENES, RUNS = "Page", "Content", "Points", "Curves", "Genes", "Runs"
+PAGE, CONTENT, POINTS, CURVES, GENES, RUNS, IMPUTATION = "Page", "Content", "Points", "Curves", "Genes", "Runs", "Imputation"
 FIGURES = {
     "losses": "Losses", "embedding": "Embedding", "scores": "Scores", "loadings": "Loadings", "volcano": "Volcano plot",
     "metrics": "Integration metrics",
     "attribution": "Modality attribution",
     "ambient": "Ambient background",
     "modalities": "Modalities",
+    "imputation": "Imputation",
 }
 #: The column that tells mapped cells from those of their reference, and its levels.
 ORIGIN, ORIGINS = "new or reference", ("new cells", "reference")
-FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient", "modalities"]
+FigureKind = Literal["losses", "embedding", "scores", "loadings", "volcano", "metrics", "attribution", "ambient", "modalities", "imputation"]
 
 
 class FigureOptions(Frozen):
@@ -88,6 +89,12 @@ class FigureOptions(Frozen):
     attribution_score: Literal["total", "own", "other", "frobenius", "own_share"] = option(
         "total", "Score", "Which attribution score of the decoders is plotted: over all latents, the modality's own or the others', the norm of the Jacobian, "
         "or the share of own latents in it.", group="Attribution",
+    )
+
+    imputation_modality: str = option("", "Modality", "Modality whose imputed values are drawn; empty takes the first that was judged.", group=IMPUTATION)
+    imputation_feature: str = option("", "Feature", "Feature whose values are drawn; empty draws those of all features.", group=IMPUTATION)
+    features_listed: int = option(
+        10, "Features listed", "How many features are listed with their score, the highest first; 0 leaves the list out.", group=IMPUTATION, ge=0, le=60
     )
 
     @field_validator("columns", "terms", "runs", mode="before")

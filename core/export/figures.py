@@ -12,6 +12,7 @@ from cellweave.core.export.attribution_figure import attribution_figure
 from cellweave.core.export.canvas import MM_PER_INCH, Canvas, check_format, save, styled
 from cellweave.core.export.embedding_figure import embedding_figure
 from cellweave.core.export.figure_options import FIGURES, ORIGIN, FigureKind, FigureOptions
+from cellweave.core.export.imputation_figure import imputation_figure
 from cellweave.core.export.joint_columns import joint_column, joint_layout
 from cellweave.core.export.loadings_figure import loadings_figure
 from cellweave.core.export.loss_figure import loss_figure
@@ -98,6 +99,8 @@ def _draw(run: RunData, what: str, options: FigureOptions, extra: Mapping[str, C
         return canvas, {**shown, "columns": list(names)}
     if what == "volcano":
         return volcano_figure(run, options)
+    if what == "imputation":
+        return imputation_figure(run, options)
     return _embedding(run, options, extra)
 
 

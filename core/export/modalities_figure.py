@@ -34,6 +34,7 @@ LONGEST_BATCH, LONGEST_LEVEL = 24.0, 40.0
 #: Colours of the losses that stand for batch mixing, modalities and biology.
 PLACE = {"scmib_batch": 0, "modality_score": 1, "scmib_bio": 2}
 BELOW = 3.0
+KEY, KEY_GAP = 3.5, 4.0  # mm of a dot of the legend of scores, and between two of its entries
 
 
 def modalities_figure(run: RunData, options: FigureOptions, column: ColumnValues | None) -> tuple[Canvas, dict[str, Any]]:
@@ -112,7 +113,8 @@ class _Figure:
         width = options.width_mm or max(least, 2 * MARGIN + self.names + n_across * (SIDE + GAP) + self.legend if grid else 0.0, 90.0)
         wrapped = [piece for note in notes for piece in wrap(note, options, width - 2 * MARGIN)]
         foot = MARGIN + len(wrapped) * self.line
-        score = (len(self.parts) * ROW + 3.2 * self.line + BELOW) if self.parts else 0.0
+        keys = self._key_lines(width - 2 * MARGIN)
+        score = (len(self.parts) * ROW + (3.2 + 1.3 * (len(keys) - 1)) * self.line + BELOW) if self.parts else 0.0
         side = (width - 2 * MARGIN - self.names - self.legend) / n_across - GAP
         if options.height_mm:
             side = min(side, (options.height_mm - head - foot - score - 1.4 * self.line) / n_down - GAP)
@@ -127,7 +129,7 @@ class _Figure:
         if grid:
             self._grid(canvas, head, side)
         if self.parts:
-            self._scores(canvas, head + down + (BELOW if grid else 0.0), part_names, width - 2 * MARGIN - part_names - numbers)
+            self._scores(canvas, head + down + (BELOW if grid else 0.0), part_names, width - 2 * MARGIN - part_names - numbers, keys)
         for number, note in enumerate(wrapped):
             canvas.text(MARGIN, height - MARGIN - (len(wrapped) - number) * self.line, note, colour="secondary")
         return canvas
@@ -225,9 +227,9 @@ class _Figure:
 
     # ------------------------------------------------------------------ the scores
 
-    def _scores(self, canvas: Canvas, top: float, names: float, across: float) -> None:
-        self._score_legend(canvas, top)
-        top, down = top + 1.6 * self.line, len(self.parts) * ROW
+    def _scores(self, canvas: Canvas, top: float, names: float, across: float, keys: list[list[tuple[str, str]]]) -> None:
+        self._score_legend(canvas, top, keys)
+        top, down = top + (1.6 + 1.3 * (len(keys) - 1)) * self.line, len(self.parts) * ROW
         axes = canvas.axes(MARGIN + names, top, across, down)
         axes.set(xlim=(-0.02, 1.04), ylim=(len(self.parts) - 0.5, -0.5), yticks=[])
         axes.grid(visible=True, axis="x", color=canvas.colours["grid"], linewidth=0.4)
@@ -241,14 +243,29 @@ class _Figure:
             axes.plot([0, part["value"]], [number] * 2, color=colour, linewidth=1.0, alpha=0.5, zorder=2)
             axes.plot([part["value"]], [number], "o", markersize=4.5, color=colour, markeredgewidth=0, clip_on=False, zorder=4)
 
-    def _score_legend(self, canvas: Canvas, top: float) -> None:
-        from matplotlib.lines import Line2D
-
-        x, y = MARGIN, 1 - (top + self.line * 0.5) / canvas.height
+    def _key_lines(self, width: float) -> list[list[tuple[str, str]]]:
+        """Return what the colours of the scores stand for, name and words, in lines of at most ``width`` mm."""
+        lines: list[list[tuple[str, str]]] = [[]]
+        x = 0.0
         for name, words in (("scmib_batch", "batch mixing"), ("modality_score", "modalities"), ("scmib_bio", "biology kept")):
             own = self.tree["scores"].get(name) if self.tree is not None else None
             label = words if own is None else f"{words}, mean {own:.3f}"
-            colour = loss_colour(PLACE[name], self.options.theme)
-            canvas.figure.add_artist(Line2D([(x + 1.2) / canvas.width], [y], marker="o", linestyle="", markersize=4.5, color=colour, markeredgewidth=0))
-            canvas.text(x + 3.5, top + self.line * 0.5, label, va="center_baseline")
-            x += 3.5 + text_width(label, self.options) + 4
+            wide = KEY + text_width(label, self.options)
+            if lines[-1] and x + wide > width:
+                lines.append([])
+                x = 0.0
+            lines[-1].append((name, label))
+            x += wide + KEY_GAP
+        return lines
+
+    def _score_legend(self, canvas: Canvas, top: float, keys: list[list[tuple[str, str]]]) -> None:
+        from matplotlib.lines import Line2D
+
+        for number, line in enumerate(keys):
+            x, middle = MARGIN, top + (0.5 + 1.3 * number) * self.line
+            for name, label in line:
+                colour = loss_colour(PLACE[name], self.options.theme)
+                at = [(x + 1.2) / canvas.width], [1 - middle / canvas.height]
+                canvas.figure.add_artist(Line2D(*at, marker="o", linestyle="", markersize=4.5, color=colour, markeredgewidth=0))
+                canvas.text(x + KEY, middle, label, va="center_baseline")
+                x += KEY + text_width(label, self.options) + KEY_GAP

@@ -123,3 +123,55 @@ def test_the_view_that_was_chosen_last_comes_back(qtbot, make_window, trained):
     assert second.centre.current() == "welcome"
     show_run(qtbot, second, trained["ldvae"])
     assert second.centre.current() == "loadings"
+
+
+CASES = (
+    ("losses", "losses", ""), ("embedding", "embedding", ""), ("loadings", "loadings", ""), ("metrics", "", "Compute its metrics first"),
+    ("differential", "", "Compare two groups of cells first"), ("compare", "", "Export it as CSV"), ("neighbourhood", "", ""),
+    ("model", "", "Open one of them first"),
+    ("masks", "", "scVAEIT and MIDAS do"), ("imputation", "", "scVAEIT and MIDAS do"), ("modalities", "", "MIDAS has"),
+    ("attribution", "", "Multimodal VI does"), ("ambient", "", "Multimodal VI do"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("view", "figure", "why"), CASES)
+def test_export_figure_gives_the_figure_of_the_view_in_front_or_says_why_not(qtbot, window, trained, view, figure, why):
+    assert {info.name for info in VIEWS} == {case[0] for case in CASES} - {"model"}, "every view is in the list above"
+    show_run(qtbot, window, trained["ldvae"])
+    if view == "model":
+        window.centre.tabs.setCurrentWidget(window.centre.tabs.place_of("masks"))
+        assert window.centre.current() == "model"
+    else:
+        window.show_view(view)
+    qtbot.waitUntil(lambda: not window.tasks.busy(), timeout=20_000)
+    window.centre.notice.hide()
+    window.actions_by_id["file.figure"].trigger()
+    if figure:
+        assert window.figure_dialog.what() == figure
+        window.figure_dialog.close()
+        return
+    said = window.centre.notice.words.text()
+    assert window.figure_dialog is None, "no other figure opens in its place"
+    assert window.centre.notice.isVisible() and why in said and said.endswith(".")
+
+
+def test_the_figure_of_the_losses_begins_as_the_view_shows_them(qtbot, window, trained):
+    show_run(qtbot, window, trained["ldvae"])
+    window.show_view("losses")
+    assert window.centre.loss_options()["terms"] == (), "all that the figure knows"
+    view = window.losses
+    view.restore({"log": True, "smoothing": 60, "hidden": ["elbo", "total"]})
+    window.actions_by_id["file.figure"].trigger()
+    options = window.figure_dialog.options()
+    assert options.log_scale and options.smoothing == pytest.approx(0.6)
+    assert "total" not in options.terms and "kl_z" in options.terms
+    qtbot.waitUntil(lambda: not window.figure_dialog.preview.picture().isNull(), timeout=60_000)
+    window.figure_dialog.close()
+
+
+def test_without_a_umap_export_figure_says_so(qtbot, window, trained):
+    (trained["ldvae"] / "results" / "umap.npy").unlink()
+    show_run(qtbot, window, trained["ldvae"])
+    window.show_view("embedding")
+    window.actions_by_id["file.figure"].trigger()
+    assert window.figure_dialog is None and "no UMAP" in window.centre.notice.words.text()

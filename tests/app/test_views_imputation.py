@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, QRectF, Qt
 from qtpy.QtTest import QTest
+from qtpy.QtWidgets import QLabel, QToolButton
 
 from cellweave.app.views.maskview import MaskPicture
-from cellweave.app.views.truthplot import SpreadPlot, TruthPlot, nice_ticks, reliability_picture, truth_picture
+from cellweave.app.views.truthplot import SpreadPlot, TruthPlot, nice_ticks
 from cellweave.core.analysis.mask_pattern import MaskPattern
+from cellweave.core.export.imputation_parts import reliability_picture, truth_picture
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +71,77 @@ def test_a_feature_of_the_table_is_shown_with_its_mean(window, qtbot):
     view.every.click()
     qtbot.waitUntil(lambda: view.plot.picture.n == 400 * 224, timeout=20_000)
     assert np.isnan(view.spread.marked)
+
+
+def test_export_figure_gives_the_figure_of_what_is_shown(window, qtbot, tmp_path):
+    """Through the action: modality and feature of the view, the dialog's preview, and an SVG of it."""
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    assert view.figure() == {"what": "imputation", "imputation_modality": "ADT", "imputation_feature": ""} and view.figure_button.isEnabled()
+    view.table.view.selectRow(2)
+    qtbot.waitUntil(lambda: view.plot.picture.n == 400, timeout=20_000)
+    window.actions_by_id["file.figure"].trigger()
+    dialog = window.figure_dialog
+    assert dialog.what() == "imputation"
+    assert (dialog.options().imputation_modality, dialog.options().imputation_feature) == ("ADT", view.feature)
+    qtbot.waitUntil(lambda: not dialog.preview.picture().isNull(), timeout=60_000)
+    dialog._ask_path = lambda start: str(tmp_path / "figure.svg")
+    with qtbot.waitSignal(dialog.saved, timeout=60_000):
+        qtbot.mouseClick(dialog._save, Qt.MouseButton.LeftButton)
+    words = (tmp_path / "figure.svg").read_text(encoding="utf-8")
+    score = float(view.table.table.values("pearson")[view.table.current()])
+    assert f"ADT, {view.feature}: Pearson {score:.3f}".replace("-", "\N{MINUS SIGN}") in words and "Imputed (log CP10k)" in words
+    dialog.close()
+    view.every.click()
+    assert view.figure()["imputation_feature"] == ""
+    view.figure_button.click()
+    assert window.figure_dialog.what() == "imputation" and window.figure_dialog.options().imputation_feature == ""
+    window.figure_dialog.close()
+    view._take(None)
+    assert view.figure() is None and not view.figure_button.isEnabled()
+    before = window.figure_dialog
+    window.actions_by_id["file.figure"].trigger()
+    assert window.figure_dialog is before, "no other figure opens in its place"
+    assert "Press Judge" in window.centre.notice.words.text()
+
+
+def test_a_slow_picture_of_all_values_does_not_replace_that_of_a_feature(window, qtbot, monkeypatch):
+    """Back to all, then at once a feature: the picture of all values takes longer and comes last."""
+    from cellweave.app.views import imputation
+
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    drawn, go_on = [], threading.Event()
+
+    def slowly(imputed, truth):
+        if len(imputed) > 400:
+            assert go_on.wait(20)
+        found = truth_picture(imputed, truth)
+        drawn.append(found.n)
+        return found
+
+    monkeypatch.setattr(imputation, "truth_picture", slowly)
+    view.choose(-1)
+    view.choose(5)
+    qtbot.waitUntil(lambda: view.plot.picture.n == 400, timeout=20_000)
+    go_on.set()
+    qtbot.waitUntil(lambda: drawn == [400, 400 * 224], timeout=20_000)
+    qtbot.waitUntil(lambda: not window.tasks.busy(), timeout=20_000)
+    assert view.plot.picture.n == 400 and view.plot_title.text() == view.table.table.values("feature")[5]
+
+
+def test_the_scores_are_there_at_once_after_judging_anew(window, qtbot):
+    """The small table of scores keeps its labels: those made anew were blank until Qt came to show them."""
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    own, baseline = view.found.overall["adt"]["mse"], view.found.overall["adt"]["mse_baseline"]
+    view._take(view.found)
+    shown = [label.text() for label in view.halves.findChildren(QLabel) if label.isVisible()]
+    assert {f"{own:.3f}", f"{baseline:.3f}", "Mean squared error", "Pearson, median of features"} <= set(shown)
+    assert "AUROC, all values" not in shown, "only of values of 0 and 1"
 
 
 def test_judging_anew_replaces_what_is_shown_and_is_kept(window, qtbot, folder):
@@ -153,6 +227,34 @@ def test_columns_come_back_where_there_is_room(qtbot):
     assert counts == sorted(counts) and counts[0] == 3 and counts[-1] == len(columns)
     table.resize(240, 300)
     assert sum(not table.view.isColumnHidden(number) for number in range(len(columns))) == 3
+
+
+def test_a_search_is_taken_back_whole_with_other_columns(qtbot):
+    """The button that clears the field goes with the words, and every row is shown."""
+    from cellweave.app.views.tables import DataTable, TableColumn
+
+    table = DataTable("Scores", "Search", fit=True)
+    qtbot.addWidget(table)
+    table.show()
+    values = {"feature": np.array(["a", "b", "c"], object)}
+    table.set_table([TableColumn("feature", "Feature")], values, text_column="feature")
+    button = table.search.findChild(QToolButton)
+    qtbot.keyClicks(table.search, "b")
+    qtbot.waitUntil(lambda: button.property("opacity") == 1)
+    assert table.table.rowCount() == 1
+    table.set_table([TableColumn("feature", "Feature")], values, text_column="feature")
+    assert table.table.rowCount() == 3 and table.search.text() == "" and table.count.text() == "3"
+    qtbot.waitUntil(lambda: button.property("opacity") == 0)
+
+
+def test_a_score_without_one_of_the_mean_is_not_said_to_be_better(window, qtbot):
+    """A single feature: its mean does not vary, so that it has no correlation."""
+    window.show_view("imputation")
+    view = window.centre.view("imputation")
+    qtbot.waitUntil(lambda: view.plot.picture is not None, timeout=20_000)
+    view._fill_numbers({"mse": 0.5, "mse_baseline": 0.6, "pearson": 0.9, "pearson_baseline": float("nan")})
+    assert view.numbers_of["mse"][1].font().bold()
+    assert not view.numbers_of["pearson"][1].font().bold() and view.numbers_of["pearson"][2].text() == ""
 
 
 def test_the_masks_of_a_run(window, qtbot):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from qtpy.QtCore import QEvent, QPoint, Qt
 from qtpy.QtGui import QHelpEvent
 from qtpy.QtWidgets import QApplication, QToolTip
+from synthetic_runs import make_run
 
 from cellweave.app import theme
 from cellweave.app.state.results import Cells
 from cellweave.app.views.declared import VIEWS, view_info
-from cellweave.app.views.modalities import Found, ModalitiesView
+from cellweave.app.views.modalities import Found, ModalitiesView, read_modalities
 from cellweave.app.views.modalitygrid import ModalityGrid
 from cellweave.core.export.run_data import ColumnValues
 from cellweave.core.spec import RunSpec
@@ -183,3 +187,16 @@ def test_the_legend_takes_the_ink_of_a_new_theme_and_keeps_what_is_hidden(view):
         np.testing.assert_array_equal(view.legend._colours, column.colours("dark"))
     finally:
         theme.apply(app, before)
+
+
+def test_a_pair_is_named_in_the_order_of_the_pictures(tmp_path):
+    """The engine names pairs by the alphabet, ADT before RNA; the pictures stand the other way round."""
+    (tmp_path / "cells.h5ad").write_bytes(b"cells")
+    run = make_run(tmp_path / "run", [tmp_path / "cells.h5ad"], [20])
+    for name in ("adt", "rna"):
+        np.save(run.results / f"c_{name}.npy", np.zeros((20, 2), np.float32))
+    pair = {"first": "adt", "second": "rna", "n_cells": 20, "foscttm": 0.9, "transfer": 0.8, "mixing": 0.7}
+    (run.results / "alignment.json").write_text(json.dumps({"pairs": [pair]}), encoding="utf-8")
+    found = read_modalities(SimpleNamespace(folder=run.path, spec=run.spec))
+    assert found.names == ("All together", "RNA", "ADT")
+    assert [(one["first"], one["second"], one["foscttm"]) for one in found.pairs] == [("RNA", "ADT", 0.9)]

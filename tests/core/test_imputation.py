@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 
 from cellweave.core.analysis.imputation import (
     Comparison,
+    Evaluation,
     ImputationError,
     ImputationQuestion,
     auroc,
@@ -89,6 +91,55 @@ def test_scores_of_a_feature_and_of_all_entries():
     keep = np.isfinite(truth)
     assert overall["mse"] == pytest.approx(((truth - imputed)[keep] ** 2).mean())
     assert overall["entries"] == 90 and overall["cells"] == 50
+
+
+# ---------------------------------------------------------------------- kept
+
+
+def evaluated(feature="NA", names=("rna", "adt"), hide="modality"):
+    """An answer of modalities whose first feature has a name that also stands for nothing."""
+    rng = np.random.default_rng(2)
+    found, tables, overall = {}, [], {}
+    for name in names:
+        truth = rng.normal(size=(30, 2))
+        found[name] = Comparison(np.arange(30), np.array([feature, "b"], object), truth, truth + 0.1, np.zeros(2), binary=False, unit="none")
+        table, overall[name] = scores(found[name])
+        table.insert(0, "modality", name)
+        tables.append(table)
+    return Evaluation(ImputationQuestion(hide), pd.concat(tables, ignore_index=True), overall, found, ["A note."])
+
+
+def test_what_was_judged_comes_back_whole_and_in_its_order(tmp_path):
+    before = evaluated()
+    save(tmp_path, before)
+    found = load(tmp_path)
+    assert list(found.comparisons) == list(found.overall) == ["rna", "adt"], "as it was judged, not by the alphabet"
+    assert found.by_feature["feature"].tolist() == ["NA", "b", "NA", "b"]
+    np.testing.assert_allclose(found.by_feature["mse"], before.by_feature["mse"])
+    assert found.comparisons["adt"].scale == "none" and found.comparisons["adt"].features.tolist() == ["NA", "b"]
+    assert found.question == before.question and found.notes == ["A note."]
+
+
+@pytest.mark.parametrize("late", ["imputation.h5", "imputation.csv", "imputation.json"])
+def test_files_of_two_answers_are_not_read_as_one(tmp_path, late):
+    """Judging anew was interrupted between two files: a table would have no row of the modality that is shown."""
+    for part, answer in (("old", evaluated("c", ("adt",), "held-out")), ("new", evaluated("c", ("rna",)))):
+        (tmp_path / part).mkdir()
+        save(tmp_path / part, answer)
+    assert load(tmp_path / "old") is not None
+    (tmp_path / "new" / late).replace(tmp_path / "old" / late)
+    assert load(tmp_path / "old") is None
+
+
+def test_features_that_none_of_the_judged_cells_has_are_said(run, monkeypatch):
+    from cellweave.core.analysis import imputation
+
+    one = evaluated("c", ("adt",)).comparisons["adt"]
+    found = replace(one, truth=np.where(np.arange(2) == 0, np.nan, one.truth))
+    monkeypatch.setitem(imputation._COMPARED, "modality", lambda *_: ({"adt": found}, []))
+    assert evaluate(run, ImputationQuestion("modality", features=("b",))).by_feature["feature"].tolist() == ["b"]
+    with pytest.raises(ImputationError, match="None of these features was measured"):
+        evaluate(run, ImputationQuestion("modality", features=("c",)))
 
 
 # ---------------------------------------------------------------------- judged

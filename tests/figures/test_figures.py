@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from scipy import sparse
-from synthetic_runs import make_run
+from synthetic_runs import example_evaluation, make_run
 
 from cellweave.core.analysis import scmib
+from cellweave.core.analysis.imputation import save
 from cellweave.core.errors import CellweaveError, RunFolderError, SpecError
 from cellweave.core.export import palette
 from cellweave.core.export.canvas import MM_PER_INCH, styled
@@ -23,6 +24,7 @@ from cellweave.core.export.embedding_figure import embedding_figure
 from cellweave.core.export.figures import FIGURES, FigureOptions, save_figure
 from cellweave.core.export.loss_figure import loss_figure
 from cellweave.core.export.metrics_figure import metrics_figure
+from cellweave.core.export.modalities_figure import modalities_figure
 from cellweave.core.export.provenance import spec_hash
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.export.score_figure import scores_figure
@@ -47,6 +49,7 @@ def run(tmp_path_factory):
         **{"covariates.batch": "batch", "covariates.labels": "cell_type"},
     )  # fmt: skip
     keep_modalities(made.results)
+    save(made.results, example_evaluation())
     return RunData(made.path)
 
 
@@ -400,3 +403,13 @@ def test_long_names_of_groups_are_shortened_in_a_volcano_plot(tmp_path):
     assert shown["comparison"] == "A-vs-B-2"
     assert_nothing_cut_off(canvas)
     assert any(text.endswith("…") for text, _ in drawn_texts(canvas))
+
+
+@pytest.mark.parametrize("options", [{}, {"width_mm": 110}, {"font_size": 9}])
+def test_no_legend_of_scores_of_the_mosaic_is_cut_off(run, options):
+    options = FigureOptions(**options)
+    with styled(options):
+        canvas, _ = modalities_figure(run, options, None)
+        assert_nothing_cut_off(canvas)
+        assert_no_overlap(canvas)
+        assert any(text.startswith("biology kept, mean") for text, _ in drawn_texts(canvas))
