@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from vaeit_jobs import datasets, simple
 
-from cellweave.core.analysis.imputation import auroc, correlation
+from cellweave.core.analysis.imputation_scores import auroc, correlation
 from cellweave.core.example import example_path
 from cellweave.core.system import cpu_name, usable_cores
 

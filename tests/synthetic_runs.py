@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from cellweave.core.analysis.imputation import Comparison, Evaluation, ImputationQuestion, scores
+from cellweave.core.analysis.imputation_choice import ImputationQuestion
+from cellweave.core.analysis.imputation_scores import Comparison, Evaluation, scores
 from cellweave.core.export.differential_files import keep_comparison
 from cellweave.core.files import sha256_of
 from cellweave.core.query.effects import Effects, LevelTable

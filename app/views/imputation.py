@@ -32,7 +32,7 @@ from cellweave.core.spec.modalities import modality_kind
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
     from cellweave.app.views.context import ViewContext
-    from cellweave.core.analysis.imputation import Comparison, Evaluation
+    from cellweave.core.analysis.imputation_scores import Comparison, Evaluation
 
 CHOOSE = "Choose what to hide, then press Judge: the model imputes it, and the truth is laid beside."
 HIDES = (
@@ -143,7 +143,7 @@ class ImputationView(RunView):
         self.set_message("Reading what was judged…")
 
         def work(_report: Any) -> tuple[Evaluation | None, str, bool, tuple[str, ...]]:
-            from cellweave.core.analysis.imputation import load
+            from cellweave.core.analysis.imputation_scores import load
             from cellweave.core.errors import CellweaveError
             from cellweave.core.export.run_data import RunData
             from cellweave.core.study.held_out import nothing_left, without_cells
@@ -215,8 +215,9 @@ class ImputationView(RunView):
         hide, share, options, cells = self.hide_choice.currentData(), self.share.value() / 100, self.options, self.cells
 
         def work(report: Any) -> Evaluation:
-            from cellweave.core.analysis.imputation import evaluate, save
+            from cellweave.core.analysis.imputation import evaluate
             from cellweave.core.analysis.imputation_choice import ImputationQuestion
+            from cellweave.core.analysis.imputation_scores import save
 
             chosen = {**options.model_dump(), "given": options.given or None}
             found = evaluate(self.context.opened(results, report), ImputationQuestion(hide=hide, share=share, **chosen), cells)

@@ -13,7 +13,7 @@ from cellweave.core.errors import CellweaveError
 from cellweave.core.study.mosaic import and_list
 
 if TYPE_CHECKING:
-    from cellweave.core.analysis.imputation import Comparison
+    from cellweave.core.analysis.imputation_scores import Comparison
     from cellweave.core.query.trained_run import TrainedRun
 
 Hide = Literal["held-out", "modality", "entries"]

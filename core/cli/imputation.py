@@ -91,8 +91,9 @@ def imputation(
     held-out: what data.switched_off kept from training. modality: all of a modality in held-out cells. entries: a share of the values. The results are
     written into the run folder (results/imputation.csv, .json and .h5).
     """
-    from cellweave.core.analysis.imputation import evaluate, save
+    from cellweave.core.analysis.imputation import evaluate
     from cellweave.core.analysis.imputation_choice import Hide, ImputationQuestion
+    from cellweave.core.analysis.imputation_scores import save
     from cellweave.core.query.expression_files import write_or_say
     from cellweave.core.query.opened import open_run
 

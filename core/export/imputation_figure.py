@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cellweave.core.analysis.imputation import Comparison, Evaluation, load
 from cellweave.core.analysis.imputation_choice import nearest
+from cellweave.core.analysis.imputation_scores import Comparison, Evaluation, load
 from cellweave.core.errors import RunFolderError, SpecError
 from cellweave.core.export.canvas import MARGIN, Canvas, line_height, shorten, text_width, wrap
 from cellweave.core.export.figure_options import FigureOptions

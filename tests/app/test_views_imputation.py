@@ -20,7 +20,9 @@ from cellweave.core.export.imputation_parts import reliability_picture, truth_pi
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A short run of scVAEIT on the example, from which a modality of a batch was held out."""
-    from cellweave.core.analysis.imputation import ImputationQuestion, evaluate, save
+    from cellweave.core.analysis.imputation import evaluate
+    from cellweave.core.analysis.imputation_choice import ImputationQuestion
+    from cellweave.core.analysis.imputation_scores import save
     from cellweave.core.example import EXAMPLE_BATCH, example_path
     from cellweave.core.query.opened import open_run
     from cellweave.core.runs.execute import execute
@@ -155,7 +157,7 @@ def test_judging_anew_replaces_what_is_shown_and_is_kept(window, qtbot, folder):
     assert not view.judge.isEnabled()
     qtbot.waitUntil(lambda: view.judge.isEnabled() and view.found.question.hide == "entries", timeout=60_000)
     assert view.found.question.share == pytest.approx(0.3) and view.modality.count() == 2
-    from cellweave.core.analysis.imputation import load
+    from cellweave.core.analysis.imputation_scores import load
 
     assert load(folder / "results").question == view.found.question
 

@@ -16,18 +16,9 @@ from sklearn.metrics import roc_auc_score
 from test_midas_training import trainer
 from typer.testing import CliRunner
 
-from cellweave.core.analysis.imputation import (
-    Comparison,
-    Evaluation,
-    ImputationError,
-    ImputationQuestion,
-    auroc,
-    correlation,
-    evaluate,
-    load,
-    save,
-    scores,
-)
+from cellweave.core.analysis.imputation import evaluate
+from cellweave.core.analysis.imputation_choice import ImputationError, ImputationQuestion
+from cellweave.core.analysis.imputation_scores import Comparison, Evaluation, auroc, correlation, load, save, scores
 from cellweave.core.analysis.mask_pattern import mask_pattern
 from cellweave.core.cli.application import build
 from cellweave.core.example import EXAMPLE_BATCH, example_path

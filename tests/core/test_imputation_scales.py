@@ -15,7 +15,8 @@ import pytest
 import torch
 from scipy import sparse
 
-from cellweave.core.analysis.imputation import ImputationQuestion, evaluate
+from cellweave.core.analysis.imputation import evaluate
+from cellweave.core.analysis.imputation_choice import ImputationQuestion
 from cellweave.core.query.imputed import ImputedQuestion, imputed_chunks, value_scale
 from cellweave.core.query.opened import open_run
 from cellweave.core.query.trained_run import TrainedRun

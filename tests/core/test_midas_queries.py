@@ -22,7 +22,8 @@ from cellweave.core.analysis.alignment import (
     modality_mixing,
     transfer_labels,
 )
-from cellweave.core.analysis.imputation import ImputationError, ImputationQuestion, evaluate
+from cellweave.core.analysis.imputation import evaluate
+from cellweave.core.analysis.imputation_choice import ImputationError, ImputationQuestion
 from cellweave.core.cli import main
 from cellweave.core.export.h5ad import export_h5mu
 from cellweave.core.models.midas_network import MidasNetwork

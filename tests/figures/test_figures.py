@@ -16,7 +16,7 @@ from scipy import sparse
 from synthetic_runs import example_evaluation, make_run
 
 from cellweave.core.analysis import scmib
-from cellweave.core.analysis.imputation import save
+from cellweave.core.analysis.imputation_scores import save
 from cellweave.core.errors import CellweaveError, RunFolderError, SpecError
 from cellweave.core.export import palette
 from cellweave.core.export.canvas import MM_PER_INCH, styled

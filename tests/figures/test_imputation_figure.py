@@ -10,7 +10,7 @@ import pytest
 from synthetic_runs import example_evaluation, make_run
 from test_figures import assert_no_overlap, assert_nothing_cut_off, drawn_texts
 
-from cellweave.core.analysis.imputation import save
+from cellweave.core.analysis.imputation_scores import save
 from cellweave.core.errors import RunFolderError, SpecError
 from cellweave.core.export.canvas import styled
 from cellweave.core.export.figures import FigureOptions, save_figure
