@@ -176,7 +176,7 @@ class TaskRunner(QObject):
         """Ask every task to stop and wait for it; what it gives is of no use to a window that closes, and would have it begin anew."""
         self._closed = True
         for task in list(self._tasks):
-            task.blockSignals(True)
+            task.blockSignals(True)  # noqa: FBT003  (Qt's own)
             task.cancel()
         for task in [*self._tasks, *self._ending]:
             if not task.wait():

@@ -188,7 +188,7 @@ def test_a_run_nobody_watched_gets_its_slider(qtbot, window, unwatched, orders):
     assert bar.isVisible() and bar.slider.maximum() == 3 and bar.at_end, "the final embedding is the last"
     before = window.embedding.points().xy.copy()
     bar.slider.setValue(1)
-    qtbot.waitUntil(lambda: (window.embedding.points().xy == 2.0).all(), timeout=LONG)
+    qtbot.waitUntil(lambda: np.all(window.embedding.points().xy == 2.0), timeout=LONG)
     bar.slider.setValue(3)
     qtbot.waitUntil(lambda: np.allclose(window.embedding.points().xy, before, atol=1e-4), timeout=LONG)
     show_run(qtbot, window, unwatched)
