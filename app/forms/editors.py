@@ -438,7 +438,7 @@ def make_editor(field: FormField, parent: QWidget) -> Editor:
         }  # fmt: skip
         editor = plain[field.kind](field, parent)
     editor.setObjectName(field.path)
-    unit = f", in {field.unit}" if field.unit else ""
+    unit = f", {'' if field.unit.startswith(('per ', 'of ', '×')) else 'in '}{field.unit}" if field.unit else ""
     editor.setAccessibleName(f"{field.label}{unit}")
     limits = field.range_text()
     editor.setAccessibleDescription(f"{field.help} Allowed: {limits}." if limits else field.help)

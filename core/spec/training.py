@@ -26,7 +26,7 @@ class TrainingSpec(Frozen):
     )
     learning_rate: float = option(
         1e-3, "Learning rate", "Step size of the optimiser. The defaults are for Adam and its kin; adadelta and adagrad want larger ones.",
-        group=OPTIMISER, gt=0, le=1, log=True,
+        unit="per step", group=OPTIMISER, gt=0, le=1, log=True,
     )
     optimizer: OptimiserName = option(
         "adam", "Optimiser", "Any of torch's that needs the gradient only. Adam adds the weight decay to the gradient, AdamW shrinks the weights; "
@@ -38,7 +38,7 @@ class TrainingSpec(Frozen):
         group=OPTIMISER, gt=0, advanced=True, log=True,
     )
     weight_decay: float = option(
-        1e-6, "Weight decay", "Pull of the weights towards zero; rprop has none.", group=OPTIMISER, ge=0, advanced=True, log=True
+        1e-6, "Weight decay", "Pull of the weights towards zero; rprop has none.", unit="× weights", group=OPTIMISER, ge=0, advanced=True, log=True
     )
     momentum: float = option(
         0.0, "Momentum", "Share of the last step that goes on in the next one; of sgd and rmsprop only.", group=OPTIMISER, ge=0, lt=1, advanced=True
@@ -58,7 +58,7 @@ class TrainingSpec(Frozen):
         30, "Plateau patience", "Epochs without improvement before the rate is lowered.", unit="epochs",
         group=OPTIMISER, ge=1, advanced=True,
     )
-    lr_min: float = option(0.0, "Smallest rate", "The learning rate is not lowered below this.", group=OPTIMISER, ge=0, advanced=True)
+    lr_min: float = option(0.0, "Smallest rate", "The learning rate is not lowered below this.", unit="per step", group=OPTIMISER, ge=0, advanced=True)
 
     kl_warmup_epochs: int | None = option(
         None, "KL warm-up", "Epochs over which the weight of the annealed terms rises to its full value. Where none are named: scVI's are 400, or all "

@@ -144,3 +144,40 @@ def test_runs_are_compared_in_words(tmp_path):
         rows.append(RunRow(tmp_path / kind, kind, kind, spec=flat(spec)))
     _, values = run_columns(rows)
     assert list(values["model.dispersion"]) == ["per gene and label", "per feature"]
+
+
+# ---------------------------------------------------------------------- units
+
+
+@pytest.mark.parametrize(
+    ("section", "path", "unit"),
+    [
+        ("training", "training.learning_rate", "per step"), ("training", "training.lr_min", "per step"), ("training", "training.batch_size", "cells"),
+        ("training", "training.weight_decay", "× weights"), ("model", "model.discriminator_rate", "× network's"),
+    ],
+)  # fmt: skip
+def test_fields_in_powers_show_their_units_too(qtbot, section, path, unit):
+    form = SpecForm(section)
+    qtbot.addWidget(form)
+    form.set_spec(RunSpec().with_changes({"model.kind": "midas"}))
+    form.set_advanced(True)
+    form.resize(312, 600)  # as narrow as the page is in a window of 1280 x 720
+    form.show()
+    qtbot.waitExposed(form)
+    box = form.row(path).editor
+    assert box._unit.isVisible() and box._unit.text() == unit
+    edit = box.lineEdit()
+    assert box._unit.geometry().left() >= edit.fontMetrics().horizontalAdvance(edit.text())
+    assert unit in box.accessibleName() and "in per" not in box.accessibleName() and "in ×" not in box.accessibleName()
+
+
+def test_a_long_number_is_seen_whole_before_its_unit_is(qtbot, midas):
+    midas.resize(312, 600)
+    midas.show()
+    qtbot.waitExposed(midas)
+    box = midas.row("model.discriminator_rate").editor
+    assert box._unit.isVisible()
+    box.set_value(0.00012345678)
+    assert not box._unit.isVisible() and box.lineEdit().textMargins().right() == 0
+    box.set_value(0.5)
+    assert box._unit.isVisible()
