@@ -44,6 +44,7 @@ from cellweave.app.views.declared import VIEW_NAMES
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.runs.events import FinishReason, Warned
+from cellweave.core.wording import agree
 
 if TYPE_CHECKING:
     from cellweave.app.views import EmbeddingView, LossView
@@ -335,7 +336,7 @@ class MainWindow(QMainWindow):
         if self.watching.cells is not None:
             names = (self.watching.joined() or self.watching.cells).names[self.inspector.selected()]
             QGuiApplication.clipboard().setText("\n".join(str(name) for name in names))
-            self.notify(f"The names of {len(names):,} cells are on the clipboard.")
+            self.notify(f"{agree(len(names), 'The name of 1 cell is', f'The names of {len(names):,} cells are')} on the clipboard.")
 
     def _run_menu(self, position: Any) -> None:
         menu = QMenu(self)

@@ -110,7 +110,7 @@ class Watching(QObject):
         if not every and not spec.analysis.umap:
             return "No embedding will be computed: UMAP and the live embedding are switched off in step 5."
         if every:
-            return f"The first live embedding comes after epoch {every}; then it moves every {every} epochs."
+            return f"The first live embedding comes after epoch {every}; then it moves {'every epoch' if every == 1 else f'every {every} epochs'}."
         return "The embedding is computed when training ends. A live one can be switched on in step 5."
 
     def take(self, events: Sequence[Event]) -> None:

@@ -18,6 +18,7 @@ from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.mosaic import Mosaic
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.study.header import FileHeader
@@ -323,7 +324,7 @@ class DataPanel(QWidget):
             return "", f"{name} · loading"
         failing = bool(of_step(session.failures, "data"))
         warned = any(check.level.value == "warn" for check in of_step(session.checks, "data"))
-        words = f"{name} · {session.study.n_cells:,} cells"
+        words = f"{name} · {counted(session.study.n_cells, 'cell')}"
         return "fail" if failing else "warn" if warned else "check" if session.checked_spec is not None else "", words
 
 

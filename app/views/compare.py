@@ -16,6 +16,7 @@ from cellweave.app.state.runs import run_label
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.core.runs.comparing import RunRow, differing, read_row, setting_titles, setting_words, term_labels
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -143,7 +144,8 @@ class CompareView(RunView):
         self._show_groups()
         different = len(differing(self.rows))
         problems = [one.problem for one in self.rows if one.problem]
-        words = f"{len(self.rows)} runs; {different} settings differ." if len(self.rows) != 1 else "One run: a second one is needed to compare with."
+        differ = counted(different, "setting differs", "settings differ")
+        words = f"{len(self.rows)} runs; {differ}." if len(self.rows) != 1 else "One run: a second one is needed to compare with."
         self.note.setText(" ".join([words, *problems[:2]]))
         for source, one in enumerate(self.rows):
             if one.folder in before:

@@ -220,7 +220,7 @@ def test_a_missing_value_and_a_missing_column_are_refused(run):
     obs = run.study.obs.iloc[run.rows()[:50]].copy()
     obs["batch"] = obs["batch"].astype(object)
     obs.iloc[3, obs.columns.get_loc("batch")] = None
-    with pytest.raises(DataError, match="has no value in 1 cells"):
+    with pytest.raises(DataError, match="has no value in 1 cell\\."):
         run.on(new_study(run, obs=obs))
     with pytest.raises(DataError, match="have no column 'batch', which the model reads as batch"):
         run.on(new_study(run, obs=obs.drop(columns="batch")))
