@@ -158,7 +158,7 @@ def test_cells_that_cannot_be_chosen(run, cells, words):
 
 def test_cells_that_were_not_measured(run):
     row = int(np.flatnonzero(~run.data.usable)[0])
-    with pytest.raises(QueryError, match=r"1 of the 1 chosen cells were left out of this run .*RNA not measured"):
+    with pytest.raises(QueryError, match=r"1 of the 1 chosen cells was left out of this run .*RNA not measured"):
         run.rows([row])
 
 

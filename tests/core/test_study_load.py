@@ -195,7 +195,7 @@ def test_features_from_a_list(tmp_path, data_folder):
     assert list(study.modalities["rna"].var.index) == [genes[2], genes[7]]
     assert any("1 of 3 names" in note and "NOT_A_GENE" in note for note in study.notes)
     listed.write_text("NOT_A_GENE")
-    with pytest.raises(DataError, match="The one name in .* is no feature of"):
+    with pytest.raises(DataError, match=r"The one name in .* is no feature of"):
         load(path, features={"rna": FeatureSelection(mode="list", file=str(listed))})
     with pytest.raises(DataError, match=r"no file is named.*data.features.rna.file"):
         load(path, features={"rna": FeatureSelection(mode="list")})
