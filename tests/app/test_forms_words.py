@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from qtpy.QtWidgets import QLineEdit
+from qtpy.QtWidgets import QLineEdit, QStyle, QStyleOptionComboBox
 
 from cellweave.app.forms import SpecForm, form_fields
 from cellweave.app.forms.editors import ChoiceEditor
@@ -31,7 +31,8 @@ CLASSES = [
     *(question.options for question in QUESTIONS), *(family.options for family in families().values()),
 ]  # fmt: skip
 WORDED = {f"{cls.__name__}.{field.name}": field for cls in CLASSES for field in form_fields(cls) if field.choices}
-SPELT_SO = {"encoder", "decoder", "none", "normal", "tanh", "sigmoid", "softplus", "product", "sum", "kept", "equal", "all", "light", "dark", "baseline",
+SPELT_SO = {"encoder", "decoder", "both", "automatic",
+            "none", "normal", "tanh", "sigmoid", "softplus", "product", "sum", "kept", "equal", "all", "light", "dark", "baseline",
             "viridis", "cividis", "magma", "mean", "counts", "expected"}  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_one_value_or_one_by_modality_is_read_and_shown_in_words(qtbot):
     spec = RunSpec().with_changes({"model.kind": "multimodal", "model.dispersion": {"rna": "gene", "atac": "gene-batch"}})
     form.set_spec(spec)
     editor = form.row("model.dispersion").editor
-    assert editor.text() == "rna = per feature, atac = per feature and level"
+    assert editor.text() == "rna = per feature, atac = feature × level"
     editor.setText("per feature")
     with qtbot.waitSignal(form.changed) as sent:
         editor.editingFinished.emit()
@@ -111,7 +112,7 @@ def test_one_value_or_one_by_modality_is_read_and_shown_in_words(qtbot):
     editor.setText("per nothing")
     with qtbot.waitSignal(form.rejected) as refused:
         editor.editingFinished.emit()
-    assert "is not one of per feature and level, per feature." in refused.args[1]
+    assert "is not one of feature × level, per feature." in refused.args[1]
 
 
 def test_metrics_are_named_and_offered_in_words(qtbot):
@@ -143,7 +144,27 @@ def test_runs_are_compared_in_words(tmp_path):
         spec = RunSpec().with_changes({"model.kind": kind, **changes})
         rows.append(RunRow(tmp_path / kind, kind, kind, spec=flat(spec)))
     _, values = run_columns(rows)
-    assert list(values["model.dispersion"]) == ["per gene and label", "per feature"]
+    assert list(values["model.dispersion"]) == ["gene × label", "per feature"]
+
+
+@pytest.mark.parametrize("kind", families())
+def test_no_word_is_cut_off_in_the_narrow_page(qtbot, kind):
+    form = SpecForm("model")
+    qtbot.addWidget(form)
+    form.set_spec(RunSpec().with_changes({"model.kind": kind}))
+    form.set_advanced(True)
+    form.resize(312, 600)
+    form.show()
+    qtbot.waitExposed(form)
+    cut = []
+    for editor in form.findChildren(ChoiceEditor):
+        option = QStyleOptionComboBox()
+        editor.initStyleOption(option)
+        part = QStyle.SubControl.SC_ComboBoxEditField
+        room = editor.style().subControlRect(QStyle.ComplexControl.CC_ComboBox, option, part, editor).width()
+        texts = [editor.itemText(place) for place in range(editor.count())]
+        cut += [text for text in texts if editor.fontMetrics().horizontalAdvance(text) > room]
+    assert cut == []
 
 
 # ---------------------------------------------------------------------- units
