@@ -237,10 +237,8 @@ class TrainedRun:
         found = np.asarray(cells)
         if found.dtype == bool:
             if found.shape != (self.n_cells,):
-                raise QueryError(
-                    f"The mask has {counted(found.size, 'entry', 'entries')} for "
-                    f"{counted(self.n_cells, 'cell')}.", "Give one entry for each cell of the study."
-                )
+                had = f"{counted(found.size, 'entry', 'entries')} for {counted(self.n_cells, 'cell')}"
+                raise QueryError(f"The mask has {had}.", "Give one entry for each cell of the study.")
             found = np.flatnonzero(found)
         elif found.size and not np.issubdtype(found.dtype, np.integer):
             raise QueryError("Cells are chosen by row numbers or by a mask.", "Give whole numbers, or True and False.")
