@@ -119,7 +119,7 @@ def _window(options: argparse.Namespace) -> int:
     window = MainWindow(session)
     _log_to_file()
     _catch(window)
-    window.restore()
+    window.restore(reopen=not options.paths)
     window.show()
     if options.paths:
         QTimer.singleShot(0, lambda: window.opening.open_path("\n".join(options.paths)))

@@ -44,6 +44,7 @@ from cellweave.app.views.declared import VIEW_NAMES
 from cellweave.app.workers.analysis import Analysis
 from cellweave.app.workers.tasks import TaskRunner
 from cellweave.core.runs.events import FinishReason, Warned
+from cellweave.core.wording import agree
 
 if TYPE_CHECKING:
     from cellweave.app.views import EmbeddingView, LossView
@@ -261,7 +262,7 @@ class MainWindow(QMainWindow):
         names = " + ".join(header.path.name for header in headers)
         self.setWindowTitle(f"{names} – Cellweave" if names else "Cellweave")
         if headers:
-            self.go_to_step(0)
+            self.go_to_step(self.arrangement.take_step())
             self.arrangement.fill_welcome()
             if self._warm:
                 QTimer.singleShot(500, self.analysis.warm_up)
@@ -335,7 +336,7 @@ class MainWindow(QMainWindow):
         if self.watching.cells is not None:
             names = (self.watching.joined() or self.watching.cells).names[self.inspector.selected()]
             QGuiApplication.clipboard().setText("\n".join(str(name) for name in names))
-            self.notify(f"The names of {len(names):,} cells are on the clipboard.")
+            self.notify(f"{agree(len(names), 'The name of 1 cell is', f'The names of {len(names):,} cells are')} on the clipboard.")
 
     def _run_menu(self, position: Any) -> None:
         menu = QMenu(self)
@@ -368,9 +369,9 @@ class MainWindow(QMainWindow):
         for name in theme.MODES:
             self.actions_by_id[f"view.theme_{name}"].setChecked(name == theme.mode())
 
-    def restore(self) -> None:
-        """Take up what the last start left."""
-        self.arrangement.restore()
+    def restore(self, *, reopen: bool = True) -> None:
+        """Take up what the last start left; ``reopen`` says whether the run shown last is to come back too."""
+        self.arrangement.restore(reopen=reopen)
         self._memory.start()
 
     # ------------------------------------------------------------------ events of the window
@@ -380,7 +381,12 @@ class MainWindow(QMainWindow):
         super().showEvent(event)
         if self._first_show:
             self._first_show = False
-            QTimer.singleShot(0, self.centre.build_views)
+            QTimer.singleShot(0, self._filled)
+
+    def _filled(self) -> None:
+        """Build the views, and show what the last start showed."""
+        self.centre.build_views()
+        self.arrangement.reopen()
 
     def dragEnterEvent(self, event: QDragEnterEvent | None) -> None:  # noqa: N802
         """Take files; say what can be dropped otherwise."""

@@ -13,8 +13,9 @@ from qtpy.QtGui import QGuiApplication
 
 from cellweave.app.state.runs import RunSummary
 from cellweave.app.state.session import Session
+from cellweave.app.views.declared import VIEW_NAMES
 from cellweave.core.errors import SpecError
-from cellweave.core.spec import from_toml, to_toml
+from cellweave.core.spec import RunSpec, from_toml, to_toml
 
 if TYPE_CHECKING:
     from cellweave.app.window import MainWindow
@@ -32,6 +33,8 @@ class Arrangement(QObject):
         self._window, self._session = window, session
         self._standard = QByteArray()
         self._log_shown = False
+        self._step = 0  # to be opened with the data that come back
+        self._coming: Path | None = None  # the run that is to be shown again
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(SAVE_AFTER)
@@ -57,8 +60,14 @@ class Arrangement(QObject):
 
     # ------------------------------------------------------------------ the next start
 
-    def restore(self) -> None:
-        """Take up what the last start left: place, docks, step, recent files, an interrupted run."""
+    def restore(self, *, reopen: bool = True) -> None:
+        """Take up what the last start left: place, docks, recent files, an interrupted run; the run that was shown is marked for :meth:`reopen`.
+
+        Parameters
+        ----------
+        reopen
+            Whether the run that was shown last is to be shown again; not where something else is opened at the start.
+        """
         window, settings = self._window, self._session.settings
         em = window.fontMetrics().horizontalAdvance("m")
         screen = QGuiApplication.primaryScreen().availableGeometry()
@@ -76,6 +85,30 @@ class Arrangement(QObject):
         window.centre.welcome.set_notice(" ".join(self._session.notices))
         self._offer_last()
         self._offer_interrupted()
+        folder = Path(settings.last_run)
+        if reopen and settings.last_run and (folder / "spec.toml").is_file():
+            self._coming, self._step = folder, settings.step
+
+    def reopen(self) -> None:
+        """Show the run that was shown last, with its view and the settings that were being edited; a run that is gone was not marked."""
+        if self._coming is not None:
+            spec = self._last_spec()
+            self._window.runs.open(self._coming, go_on=spec, failed=self._not_reopened)
+
+    def _not_reopened(self, error: Exception) -> None:
+        """Leave the window as it is at a first start; the file menu has the run, and says what is wrong with it."""
+        LOG.warning("the run shown last could not be opened again: %s", error)
+        self.came()
+        self._step = 0
+
+    def came(self) -> None:
+        """A run is shown: the one of the last start is no longer awaited."""
+        self._coming = None
+
+    def take_step(self) -> int:
+        """Return the step to open with data that are new: the first, or once that of the last start."""
+        step, self._step = self._step, 0
+        return step
 
     def fill_welcome(self) -> None:
         """List what was open lately on the first page."""
@@ -85,15 +118,21 @@ class Arrangement(QObject):
 
     def _offer_last(self) -> None:
         """Offer to go on with the files and settings of the last session."""
-        text, window = self._session.settings.last_spec, self._window
+        spec, window = self._last_spec(), self._window
+        if spec is not None:
+            names = data_names(spec)
+            window.centre.welcome.offer(f"Go on with {names}", lambda: window.opening.open_spec(spec, names))
+
+    def _last_spec(self) -> RunSpec | None:
+        """Return the settings that were being edited, where their data are still there."""
+        text = self._session.settings.last_spec
         try:
             spec = from_toml(text) if text else None
         except SpecError as error:
             LOG.info("the spec of the last session cannot be used: %s", error)
-            return
-        if spec is not None and spec.data.paths and all(Path(path).exists() for path in spec.data.paths):
-            names = " + ".join(Path(path).name for path in spec.data.paths)
-            window.centre.welcome.offer(f"Go on with {names}", lambda: window.opening.open_spec(spec, names))
+            return None
+        there = spec is not None and spec.data.paths and all(Path(path).exists() for path in spec.data.paths)
+        return spec if there else None
 
     def _offer_interrupted(self) -> None:
         window, path = self._window, self._session.settings.active_run
@@ -131,9 +170,18 @@ class Arrangement(QObject):
         settings.layout = base64.b64encode(self._window.saveState(LAYOUT).data()).decode()
         if spec.data.paths:
             settings.last_spec = to_toml(spec)
+        shown, front = self._window.watching.shown, self._window.centre.current()
+        settings.last_run = str(shown or self._coming or "")
+        if shown is not None and front in VIEW_NAMES:
+            settings.last_view = front
         problem = self._session.save()
         if problem:
             LOG.warning("%s", problem)
+
+
+def data_names(spec: RunSpec) -> str:
+    """Return what the files of a spec are called."""
+    return " + ".join(Path(path).name for path in spec.data.paths)
 
 
 def decoded(text: str) -> QByteArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ from qtpy.QtCore import QObject, QTimer, QUrl, Signal
 from qtpy.QtGui import QDesktopServices
 
 from cellweave.app.flows import dialogs
+from cellweave.app.flows.arrangement import data_names
 from cellweave.app.state import runs as store
 from cellweave.app.state.progress import RunProgress, reach
 from cellweave.app.state.results import RunResults
@@ -19,6 +20,8 @@ from cellweave.app.workers.following import Following
 from cellweave.core.errors import CellweaveError
 from cellweave.core.runs.events import Event, RunState, Warned
 from cellweave.core.runs.folder import RunFolder
+from cellweave.core.spec import RunSpec
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.window import MainWindow
@@ -105,8 +108,18 @@ class RunsFlow(QObject):
 
     # ------------------------------------------------------------------ looking
 
-    def open(self, path: Path) -> None:
-        """Show a run; one that trains elsewhere is followed."""
+    def open(self, path: Path, *, go_on: RunSpec | None = None, failed: Callable[[Exception], None] | None = None) -> None:
+        """Show a run; one that trains elsewhere is followed.
+
+        Parameters
+        ----------
+        path
+            The run folder.
+        go_on
+            What to edit where no data are open; the settings of the run itself where None.
+        failed
+            Called where the run cannot be read, in place of an error that is shown.
+        """
         training = self._window.training
         if training.current is not None and training.current.folder == path:
             self._window.show_view("losses")
@@ -115,9 +128,10 @@ class RunsFlow(QObject):
             self._window.notify("This run waits in the queue; it can be opened once it has begun.")
             return
         self._follow(None)
-        self._window.watching.open(path, then=self._opened)
+        self._window.watching.open(path, then=lambda results: self._opened(results, go_on), otherwise=failed)
 
-    def _opened(self, results: RunResults) -> None:
+    def _opened(self, results: RunResults, go_on: RunSpec | None) -> None:
+        self._window.arrangement.came()
         self._session.library.add(results.folder)
         self._session.settings.remember("runs", str(results.folder))
         self._window.arrangement.save_soon()
@@ -134,7 +148,9 @@ class RunsFlow(QObject):
             self._follow(Following(results.folder, results.end, self))
         if not self._session.headers:
             there = results.spec.data.paths and all(Path(path).exists() for path in results.spec.data.paths)
-            if there:
+            if go_on is not None:
+                self._window.opening.open_spec(go_on, data_names(go_on))
+            elif there:
                 self._window.opening.open_spec(results.spec, results.name)
 
     def _follow(self, following: Following | None) -> None:
@@ -274,7 +290,7 @@ class RunsFlow(QObject):
             self._window.training.resume(self.target)
             return
         done = summary.status.epoch
-        sentence = f"'{summary.label}' has trained {done:,} epoch{'s' if done != 1 else ''}. Further epochs:"
+        sentence = f"'{summary.label}' has trained {counted(done, 'epoch')}. Further epochs:"
         more = dialogs.ask_number(self._window, "Train longer", sentence, max(1, done // 5))
         if more is not None:
             self._window.training.resume(self.target, epochs=done + more)

@@ -13,6 +13,7 @@ from cellweave.app.state.progress import RunProgress
 from cellweave.app.state.session import Session
 from cellweave.app.views.declared import VIEWS
 from cellweave.core.runs.events import RunState
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.window import MainWindow
@@ -103,18 +104,18 @@ class Status(QObject):
         latent = getattr(spec.model, "n_latent", None)
         if isinstance(latent, dict):
             latent = ", ".join(f"{name} {size}" for name, size in latent.items())
-        return spec.family.title + (f" · {latent} latent dimensions" if latent else "")
+        return spec.family.title + (f" · {latent} latent {'dimension' if latent == 1 else 'dimensions'}" if latent else "")
 
     def _weights_words(self) -> str:
         spec = self._session.spec
         terms = present_terms(spec.terms(), self._session.modalities)
         weights = spec.loss_weights()
         changed = [f"{term.label} {weights[term.name]:g}" for term in terms if weights[term.name] != term.default]
-        return " · ".join(changed) or f"{len(terms)} terms, all as declared"
+        return " · ".join(changed) or f"{counted(len(terms), 'term')}, all as declared"
 
     def _training_words(self) -> str:
         training = self._session.spec.training
-        epochs = f"{training.max_epochs:,} epochs" if training.max_epochs else "automatic epochs"
+        epochs = counted(training.max_epochs, "epoch") if training.max_epochs else "automatic epochs"
         return f"{epochs} · minibatch {training.batch_size:,}"
 
     # ------------------------------------------------------------------ the activity bar

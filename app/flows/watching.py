@@ -11,6 +11,7 @@ import numpy as np
 from qtpy.QtCore import QObject
 
 from cellweave.app.flows import dialogs
+from cellweave.app.flows.earlier import EarlierEpochs
 from cellweave.app.state.progress import RunProgress, reach
 from cellweave.app.state.results import (
     Cells,
@@ -62,6 +63,8 @@ class Watching(QObject):
         self._waiting: tuple[Path, int] | None = None
         self._previous: Path | None = None
         analysis.updated.connect(self._updated)
+        self.earlier = EarlierEpochs(analysis, self)
+        self.earlier.found.connect(self._offer_earlier)
 
     # ------------------------------------------------------------------ a run that trains
 
@@ -72,6 +75,7 @@ class Watching(QObject):
         self.shown, self.spec, self.results, self.cells = folder, spec, None, None
         self.gone = None
         self._refresh = self._waiting = self._previous = None
+        self.earlier.stop()
         losses, embedding = self._window.losses, self._window.embedding
         embedding.bar.offer_reference(on=None)
         losses.set_terms(spec.terms(), spec.family.metrics(spec))
@@ -106,7 +110,7 @@ class Watching(QObject):
         if not every and not spec.analysis.umap:
             return "No embedding will be computed: UMAP and the live embedding are switched off in step 5."
         if every:
-            return f"The first live embedding comes after epoch {every}; then it moves every {every} epochs."
+            return f"The first live embedding comes after epoch {every}; then it moves {'every epoch' if every == 1 else f'every {every} epochs'}."
         return "The embedding is computed when training ends. A live one can be switched on in step 5."
 
     def take(self, events: Sequence[Event]) -> None:
@@ -203,8 +207,8 @@ class Watching(QObject):
 
     # ------------------------------------------------------------------ a run that is there
 
-    def open(self, folder: Path, *, then: Any = None) -> None:
-        """Read a run folder in a thread and show it."""
+    def open(self, folder: Path, *, then: Any = None, otherwise: Callable[[Exception], None] | None = None) -> None:
+        """Read a run folder in a thread and show it; where it cannot be read, show the error or call ``otherwise``."""
         self._generation += 1
         generation = self._generation
         self._window.status.say_busy(f"Opening the run {folder.name}")
@@ -220,7 +224,9 @@ class Watching(QObject):
         def failed(error: Exception, details: str) -> None:
             if generation == self._generation:
                 self._window.status.say_idle()
-                if not isinstance(error, Cancelled):
+                if otherwise is not None:
+                    otherwise(error)
+                elif not isinstance(error, Cancelled):
                     self._window.show_error(error, details)
 
         self._tasks.run(lambda report: read_run(folder), done, failed)
@@ -241,11 +247,13 @@ class Watching(QObject):
             self.progress.add(event)
         window.losses.set_message(self._why_no_losses(results))
         if results.xy is not None and results.cells is not None:
+            self.earlier.begin(results)
             window.embedding.bar.offer_reference(on=True if results.joint is not None else None)
             self.show_reference(on=results.joint is not None)
             if results.note:
                 window.notify(results.note)
         else:
+            self.earlier.stop()
             window.embedding.bar.offer_reference(on=None)
             window.embedding.clear()
             window.embedding.set_message(f"{self._why_no_embedding(results)} {results.note}".strip())
@@ -262,8 +270,16 @@ class Watching(QObject):
             self._offer_epochs(())
             self._window.fill_embedding(results.joint.xy, results.joint.cells, results.joint.prefer)
             return
-        self._offer_epochs((*results.epochs, (results.status.epoch, results.xy)) if results.epochs else ())
+        self._offer_earlier()
         self._window.fill_embedding(results.xy, results.cells, tuple(name for name in results.prefer if name in results.cells.columns))
+
+    def _offer_earlier(self) -> None:
+        """Let the slider go back through the epochs of a finished run, as far as they are laid out; among a reference's cells there are none."""
+        results = self.results
+        if results is not None and results.xy is not None and self.joined() is None:
+            last = results.status.epoch  # its final embedding stands for its live one
+            layouts = [(epoch, path) for epoch, path in self.earlier.layouts if epoch < last]
+            self._offer_epochs((*layouts, (last, results.xy)) if layouts else ())
 
     def joined(self) -> Cells | None:
         """Return the cells of run and reference where the embedding shows both."""
@@ -341,6 +357,7 @@ class Watching(QObject):
         self._generation += 1
         self.gone = None
         self.shown = self.spec = self.results = self.cells = None
+        self.earlier.stop()
         self._window.centre.say_run("")
         self._window.losses.clear()
         self._window.embedding.bar.offer_reference(on=None)

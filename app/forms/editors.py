@@ -68,11 +68,11 @@ class ChoiceEditor(QComboBox):
     def __init__(self, field: FormField, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-        self._letters = min(12, max((len(str(item)) for item in field.choices), default=6))
+        self._letters = min(12, max((len(field.word(item)) for item in field.choices), default=6))
         if field.nullable:
             self.addItem(field.auto or "automatic", None)
         for choice in field.choices:
-            self.addItem(str(choice), choice)
+            self.addItem(field.word(choice), choice)
         self.activated.connect(lambda: self.edited.emit(self.value()))
 
     def sizeHint(self) -> QSize:  # noqa: N802
@@ -184,10 +184,10 @@ class ListEditor(TextEditor):
         self.setPlaceholderText(field.auto or "name, name, …")
 
     def _read(self, text: str) -> tuple[str, ...]:
-        return split_list(text)
+        return tuple(self._field.value_of(item) for item in split_list(text))
 
     def _write(self, value: Sequence[str] | None) -> str:
-        return join_list(value or ())
+        return join_list([self._field.word(item) for item in value or ()])
 
 
 class MappingEditor(TextEditor):
@@ -205,11 +205,11 @@ class MappingEditor(TextEditor):
             if not (name and sign and value):
                 message = f"'{part}' is not of the form 'name = value'."
                 raise ValueError(message)
-            found[name] = value
+            found[name] = self._field.value_of(value)
         return found
 
     def _write(self, value: Mapping[str, str] | None) -> str:
-        return join_list([f"{name} = {text}" for name, text in (value or {}).items()])
+        return join_list([f"{name} = {self._field.word(text)}" for name, text in (value or {}).items()])
 
 
 class ByModalityEditor(TextEditor):
@@ -219,7 +219,7 @@ class ByModalityEditor(TextEditor):
         super().__init__(field, parent)
         self._value = None
         self.setClearButtonEnabled(field.nullable)
-        words = " | ".join(map(str, field.choices)) or (auto_in_field(field) if field.nullable else "value")
+        words = " | ".join(map(field.word, field.choices)) or (auto_in_field(field) if field.nullable else "value")
         self.setPlaceholderText(words)
 
     def _read(self, text: str) -> Any:
@@ -258,19 +258,19 @@ class ByModalityEditor(TextEditor):
                 raise ValueError(message)
             return YES_NO[text.casefold()]
         known = {str(choice): choice for choice in field.choices}
-        if text not in known:
-            message = f"'{text}' is not one of {', '.join(known)}."
+        value = field.value_of(text)
+        if value not in known:
+            message = f"'{text}' is not one of {', '.join(map(field.word, field.choices))}."
             raise ValueError(message)
-        return known[text]
+        return known[value]
 
     def _write(self, value: Any) -> str:
         if isinstance(value, Mapping):
             return join_list([f"{name} = {self._write_one(one)}" for name, one in value.items()])
         return "" if value is None else self._write_one(value)
 
-    @staticmethod
-    def _write_one(value: Any) -> str:
-        return value_text(value)
+    def _write_one(self, value: Any) -> str:
+        return self._field.word(value) if self._field.choices and value is not None else value_text(value)
 
 
 YES_NO = {"yes": True, "no": False, "true": True, "false": False, "on": True, "off": False}
@@ -359,7 +359,7 @@ class SuggestingEditor(QWidget):
         super().__init__(parent)
         self.inner = inner
         self._several, self._nullable = field.kind == "list", field.nullable
-        self._names: tuple[str, ...] = ()
+        self._field, self._names = field, tuple(map(str, field.choices))
         self.button = QToolButton(self)
         self.button.setIcon(icon("chevron-down"))
         self.button.setToolTip("Choose from the names in the data")
@@ -367,7 +367,7 @@ class SuggestingEditor(QWidget):
         self.menu = QMenu(self.button)
         self.menu.aboutToShow.connect(self._fill)
         self.button.clicked.connect(self._open)  # a menu of the button's own would add a second arrow
-        self.button.hide()
+        self.button.setVisible(bool(self._names))
         row = QHBoxLayout(self)
         row.setContentsMargins(0, 0, 0, 0)
         row.setSpacing(SPACE)
@@ -405,7 +405,7 @@ class SuggestingEditor(QWidget):
         self.menu.clear()
         chosen = self.value() if self._several else (self.value(),)
         for name in self._names:
-            action = self.menu.addAction(name.replace("&", "&&"))
+            action = self.menu.addAction(self._field.word(name).replace("&", "&&"))
             action.setCheckable(True)
             action.setChecked(name in chosen)
             action.triggered.connect(lambda checked, name=name: self._choose(name, checked=checked))
@@ -438,7 +438,7 @@ def make_editor(field: FormField, parent: QWidget) -> Editor:
         }  # fmt: skip
         editor = plain[field.kind](field, parent)
     editor.setObjectName(field.path)
-    unit = f", in {field.unit}" if field.unit else ""
+    unit = f", {'' if field.unit.startswith(('per ', 'of ', '×')) else 'in '}{field.unit}" if field.unit else ""
     editor.setAccessibleName(f"{field.label}{unit}")
     limits = field.range_text()
     editor.setAccessibleDescription(f"{field.help} Allowed: {limits}." if limits else field.help)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from cellweave.core.spec.fields import field_extra
+from cellweave.core.spec.fields import field_extra, words_of
 
 Kind = Literal["bool", "choice", "int", "float", "text", "list", "mapping", "by_modality"]
 
@@ -33,6 +34,8 @@ class FormField:
         Whether the field may be None.
     choices
         Allowed values of a ``choice``, or of each value of a ``by_modality``.
+    words
+        What values are called, by value; one that is not there is called by itself.
     each
         Of a ``by_modality``, which takes one value or a table of values by modality: the kind of a value.
     low, high
@@ -54,6 +57,7 @@ class FormField:
     log: bool = False
     nullable: bool = False
     choices: tuple[Any, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
     each: Kind | None = None
     low: float | None = None
     high: float | None = None
@@ -64,6 +68,18 @@ class FormField:
     def label(self) -> str:
         """The title, or the name in words where the declaration has none."""
         return self.title or self.name.replace("_", " ").capitalize()
+
+    def word(self, value: Any) -> str:
+        """Return what a value is called."""
+        return self.words.get(str(value), str(value))
+
+    def value_of(self, text: str) -> str:
+        """Return the value that a typed text means: one of the values, or what it is called in words; else the text itself."""
+        known = [*self.words, *map(str, self.choices)]
+        if text in known:
+            return text
+        said = text.casefold()
+        return next((value for value in known if said in (value.casefold(), self.word(value).casefold())), text)
 
     def problem(self, value: Any) -> str:
         """Return the sentence that says why a number is outside the limits, or an empty text."""
@@ -84,8 +100,9 @@ class FormField:
         return " and ".join(part for part in (low, high) if part)
 
     def matches(self, needle: str) -> bool:
-        """Return whether every word of ``needle`` occurs in the title, name, help or group."""
-        text = f"{self.label} {self.name} {self.help} {self.group}".casefold()
+        """Return whether every word of ``needle`` occurs in the title, name, help or group, or among the values and what they are called."""
+        values = " ".join([*map(str, self.choices), *self.words, *self.words.values()])
+        text = f"{self.label} {self.name} {self.help} {self.group} {values}".casefold()
         return all(word in text for word in needle.casefold().split())
 
 
@@ -127,7 +144,7 @@ def _read(name: str, path: str, info: FieldInfo) -> FormField | None:
     return FormField(
         name, path, kind, info.title or "", info.description or "", info.get_default(call_default_factory=True),
         unit=extra.get("unit", ""), group=extra.get("group", ""), advanced=bool(extra.get("advanced", False)),
-        auto=extra.get("auto", ""), log=bool(extra.get("log", False)), nullable=nullable, choices=choices, each=each,
+        auto=extra.get("auto", ""), log=bool(extra.get("log", False)), nullable=nullable, choices=choices, words=words_of(info), each=each,
         low=limits.get("gt", limits.get("ge")), high=limits.get("lt", limits.get("le")),
         low_open=low_open, high_open=high_open,
     )  # fmt: skip

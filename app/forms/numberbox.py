@@ -133,6 +133,7 @@ class NumberBox(QAbstractSpinBox):
         self.lineEdit().setValidator(QRegularExpressionValidator(QRegularExpression(r"[0-9.,+\-eE_\s]*"), self))
         self.lineEdit().installEventFilter(self)
         self.editingFinished.connect(self._commit)
+        self.lineEdit().textChanged.connect(self._place_unit)
 
     # -- value -----------------------------------------------------------------------------------------------
 
@@ -156,6 +157,7 @@ class NumberBox(QAbstractSpinBox):
     def set_placeholder(self, text: str) -> None:
         """Set what the empty field says."""
         self.lineEdit().setPlaceholderText(text)
+        self._place_unit()
 
     def _commit(self) -> None:
         if self.lineEdit().text() == number_text(self._value):
@@ -257,10 +259,12 @@ class NumberBox(QAbstractSpinBox):
             self._place_unit()
 
     def _place_unit(self) -> None:
-        edit, unit = self.lineEdit(), self._unit
+        edit, unit, metrics = self.lineEdit(), self._unit, self.fontMetrics()
         unit.adjustSize()
-        needed = unit.width() + self.fontMetrics().horizontalAdvance("0")
-        fits = bool(self._field.unit) and edit.width() - needed >= self.fontMetrics().horizontalAdvance("00000")
+        needed = unit.width() + metrics.horizontalAdvance("0")
+        written = metrics.horizontalAdvance(f"{edit.text() or edit.placeholderText()}0")  # and the cursor behind it
+        room = max(written, metrics.horizontalAdvance("000"))
+        fits = bool(self._field.unit) and edit.width() - needed >= room
         unit.setVisible(fits)
         edit.setTextMargins(0, 0, needed if fits else 0, 0)
         unit.setGeometry(edit.width() - needed + 2, 0, unit.width(), edit.height())

@@ -218,17 +218,21 @@ def describe(field: FormField, value: Any) -> str:
     if field.kind in {"int", "float"}:
         return f"{number_text(value)} {field.unit}".strip()
     if field.kind == "by_modality":
-        return ", ".join(f"{name} = {value_text(one)}" for name, one in value.items()) if isinstance(value, dict) else value_text(value)
+        said = field.word if field.choices else value_text
+        return ", ".join(f"{name} = {said(one)}" for name, one in value.items()) if isinstance(value, dict) else said(value)
     if field.kind == "list":
-        return ", ".join(value) or "none"
+        return ", ".join(map(field.word, value)) or "none"
     if field.kind == "mapping":
-        return ", ".join(f"{name} = {text}" for name, text in value.items()) or "none"
-    return str(value) or "empty"
+        return ", ".join(f"{name} = {field.word(text)}" for name, text in value.items()) or "none"
+    return field.word(value) or "empty"
 
 
 def tooltip(field: FormField, why_not: str = "") -> str:
-    """Return the tooltip of a field as rich text, which Qt wraps: help, limits, default, and the name in the spec."""
+    """Return the tooltip of a field as rich text, which Qt wraps: help, values, limits, default, and the name in the spec."""
     lines = [f"<b>{html.escape(field.label)}</b>", html.escape(field.help)]
+    named = [f"{word} ({value})" if word != value else word for value, word in field.words.items() if not field.choices or value in field.choices]
+    if named:
+        lines.append(html.escape(f"Values, as a spec file names them: {', '.join(named)}"))
     limits = field.range_text()
     if limits:
         lines.append(html.escape(f"Allowed: {limits}"))

@@ -202,7 +202,7 @@ class SpecForm(QWidget):
         grid.setHorizontalSpacing(SPACE)
         grid.setVerticalSpacing(SPACE)
         grid.setColumnStretch(LABEL, 5)
-        grid.setColumnStretch(FIELD, 6)
+        grid.setColumnStretch(FIELD, 7)
         self._rows, self._headings, self._cls = {}, {}, cls
         fields = [field for field in form_fields(cls, self._section) if field.name not in self._leave_out]
         line = 0

@@ -9,6 +9,7 @@ from qtpy.QtGui import QBrush, QColor, QResizeEvent
 from qtpy.QtWidgets import QSizePolicy, QTableWidget, QTableWidgetItem, QWidget
 
 from cellweave.app import theme
+from cellweave.core.wording import counted
 
 MOST = 40
 MOST_IN_SIGHT = 12
@@ -54,7 +55,7 @@ class CrossTable(QTableWidget):
                 item = QTableWidgetItem(f"{int(count):,}" if count else "·")
                 item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
                 item.setBackground(QBrush(QColor(now.mix("accent", "panel", 0.45 * float(count) / total))))
-                item.setToolTip(f"{shown.index[line]} and {shown.columns[place]}: {int(count):,} cells")
+                item.setToolTip(f"{shown.index[line]} and {shown.columns[place]}: {counted(int(count), 'cell')}")
                 self.setItem(line, place, item)
         self.resizeColumnsToContents()
         self.updateGeometry()

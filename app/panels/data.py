@@ -6,18 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QComboBox, QFrame, QGridLayout, QSizePolicy, QVBoxLayout, QWidget
 
 from cellweave.app.forms import SpecForm
 from cellweave.app.panels.checks import ChecksList, of_step
 from cellweave.app.panels.features import ModalityForm, label_width
 from cellweave.app.panels.mosaic import MOST_ROWS, MosaicGrid
-from cellweave.app.panels.parts import ElidedLabel, button, card, clear, row, set_look, subheading, text
+from cellweave.app.panels.parts import ElidedLabel, button, card, clear, column, row, set_look, subheading, text
 from cellweave.app.panels.workflow import Mark
 from cellweave.app.state.session import Session
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.mosaic import Mosaic
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.study.header import FileHeader
@@ -77,18 +78,14 @@ class DataPanel(QWidget):
         self._summary.setContentsMargins(12, 8, 12, 8)
         self._summary.setVerticalSpacing(4)
         inner.addWidget(self._card)
+        inner.addWidget(self._make_mosaic())
+        self._notes = QWidget()  # below the grid, which is to be seen whatever there is to be noted
+        column(self._notes, spacing=4)
+        inner.addWidget(self._notes)
         self.checks = ChecksList()
         self.checks_title = subheading("Checks")
         inner.addLayout(_group(self.checks_title, self.checks))
         inner.addLayout(self._choices())
-        self.mosaic_title = subheading("Mosaic: cells by batch and modality")
-        self.mosaic_rows = QComboBox()
-        self.mosaic_rows.setAccessibleName("Rows of the mosaic")
-        self.mosaic_rows.setToolTip("Whose levels are the rows: batches, or cell types to hide a modality of one kind of cells")
-        self.mosaic_rows.currentIndexChanged.connect(self._show_mosaic)
-        self.mosaic = MosaicGrid()
-        self.mosaic.switched.connect(self._switch)
-        inner.addLayout(_group(self.mosaic_title, self.mosaic_rows, self.mosaic))
         self.form = SpecForm("data", leave_out=ELSEWHERE, scrolling=False)
         self.form.changed.connect(session.editor.edit)
         inner.addLayout(_group(subheading("Reading"), self.form))
@@ -100,6 +97,24 @@ class DataPanel(QWidget):
         session.checks_changed.connect(self._show_checks)
         session.editor.changed.connect(self._spec)
         self._headers(())
+
+    def _make_mosaic(self) -> QWidget:
+        """The mosaic grid below its title, beside which one chooses whose levels its rows are."""
+        self.mosaic_title = subheading("Mosaic")
+        self.mosaic_rows = QComboBox()
+        self.mosaic_rows.setAccessibleName("Rows of the mosaic")
+        self.mosaic_rows.setToolTip("Whose levels are the rows: batches, or cell types to hide a modality of one kind of cells")
+        self.mosaic_rows.currentIndexChanged.connect(self._show_mosaic)
+        self.mosaic = MosaicGrid()
+        self.mosaic.switched.connect(self._switch)
+        self.mosaic_rows.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.mosaic_rows.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.mosaic_rows.setMinimumContentsLength(8)
+        self._mosaic_part = QWidget()
+        layout = column(self._mosaic_part)
+        layout.addLayout(row(self.mosaic_title, self.mosaic_rows))
+        layout.addWidget(self.mosaic)
+        return self._mosaic_part
 
     def _make_problem(self) -> QFrame:
         """Cause and mend where the open file cannot be used, and a button where the values would do."""
@@ -243,8 +258,8 @@ class DataPanel(QWidget):
         headers, study = self._session.headers, self._session.study
         cells = study.n_cells if study is not None else sum(header.n_cells for header in headers)
         rows = [("Cells", f"{cells:,}" + (f" ({len(study.left_out):,} left out)" if study is not None and len(study.left_out) else ""))]
-        rows.append(("Format", ", ".join(dict.fromkeys(header.format for header in headers))))
-        rows.append(("On disk", size(sum(header.file_bytes for header in headers))))
+        formats = ", ".join(dict.fromkeys(header.format for header in headers))
+        rows.append(("On disk", f"{size(sum(header.file_bytes for header in headers))}, {formats}"))
         rows.append(("In memory", _memory(study) if study is not None else f"about {size(sum(header.estimated_bytes for header in headers))}"))
         columns = len(study.obs.columns) if study is not None else max((len(header.obs_columns) for header in headers), default=0)
         rows.append(("Columns of cells", f"{columns:,}"))
@@ -257,8 +272,11 @@ class DataPanel(QWidget):
             words.setToolTip(value)
             self._summary.addWidget(words, line, 1)
         notes = list(study.notes) if study is not None else [note for header in headers for note in header.notes]
-        for number, note in enumerate(notes[:6]):
-            self._summary.addWidget(text(note, secondary=True), len(rows) + number, 0, 1, 2)
+        layout = self._notes.layout()
+        clear(layout)
+        for note in notes[:6]:
+            layout.addWidget(text(note, secondary=True))
+        self._notes.setVisible(bool(notes))
         self._summary.setColumnStretch(1, 1)
 
     def _show_mosaic(self, *_: object) -> None:
@@ -269,16 +287,16 @@ class DataPanel(QWidget):
             with QSignalBlocker(self.mosaic_rows):
                 self.mosaic_rows.clear()
                 for name in columns:
-                    self.mosaic_rows.addItem(f"Rows by {name}", name)
+                    self.mosaic_rows.addItem(f"{name} and modality", name)
                 self.mosaic_rows.setCurrentIndex(max(0, self.mosaic_rows.findData(shown)))
         column = self.mosaic_rows.currentData() or ""
-        self.mosaic_title.setVisible(bool(column))
+        self._mosaic_part.setVisible(bool(column))
         self.mosaic_rows.setVisible(len(columns) > 1)
-        self.mosaic.setVisible(bool(column))
         if study is None or not column:
             return
         by_batch = column == columns[0]
-        self.mosaic_title.setText("Mosaic: cells by batch and modality" if by_batch else f"Mosaic: cells by {column} and modality")
+        several = len(columns) > 1  # the choice beside the title says then what the rows are
+        self.mosaic_title.setText("Mosaic: cells by" if several else "Mosaic: cells by batch and modality")
         key = (id(study), column, spec.data.switched_off, spec.family.modalities)
         if key != self._mosaic_key:
             self._mosaic_key = key
@@ -307,7 +325,7 @@ class DataPanel(QWidget):
             return "", f"{name} · loading"
         failing = bool(of_step(session.failures, "data"))
         warned = any(check.level.value == "warn" for check in of_step(session.checks, "data"))
-        words = f"{name} · {session.study.n_cells:,} cells"
+        words = f"{name} · {counted(session.study.n_cells, 'cell')}"
         return "fail" if failing else "warn" if warned else "check" if session.checked_spec is not None else "", words
 
 

@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QComboBox, QFrame, QScrollArea, QSizePolicy, QVBoxLay
 
 from cellweave.app import theme
 from cellweave.app.panels.parts import button, clear, heading, text
+from cellweave.core.wording import counted
 
 SHOWN = 12
 
@@ -22,7 +23,7 @@ class ShareBar(QWidget):
         super().__init__()
         self._name, self._count, self._share, self._in_all = name, count, count / max(1, total), in_all
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        words = f"{name}: {count:,} cells, {100 * self._share:.0f} % of the selection, {100 * in_all:.0f} % of all cells"
+        words = f"{name}: {counted(count, 'cell')}, {100 * self._share:.0f} % of the selection, {100 * in_all:.0f} % of all cells"
         self.setAccessibleName(words)
         self.setToolTip(words)
 
@@ -129,7 +130,7 @@ class InspectorPanel(QScrollArea):
     def _show(self, *_: object) -> None:
         clear(self._bars)
         count = len(self._selected)
-        self.title.setText(f"{count:,} cells selected" if count else "No cells selected")
+        self.title.setText(f"{counted(count, 'cell')} selected" if count else "No cells selected")
         self.hint.setVisible(not count)
         for part in (self.column, self.copy, self.none):
             part.setVisible(bool(count))
@@ -146,4 +147,4 @@ class InspectorPanel(QScrollArea):
             self._bars.addWidget(ShareBar(name, int(here[level]), count, float(overall[level])))
         if len(order) > SHOWN:
             rest = int(sum(here[level] for level in order[SHOWN:]))
-            self._bars.addWidget(text(f"and {rest:,} cells in {len(order) - SHOWN} more levels", secondary=True))
+            self._bars.addWidget(text(f"and {counted(rest, 'cell')} in {counted(len(order) - SHOWN, 'more level')}", secondary=True))

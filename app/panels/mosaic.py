@@ -11,6 +11,7 @@ from cellweave.app import theme
 from cellweave.app.panels.parts import clear, set_look, text
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.mosaic import Mosaic
+from cellweave.core.wording import counted
 
 MOST_ROWS = 60
 WHAT_IF = "Switch a cell off to ask what if it had not been measured: its counts are kept aside, and imputed values can be compared with them."
@@ -76,7 +77,7 @@ class MosaicGrid(QWidget):
                 right = Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignAbsolute
                 self._grid.addWidget(self._cell(mosaic.column, level, modality, count, held, is_off=(level, modality) in off), line, place + 1, right)
         if len(levels) > MOST_ROWS:
-            rest = text(f"and {len(levels) - MOST_ROWS} more levels of '{mosaic.column}'", secondary=True)
+            rest = text(f"and {counted(len(levels) - MOST_ROWS, 'more level')} of '{mosaic.column}'", secondary=True)
             self._grid.addWidget(rest, MOST_ROWS + 1, 0, 1, len(modalities) + 1)
         self._totals(mosaic, min(len(levels), MOST_ROWS) + 2)
         self._grid.setColumnStretch(0, 1)
@@ -119,8 +120,11 @@ class MosaicGrid(QWidget):
         if on:
             box.setToolTip(f"Use {label} of {level}")
         elif held:
-            box.setToolTip(f"{label} of {level} is held out: the model is not shown it, and the counts of {held:,} cells are the truth for what it imputes.")
-            box.setAccessibleDescription(f"{held:,} cells held out")
+            box.setToolTip(
+                f"{label} of {level} is held out: the model is not shown it, and the counts of {counted(held, 'cell')} are the truth for "
+                "what it imputes."
+            )
+            box.setAccessibleDescription(f"{counted(held, 'cell')} held out")
         else:
             box.setToolTip(f"{label} of {level} is switched off. Nothing else was measured in these cells, so they are left out.")
         box.toggled.connect(lambda use: self.switched.emit(column, level, modality, use))

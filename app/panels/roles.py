@@ -24,6 +24,7 @@ from cellweave.app.panels.parts import subheading, text
 from cellweave.core.models.declare import Family
 from cellweave.core.spec.covariates import ROLES, SINGLE_ROLES, CovariateSpec
 from cellweave.core.spec.roles import role_conflicts
+from cellweave.core.wording import counted
 
 Index: TypeAlias = QModelIndex | QPersistentModelIndex
 TITLES = {role: str(CovariateSpec.model_fields[role].title) for role in ROLES}
@@ -32,7 +33,7 @@ HELP = {role: str(CovariateSpec.model_fields[role].description) for role in ROLE
 
 def describe(info: Any) -> str:
     """Return what a column is, in one line."""
-    parts = [info.kind, f"{info.n_levels:,} level{'s' if info.n_levels != 1 else ''}" if info.levels or info.kind != "float" else f"{info.n_levels:,} values"]
+    parts = [info.kind, counted(info.n_levels, "level") if info.levels or info.kind != "float" else counted(info.n_levels, "value")]
     if info.smallest is not None and info.levels:
         parts.append(f"smallest {info.smallest[1]:,}")
     if info.n_missing:

@@ -17,6 +17,7 @@ from cellweave.core.runs.events import EpochDone, Event, Failed, FinishReason
 from cellweave.core.runs.folder import RunFolder, RunStatus
 from cellweave.core.spec import RunSpec
 
+MOST_LAYOUTS = 40  # so many earlier epochs are laid out for a run that nobody watched
 MOST_LEVELS = 500  # a column with more levels is no way to colour cells
 
 
@@ -82,6 +83,8 @@ class RunResults:
         A sentence on what could not be read.
     joint
         The cells with those of the reference, where the run maps data.
+    without_layout
+        Previews of a finished run that are to be laid out: epoch and file of the latent.
     """
 
     folder: Path
@@ -96,6 +99,7 @@ class RunResults:
     epochs: tuple[tuple[int, Path], ...] = ()
     note: str = ""
     joint: Joint | None = None
+    without_layout: tuple[tuple[int, Path], ...] = ()
 
     @property
     def label(self) -> str:
@@ -159,13 +163,14 @@ def read_run(path: Path) -> RunResults:
         except (CellweaveError, OSError, ValueError) as error:
             note = f"The embedding of the run could not be read: {error}"
     epochs = earlier_layouts(folder.preview, cells.rows) if cells is not None else ()
+    unseen = previews_without_layout(folder.preview, cells.rows, status.epoch) if cells is not None and not status.state.active else ()
     joint: Joint | None = None
     if spec.reference is not None and cells is not None:
         try:
             joint = read_with_reference(folder, cells)
         except (CellweaveError, OSError, ValueError) as error:
             note = f"{note} The layout with the reference could not be read: {error}".strip()
-    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, epochs, note, joint)
+    return RunResults(folder.path, spec, status, name, events, end, xy, cells, prefer, epochs, note, joint, unseen)
 
 
 def read_with_reference(folder: RunFolder, own: Cells) -> Joint | None:
@@ -204,16 +209,46 @@ def read_with_reference(folder: RunFolder, own: Cells) -> Joint | None:
 
 def earlier_layouts(folder: Path, rows: np.ndarray | None = None) -> tuple[tuple[int, Path], ...]:
     """Return the live layouts of a run by epoch; none where they are of other cells than ``rows``."""
-    if rows is not None:
-        try:
-            sample = np.load(folder / "cells.npy", allow_pickle=False)
-        except (OSError, ValueError):
-            return ()
-        if not np.array_equal(sample, rows):
-            return ()
+    return () if rows is not None and not _are_of(folder, rows) else _numbered(folder, "layout")
+
+
+def previews_without_layout(folder: Path, rows: np.ndarray, last: int) -> tuple[tuple[int, Path], ...]:
+    """Return the previews that are to be laid out before the slider can go back to them.
+
+    A window that watches a run lays out what it can keep up with; what it left out in between stays left out. Missing are the epochs before it began
+    to watch and after it ended, or all; at most ``MOST_LAYOUTS`` of them, at even distances.
+
+    Parameters
+    ----------
+    folder
+        ``preview/`` of the run folder.
+    rows
+        Cells of the final embedding; other cells than these cannot be shown in their place.
+    last
+        Last epoch of the run, which the final embedding is of; a preview behind it is of epochs that were trained again.
+    """
+    if not _are_of(folder, rows):
+        return ()
+    seen = [epoch for epoch, _ in _numbered(folder, "layout")]
+    missing = [(epoch, path) for epoch, path in _numbered(folder, "latent") if epoch < last and not (seen and seen[0] <= epoch <= seen[-1])]
+    if len(missing) <= MOST_LAYOUTS:
+        return tuple(missing)
+    return tuple(missing[place] for place in np.linspace(0, len(missing) - 1, MOST_LAYOUTS).round().astype(int))
+
+
+def _are_of(folder: Path, rows: np.ndarray) -> bool:
+    """Return whether the previews in a folder are of these cells."""
+    try:
+        return np.array_equal(np.load(folder / "cells.npy", allow_pickle=False), rows)
+    except (OSError, ValueError):
+        return False
+
+
+def _numbered(folder: Path, stem: str) -> tuple[tuple[int, Path], ...]:
+    """Return epoch and file of everything called ``STEM-EPOCH.npy``."""
     found = []
-    for path in sorted(folder.glob("layout-*.npy")):
-        number = path.stem.removeprefix("layout-")
+    for path in sorted(folder.glob(f"{stem}-*.npy")):
+        number = path.stem.removeprefix(f"{stem}-")
         if number.isdecimal():
             found.append((int(number), path))
     return tuple(found)

@@ -41,8 +41,10 @@ class Settings(BaseModel):
         The spec being edited, as TOML, so that nothing is lost in a crash.
     active_run
         Folder of the run that was training, so that it is offered again after a crash.
+    last_run
+        Folder of the run that was shown last; empty where none was.
     last_view
-        The view that the person chose last.
+        The view that the person chose last, or that was in front of the run shown last.
     """
 
     model_config = ConfigDict(validate_assignment=True)
@@ -61,6 +63,7 @@ class Settings(BaseModel):
     colours: dict[str, dict[str, str]] = Field(default_factory=dict)
     last_spec: str = ""
     active_run: str = ""
+    last_run: str = ""
     last_view: str = ""
 
     def remember(self, kind: Literal["data", "runs"], path: str) -> None:

@@ -28,6 +28,7 @@ from cellweave.app.views.tables import DataTable, TableColumn
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.query.questions import Question, questions_of
 from cellweave.core.spec import explain
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -83,7 +84,7 @@ class AskDialog(QDialog):
         chosen = self._context.selection
         self.cells.addItem("All cells", None)
         if len(chosen):
-            self.cells.addItem(f"The {len(chosen):,} selected cells", chosen)
+            self.cells.addItem(f"The {counted(len(chosen), 'selected cell')}", chosen)
         self.format = QComboBox()
         self.format.setAccessibleName("Kind of file")
         fields = QGridLayout()

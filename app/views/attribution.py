@@ -25,6 +25,7 @@ from cellweave.app.views.runview import RunView
 from cellweave.app.views.scatterpanel import ScatterPanel
 from cellweave.app.views.scorepanel import ScorePanel
 from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -295,7 +296,7 @@ class AttributionView(RunView):
             of_chosen = data.scores.by_dimension(name, chosen) if chosen is not None and len(chosen) else None
             rows.append(DecoderBars(name, data.scores.by_dimension(name), of_chosen, data.scores.block_shares(name, chosen)))
         self.bars.show_rows(rows, data.scores.blocks)
-        self.bars_title.setText("Latent dimensions" if chosen is None else f"Latent dimensions, {len(chosen):,} selected cells")
+        self.bars_title.setText("Latent dimensions" if chosen is None else f"Latent dimensions, {counted(len(chosen), 'selected cell')}")
 
     def _say(self) -> None:
         data = self.data
@@ -304,7 +305,7 @@ class AttributionView(RunView):
         self.figure_button.setEnabled(data.epoch is None)
         self.figure_button.setToolTip("Export as a figure" if data.epoch is None else "A figure is of the result: go to its epoch, the last one")
         info = data.scores.info
-        parts = [f"{data.size:,} cells"]
+        parts = [counted(data.size, "cell")]
         if data.epoch is not None:
             parts.insert(0, f"Epoch {data.epoch}, while the run {'trains' if self.results is None else 'trained'}")
         if info.get("features") == "sampled":

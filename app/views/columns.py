@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cellweave.core.export.palette import category_colours, colour_table, hex_to_rgb, look, value_range
+from cellweave.core.wording import agree, counted
 
 ThemeName = Literal["light", "dark"]
 STEPS = 256
@@ -74,7 +75,7 @@ class ColumnData:
         numbers = np.asarray(codes).astype(np.int32)
         names = tuple(str(level) for level in levels)
         if len(numbers) and numbers.max() >= len(names):
-            message = f"a code is {numbers.max()}, but there are {len(names)} levels"
+            message = f"a code is {numbers.max()}, but there {agree(len(names), 'is', 'are')} {counted(len(names), 'level')}"
             raise ValueError(message)
         return cls(codes=np.maximum(numbers, -1), levels=names)
 

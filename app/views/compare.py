@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from cellweave.app.panels.parts import button, row, text, tool
 from cellweave.app.state.runs import run_label
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
-from cellweave.core.runs.comparing import RunRow, differing, read_row, setting_titles, term_labels
+from cellweave.core.runs.comparing import RunRow, differing, read_row, setting_titles, setting_words, term_labels
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -144,7 +145,8 @@ class CompareView(RunView):
         self._show_groups()
         different = len(differing(self.rows))
         problems = [one.problem for one in self.rows if one.problem]
-        words = f"{len(self.rows)} runs; {different} settings differ." if len(self.rows) != 1 else "One run: a second one is needed to compare with."
+        differ = counted(different, "setting differs", "settings differ")
+        words = f"{len(self.rows)} runs; {differ}." if len(self.rows) != 1 else "One run: a second one is needed to compare with."
         self.note.setText(" ".join([words, *problems[:2]]))
         for source, one in enumerate(self.rows):
             if one.folder in before:
@@ -210,7 +212,9 @@ def run_columns(rows: Sequence[RunRow], *, every: bool = False) -> tuple[list[Ta
         numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in found if value is not None)
         some = any(value is not None for value in found)
         columns.append(TableColumn(path, title, f"{help_text} ({path})".strip(), "number" if numbers and some else "text"))
-        values[path] = _numbers(found) if numbers and some else np.array([_words(value) for value in found], dtype=object)
+        called = [setting_words(one.kind).get(path, {}) for one in rows]  # models may call a value of one name differently
+        said = [_words(value, words) for value, words in zip(found, called, strict=True)]
+        values[path] = _numbers(found) if numbers and some else np.array(said, dtype=object)
     place = 2 + sum(path != "model.kind" for path in different)
     columns[place:place] = [TableColumn("state", "State", "How it stands.")]
     terms = dict.fromkeys(key for side in ("validation", "train") for one in rows for key in one.losses if key[1] == side)
@@ -249,14 +253,15 @@ def _numbers(values: Sequence[Any]) -> np.ndarray:
     return np.array([np.nan if value is None else float(value) for value in values])
 
 
-def _words(value: Any) -> str:
+def _words(value: Any, called: Mapping[str, str]) -> str:
+    """Return a value of a setting in words; ``called`` says what the values of a choice are called."""
     if value is None:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple | list):
-        return ", ".join(Path(str(part)).name if "/" in str(part) else str(part) for part in value)
+        return ", ".join(Path(str(part)).name if "/" in str(part) else called.get(str(part), str(part)) for part in value)
     if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
-    said = str(value)
+        return ", ".join(f"{name} {called.get(str(part), part)}" for name, part in value.items())
+    said = called.get(str(value), str(value))
     return Path(said).name if Path(said).is_absolute() else said

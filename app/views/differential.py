@@ -24,6 +24,7 @@ from cellweave.app.views.volcanoplot import VolcanoPlot
 from cellweave.core.errors import Cancelled, CellweaveError
 from cellweave.core.query.comparison_settings import ComparisonSettings
 from cellweave.core.spec import explain
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.views.context import ViewContext
@@ -216,7 +217,7 @@ class DifferentialView(RunView):
             return sentence
         both = len(np.intersect1d(first, second))
         if both:
-            return f"{both:,} cells are in both groups. Choose groups without common cells."
+            return f"{counted(both, 'cell is', 'cells are')} in both groups. Choose groups without common cells."
         if self.group1.name() == self.group2.name():
             return "Both groups have the same name. Choose other levels."
         if self.settings.method == "pseudobulk":

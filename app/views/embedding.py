@@ -30,6 +30,7 @@ from cellweave.app.views.panelgrid import MOST_PANELS, PanelGrid
 from cellweave.app.views.pointcloud import Mode
 from cellweave.app.views.points import PointSet
 from cellweave.app.views.scatterpanel import ScatterPanel
+from cellweave.core.wording import counted
 
 WELCOME = "The cells appear here once there is an embedding: after training, and every few epochs while it runs."
 
@@ -404,7 +405,7 @@ class EmbeddingView(QWidget):
     def _refresh(self) -> None:
         shown, chosen = self._points.size, 0 if self._selected is None else int(self._selected.sum())
         self._grid.show_note("" if shown else self._message)
-        self._status.setText(f"{shown:,} cells" + (f", {chosen:,} selected" if chosen else "") if shown else "")
+        self._status.setText(counted(shown, 'cell') + (f", {chosen:,} selected" if chosen else "") if shown else "")
         self._clear.setVisible(bool(chosen))
         self.bar.setVisible(bool(shown))
         self.bar.genes.setEnabled(bool(shown))

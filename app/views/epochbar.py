@@ -58,13 +58,14 @@ class EpochBar(QWidget):
         self.hide()
 
     def set_epochs(self, epochs: Sequence[tuple[int, Loader]]) -> None:
-        """Offer epochs with a function each that returns what is of it; a slider at its end stays there, none hides it."""
+        """Offer epochs with a function each that returns what is of it; a slider at its end stays there, one elsewhere at its epoch, none hides it."""
         at_end = self.at_end
+        epoch = self._epochs[self.slider.value()][0] if self._epochs else -1
         self._epochs = list(epochs)
         with QSignalBlocker(self.slider):
             self.slider.setRange(0, max(0, len(self._epochs) - 1))
-            if at_end:
-                self.slider.setValue(self.slider.maximum())
+            same = next((place for place, (number, _) in enumerate(self._epochs) if number == epoch), self.slider.value())
+            self.slider.setValue(self.slider.maximum() if at_end else same)
         self.setVisible(len(self._epochs) > 1)
         if self._epochs:
             self.say(self._epochs[self.slider.value()][0])

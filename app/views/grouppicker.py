@@ -24,6 +24,7 @@ from qtpy.QtWidgets import (
 
 from cellweave.app.panels.parts import button, row, subheading, text
 from cellweave.app.theme import icon
+from cellweave.core.wording import counted
 
 CHOSEN, REST = "\x00chosen", "\x00rest"  # not names that a column can have
 
@@ -263,7 +264,7 @@ class GroupPicker(QWidget):
         if what == REST:
             return "Rest"
         if what == CHOSEN or what is None:
-            return f"{self._title.lower()} ({len(self._chosen):,} cells)"
+            return f"{self._title.lower()} ({counted(len(self._chosen), 'cell')})"
         return " + ".join(self.levels.ticked())
 
     def settings(self) -> dict[str, Any]:
@@ -302,7 +303,7 @@ class GroupPicker(QWidget):
 
     def say_size(self, count: int) -> None:
         """Show how many cells it has."""
-        self.size.setText(f"{count:,} cells")
+        self.size.setText(counted(count, "cell"))
 
     def _changed(self) -> None:
         self._show()

@@ -34,6 +34,7 @@ from qtpy.QtWidgets import (
 )
 
 from cellweave.app.theme import SPACE, current, tabular_font
+from cellweave.core.wording import agree, counted
 
 MOST_LEVELS = 500
 """A legend lists at most this many levels, the largest first where there are more."""
@@ -129,7 +130,7 @@ class CategoryLegend(QListWidget):
             item.setData(COUNT, total if selected is None else f"{selected[code]:,}")
             item.setData(OF_SELECTION, selected is not None)
             chosen = "" if selected is None else f"{selected[code]:,} selected of "
-            item.setToolTip(f"{self._names[code]}: {chosen}{total} cells")
+            item.setToolTip(f"{self._names[code]}: {chosen}{total} {agree(int(counts[code]), 'cell', 'cells')}")
             self._most[code] = total
             self._paint(code, item)
         self.scheduleDelayedItemsLayout()
@@ -147,7 +148,7 @@ class CategoryLegend(QListWidget):
             self.addItem(item)
             self._items[code] = item
         if left_out > 0:
-            rest = QListWidgetItem(f"and {left_out:,} smaller levels")
+            rest = QListWidgetItem(f"and {counted(left_out, 'smaller level')}")
             rest.setFlags(Qt.ItemFlag.NoItemFlags)
             self.addItem(rest)
 
@@ -156,7 +157,7 @@ class CategoryLegend(QListWidget):
         item.setIcon(swatch(QColor(*(int(part) for part in self._colours[code])), filled=not hidden))
         item.setForeground(QBrush(current().color("disabled" if hidden else "text")))
         state = "hidden" if hidden else "shown"
-        item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{self._names[code]}, {item.data(COUNT)} cells, {state}")
+        item.setData(Qt.ItemDataRole.AccessibleTextRole, f"{self._names[code]}, {item.data(COUNT)} {'cell' if item.data(COUNT) == '1' else 'cells'}, {state}")
 
     # -- acts ------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 from cellweave.app.forms.numberbox import number_text
 from cellweave.app.theme import SPACE, current, notifier, series_color, tabular_font
 from cellweave.app.views.cards import HoverCard
+from cellweave.core.wording import counted
 
 LETTERS = 14
 
@@ -115,7 +116,7 @@ class LevelBars(QWidget):
             painter.drawLine(int(left), 0, int(left), line * len(shown))
             if len(shown) < len(self._levels):
                 painter.setPen(theme.color("secondary"))
-                more = f"and {len(self._levels) - len(shown):,} smaller ones"
+                more = f"and {counted(len(self._levels) - len(shown), 'smaller one')}"
                 painter.drawText(QRectF(left + SPACE, line * len(shown), self.width(), line), Qt.AlignmentFlag.AlignVCenter, more)
         if self.hasFocus():
             painter.setPen(QPen(theme.color("accent"), 1))

@@ -15,6 +15,7 @@ from cellweave.app.theme import SPACE, current, notifier, series_color, tabular_
 from cellweave.app.views.cards import HoverCard
 from cellweave.app.views.runview import RunView
 from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -150,7 +151,7 @@ class MaskPicture(QWidget):
             painter.setPen(current().color("text"))
             blocks = f", {len(own)} blocks" if len(own) > 1 else ""
             title = modality_kind(name).label
-            longest = (f"{title}  {n_features:,} features{blocks}", f"{title}  {n_features:,}", title)
+            longest = (f"{title}  {counted(n_features, 'feature')}{blocks}", f"{title}  {n_features:,}", title)
             words = next((each for each in longest if metrics.horizontalAdvance(each) <= room.width()), title)
             painter.drawText(room, Qt.AlignmentFlag.AlignLeft | Qt.AlignmentFlag.AlignVCenter, metrics.elidedText(words, Qt.TextElideMode.ElideRight,
             round(room.width())))
@@ -178,7 +179,7 @@ class MaskPicture(QWidget):
         painter.setFont(tabular_font())
         painter.setPen(current().color("secondary"))
         where = QRectF(left - numbers - 4 * SPACE, top, numbers + SPACE, TALL - 3)
-        painter.drawText(where, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, f"{int(pattern.n_cells[number]):,} cells")
+        painter.drawText(where, Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter, counted(int(pattern.n_cells[number]), "cell"))
         painter.setFont(self.font())
 
     def _draw_field(self, painter: QPainter, field: QRectF, share: float, colour: QColor, ground: QColor, *, there: bool) -> None:
@@ -330,7 +331,7 @@ class MaskView(RunView):
         hiding = self.which.currentData() == "hidden"
         share = pattern.share_hidden() if hiding else pattern.share_measured()
         what = "of what was measured is hidden in a step" if hiding else "of all values were measured"
-        more = f"; {pattern.left_out:,} smaller groups are not shown" if pattern.left_out else ""
+        more = f"; {counted(pattern.left_out, 'smaller group is', 'smaller groups are')} not shown" if pattern.left_out else ""
         self.whole.setText(f"{share:.0%} {what}{more}")
 
     def _say_field(self, row_number: int, column: int) -> None:

@@ -27,6 +27,7 @@ from cellweave.app.views.panelgrid import PanelGrid
 from cellweave.app.views.points import PointSet
 from cellweave.app.views.runview import RunView
 from cellweave.app.views.tables import DataTable, TableColumn
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.app.state.results import RunResults
@@ -240,7 +241,7 @@ class NeighbourhoodView(RunView):
 
     def _say(self, data: Diagnosed) -> None:
         markers, columns = data.summary["markers"], data.summary["columns"]
-        parts = [f"{data.summary['n_cells']:,} cells with {data.summary['k']} neighbours each, {markers['n']:,} marker genes"]
+        parts = [f"{counted(data.summary['n_cells'], 'cell')} with {counted(data.summary['k'], 'neighbour')} each, {counted(markers['n'], 'marker gene')}"]
         if data.summary["n_cells"] < data.summary.get("n_study", 0):
             parts[0] += f" (a sample of {data.summary['n_study']:,})"
         if markers["listed"]:

@@ -22,6 +22,7 @@ from cellweave.app.views.legend import CategoryLegend, ask_colour
 from cellweave.app.views.pointcloud import CloudBox, PointCloudItem
 from cellweave.app.views.points import PointSet
 from cellweave.app.views.raster import Look
+from cellweave.core.wording import counted
 
 DIM = 0.2
 """Share of its colour that a cell outside the selection keeps."""
@@ -321,7 +322,7 @@ class ScatterPanel(QWidget):
     def in_words(self) -> str:
         """Return what the cloud shows in words, for screen readers: the number of cells, and the largest levels or the range."""
         column = self.column()
-        cells = f"{self._points.size:,} cells"
+        cells = counted(self._points.size, "cell")
         if column is None or len(column) != self._points.size:
             return cells
         if not column.is_categorical:

@@ -16,6 +16,7 @@ from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QLineEdit, QTableView
 
 from cellweave.app import theme
 from cellweave.app.panels.parts import row, text
+from cellweave.core.wording import counted
 
 Index: TypeAlias = QModelIndex | QPersistentModelIndex
 NUMBER_ROLE = Qt.ItemDataRole.UserRole
@@ -368,7 +369,7 @@ class DataTable(QWidget):
     def _say_count(self) -> None:
         shown, every = self.table.rowCount(), self.table.size
         self.count.setText(f"{every:,}" if shown == every else f"{shown:,} of {every:,}")
-        self.count.setAccessibleName(f"{shown:,} of {every:,} rows")
+        self.count.setAccessibleName(f"{shown:,} of {counted(every, 'row')}")
 
     def _first(self) -> None:
         if self.table.rowCount():

@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QSizePolicy, QWidget
 
 from cellweave.app.theme import SPACE, current, notifier
 from cellweave.core.export.imputation_parts import TruthPicture, shade
+from cellweave.core.wording import counted
 
 
 def nice_ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -36,7 +37,7 @@ class TruthPlot(QWidget):
     def set_picture(self, picture: TruthPicture | None, titles: tuple[str, str] = ("Imputed", "Measured"), baseline: float = float("nan")) -> None:
         """Show other values, with titles of both axes; ``baseline`` is the mean that a feature is predicted as without a model."""
         self.picture, self.titles, self.baseline = picture, titles, baseline
-        self.setAccessibleDescription("" if picture is None else f"{picture.n:,} values from {picture.low:.3g} to {picture.high:.3g}")
+        self.setAccessibleDescription("" if picture is None else f"{counted(picture.n, 'value')} from {picture.low:.3g} to {picture.high:.3g}")
         self.update()
 
     def minimumSizeHint(self) -> QSize:  # noqa: N802
@@ -139,7 +140,7 @@ class SpreadPlot(QWidget):
         known = values[np.isfinite(values)]
         self._counts, self._edges = np.histogram(known, bins=40, range=(low, high))
         self.median, self.title = float(np.median(known)) if len(known) else float("nan"), title
-        self.setAccessibleDescription(f"{title}: median {self.median:.3g} of {len(known):,} features")
+        self.setAccessibleDescription(f"{title}: median {self.median:.3g} of {counted(len(known), 'feature')}")
         self.update()
 
     def mark(self, value: float) -> None:

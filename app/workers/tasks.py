@@ -138,6 +138,7 @@ class TaskRunner(QObject):
         super().__init__(parent)
         self._tasks: list[Task] = []
         self._ending: list[Task] = []
+        self._closed = False
 
     def run(
         self,
@@ -146,8 +147,10 @@ class TaskRunner(QObject):
         failed: Callable[[Exception, str], None],
         progressed: Callable[[str, Any], None] | None = None,
     ) -> Task:
-        """Do ``work`` in a thread; the other functions are called in the window's thread."""
+        """Do ``work`` in a thread; the other functions are called in the window's thread. Once the window has closed, nothing begins any more."""
         task = Task(work, self)
+        if self._closed:
+            return task
         # The receivers run in the window's thread because the task lives there.
         task.done.connect(done)
         task.failed.connect(failed)
@@ -170,8 +173,10 @@ class TaskRunner(QObject):
         return bool(self._tasks)
 
     def shutdown(self) -> None:
-        """Ask every task to stop and wait for it."""
+        """Ask every task to stop and wait for it; what it gives is of no use to a window that closes, and would have it begin anew."""
+        self._closed = True
         for task in list(self._tasks):
+            task.blockSignals(True)  # noqa: FBT003  (Qt's own)
             task.cancel()
         for task in [*self._tasks, *self._ending]:
             if not task.wait():

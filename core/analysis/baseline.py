@@ -9,6 +9,7 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.study import Modality
+from cellweave.core.wording import counted
 
 
 def log_normalised(counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -75,7 +76,7 @@ def measured_rows(modality: Modality) -> NDArray[np.int64]:
     rows = np.flatnonzero(modality.measured)
     if len(rows) < min(3, len(modality.measured)):
         label = modality_kind(modality.name).label
-        raise DataError(f"{label} was measured in {len(rows)} cells, too few for a baseline.", "Switch the baseline off.")
+        raise DataError(f"{label} was measured in {counted(len(rows), 'cell')}, too few for a baseline.", "Switch the baseline off.")
     return rows
 
 

@@ -21,6 +21,7 @@ from cellweave.core.analysis.imputation_scores import Comparison, Evaluation, sc
 from cellweave.core.query.imputed import value_scale
 from cellweave.core.spec.modalities import modality_kind, names_meant
 from cellweave.core.study.held_out import held_out_truth, nothing_left, without_cells
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.query.trained_run import TrainedRun
@@ -74,7 +75,7 @@ def evaluate(run: TrainedRun, question: ImputationQuestion, cells: np.ndarray | 
         raise ImputationError("None of these features was measured in the cells that are judged.", "Choose other features, batches or cells.")
     notes += [gone] if gone else []
     if cells is not None:
-        notes.append(f"Of {len(cells):,} cells that were chosen.")
+        notes.append(f"Of {counted(len(cells), 'cell that was chosen', 'cells that were chosen')}.")
     tables, overall = [], {}
     for name, found in comparisons.items():
         table, whole = scores(found)
@@ -106,7 +107,7 @@ def _cells(run: TrainedRun, question: ImputationQuestion, allowed: np.ndarray, n
         unseen = np.intersect1d(rows, run.data.validation)
         if len(unseen) >= 20:
             rows = unseen
-            notes.append(f"{len(rows):,} cells that training did not see.")
+            notes.append(f"{counted(len(rows), 'cell')} that training did not see.")
         elif len(rows):
             notes.append("Too few cells were held out of training, so that cells it has seen are judged: what is said of them is too good.")
     if len(rows) > question.most_cells:
@@ -126,7 +127,7 @@ def _held_out(run: TrainedRun, question: ImputationQuestion, wanted: Sequence[st
             continue
         if len(keep) > question.most_cells:
             keep = np.sort(np.random.default_rng([question.seed, 1]).choice(keep, question.most_cells, replace=False))
-        notes.append(f"{modality_kind(name).label}: {len(keep):,} of the {len(rows):,} cells in which it was switched off.")
+        notes.append(f"{modality_kind(name).label}: {len(keep):,} of the {counted(len(rows), 'cell')} in which it was switched off.")
         modality = next(modality for modality in run.data.modalities if modality.name == name)
         counts = _in_order(truth.counts[keep], run.study.modalities[name].var.index, modality.var.index)
         judged = _observed(run, name, rows[keep], held_out=True)

@@ -19,6 +19,7 @@ from cellweave.core.analysis.scmib_counts import FILE as SPACE
 from cellweave.core.analysis.scmib_counts import CountSpace, load_space, save_space
 from cellweave.core.errors import CellweaveError, DataError, SpecError
 from cellweave.core.files import write_atomic, write_json_atomic, write_text_atomic
+from cellweave.core.wording import agree, counted
 
 JSON_NAME, CSV_NAME = "integration.json", "integration.csv"
 VERSION = 1
@@ -76,8 +77,12 @@ def measure_files(
     if BASELINE in points:
         empty = known & _one_point(points[BASELINE])
         known &= ~empty
-        if empty.any():
-            notes.append(f"{int(empty.sum()):,} cells have no counts in the modality of the baseline and are left out, so that both are of the same cells.")
+        n_empty = int(empty.sum())
+        if n_empty:
+            notes.append(
+                f"{counted(n_empty, 'cell has', 'cells have')} no counts in the modality of the baseline and {agree(n_empty, 'is', 'are')} "
+                "left out, so that both are of the same cells."
+            )
     n_latent = int(known.sum())
     for role, column in (("batch", batch), ("label", labels)):
         if column is not None:
@@ -85,7 +90,10 @@ def measure_files(
             missing = int((known & (codes[role] < 0)).sum())
             known &= codes[role] >= 0
             if missing:
-                notes.append(f"{missing:,} of {n_latent:,} cells have no {role} and are left out.")
+                notes.append(
+                    f"{missing:,} of {counted(n_latent, 'cell')} {agree(missing, 'has', 'have')} no {role} and {agree(missing, 'is', 'are')} "
+                    "left out."
+                )
     rows = np.flatnonzero(known)
     if len(rows) < FEWEST:
         raise DataError(
@@ -342,7 +350,7 @@ def _compute_baseline(run: Any, out: Path, progress: Progress) -> None:
     n_cells = modality.counts.shape[0]
     if n_cells != len(run.cells):
         raise DataError(
-            f"The input has {n_cells:,} cells now and the run {len(run.cells):,}, so the baseline cannot be computed.", "Put the original file back."
+            f"The input has {counted(n_cells, 'cell')} now and the run {len(run.cells):,}, so the baseline cannot be computed.", "Put the original file back."
         )
     progress(0.05, "principal components of the log-normalised counts")
     rows = measured_rows(modality)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from cellweave.core.analysis.arrays import load_array
 from cellweave.core.errors import CellweaveError, DataError
 from cellweave.core.files import write_atomic
+from cellweave.core.wording import counted
 
 LAYOUT, CELLS, LABELS = "joint_umap.npy", "joint_cells.csv", "transferred_labels.csv"
 QUERY, REFERENCE, UNKNOWN = "query", "reference", "unknown"
@@ -161,7 +162,7 @@ def read_joint(results: Path) -> tuple[NDArray[np.float32], pd.DataFrame] | None
     if "transferred_share" in table:
         table = table.astype({"transferred_share": float})
     if layout.shape != (len(table), 2):
-        raise DataError(f"'{LAYOUT}' has {len(layout)} cells and '{CELLS}' {len(table)}.", "Continue the run to compute them again.")
+        raise DataError(f"'{LAYOUT}' has {counted(len(layout), 'cell')} and '{CELLS}' {len(table)}.", "Continue the run to compute them again.")
     return layout, table
 
 

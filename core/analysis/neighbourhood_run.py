@@ -24,6 +24,7 @@ from cellweave.core.errors import DataError, RunFolderError, SpecError
 from cellweave.core.files import write_atomic, write_json_atomic
 from cellweave.core.spec import RunSpec
 from cellweave.core.study.study import Modality, Study
+from cellweave.core.wording import counted
 
 TABLE, SUMMARY = "neighbourhood.csv", "neighbourhood.json"
 #: Names by which tables of features keep their gene symbols, where the index holds other identifiers.
@@ -118,7 +119,10 @@ def diagnose_run(
     results = run.folder.results
     latent = np.asarray(load_array(results / "latent.npy"))
     if len(latent) != study.n_cells:
-        raise RunFolderError(f"The latent space has {len(latent)} cells and the study {study.n_cells}.", "Train the run again: its results are of other data.")
+        raise RunFolderError(
+            f"The latent space has {counted(len(latent), 'cell')} and the study "
+            f"{study.n_cells}.", "Train the run again: its results are of other data."
+        )
     baseline = np.asarray(load_array(results / "baseline_pca.npy")) if (results / "baseline_pca.npy").is_file() else None
     rows = np.flatnonzero(np.isfinite(latent).all(axis=1) & modality.measured)
     if len(rows) < 3:

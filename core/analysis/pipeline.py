@@ -31,6 +31,7 @@ from cellweave.core.runs.events import Metric, Warned
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.study import Modality
+from cellweave.core.wording import counted
 
 #: Up to this many cells the layout is computed in one thread, so that the same seed gives the same picture.
 REPRODUCIBLE_UP_TO = 200_000
@@ -110,7 +111,7 @@ class _Pipeline:
         self.n_cells = len(load_array(self.latent, mapped=True))
         if self.n_cells != len(self.obs):
             raise CellweaveError(
-                f"The latent space has {self.n_cells} cells and the study {len(self.obs)}.", "Train the run again: its results are of other data."
+                f"The latent space has {counted(self.n_cells, 'cell')} and the study {len(self.obs)}.", "Train the run again: its results are of other data."
             )
         self.latent_sum = sha256_of(self.latent)
         self.work.mkdir(exist_ok=True)

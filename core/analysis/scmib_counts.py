@@ -18,6 +18,7 @@ from cellweave.core.analysis.integration import measure_neighbours, possible
 from cellweave.core.analysis.mixing import LISI_NEIGHBOURS
 from cellweave.core.analysis.wnn import weighted_neighbours
 from cellweave.core.files import write_atomic
+from cellweave.core.wording import agree
 
 FILE = "corrected_space.npz"
 #: Fewer cells than this are not measured.
@@ -110,10 +111,10 @@ def measure_counts(
     if not chosen:
         return {}, "no batches or labels, or not asked for", []
     n_drawn = len(space.rows) + space.n_empty
-    left = f" ({space.n_empty:,} have no corrected count in some modality)" if space.n_empty else ""
+    left = f" ({space.n_empty:,} {agree(space.n_empty, 'has', 'have')} no corrected count in some modality)" if space.n_empty else ""
     note = f"Corrected counts were drawn for {n_drawn:,} of {space.n_usable:,} cells and measured in {len(rows):,}{left}."
     if len(rows) == n_drawn == space.n_usable:
-        note = f"Corrected counts were measured in all {len(rows):,} cells."
+        note = f"Corrected counts were measured in {agree(len(rows), 'the only cell', f'all {len(rows):,} cells')}."
     progress(0.0, "corrected counts: neighbours in all modalities")
     near, _ = weighted_neighbours(
         [points[rows] for points in space.points.values()], LISI_NEIGHBOURS - 1, seed=seed,

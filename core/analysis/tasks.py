@@ -18,6 +18,7 @@ from cellweave.core.analysis.arrays import load_array, load_csr, load_neighbours
 from cellweave.core.analysis.neighbours import Neighbours, find_neighbours
 from cellweave.core.analysis.scores import Column, beside, neighbour_scores, scored_rows
 from cellweave.core.errors import DataError
+from cellweave.core.wording import counted
 
 Arguments = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ def _finite(path: str) -> tuple[np.ndarray, np.ndarray]:
     latent = np.asarray(load_array(Path(path)), dtype=np.float32)
     rows = np.flatnonzero(np.isfinite(latent).all(axis=1))
     if len(rows) < 3:
-        few = "Only 1 cell has" if len(rows) == 1 else f"Only {len(rows)} cells have"
+        few = f"Only {counted(len(rows), 'cell has', 'cells have')}"
         raise DataError(f"{few} a latent, which is too few for an embedding.", "Train on more cells.")
     return latent[rows], rows
 

@@ -19,6 +19,7 @@ from cellweave.core.query.expression import ExpressionQuestion, expression_chunk
 from cellweave.core.query.expression_files import write_expression, write_or_say
 from cellweave.core.query.groups import column_of
 from cellweave.core.query.trained_run import QueryError, TrainedRun
+from cellweave.core.wording import counted
 
 SHOWN = 20  # rows of a table that are shown without --out
 MARGINAL_DRAWS = 100
@@ -204,7 +205,7 @@ def _table(table: pd.DataFrame, question: Question) -> int:
     rows = [(str(name), *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row)) for name, *row in head.itertuples()]
     say_table((str(table.index.name), *map(str, table.columns)), rows)
     if len(table) > SHOWN:
-        note(f"{len(table) - SHOWN:,} further rows are not shown; --out FILE.csv writes all.")
+        note(f"{counted(len(table) - SHOWN, 'further row is', 'further rows are')} not shown; --out FILE.csv writes all.")
     return EXIT_DONE
 
 
@@ -268,7 +269,7 @@ def _attribution(run: TrainedRun, question: Question, cells: np.ndarray | None, 
     for name in scores.modalities:
         shares = ", ".join(f"{block} {share:.0%}" for block, share in scores.block_shares(name).items())
         note(f"The {name} decoder is driven by the latents of: {shares}.")
-    note(f"{len(table):,} cells in {seconds:.1f} s.")
+    note(f"{counted(len(table), 'cell')} in {seconds:.1f} s.")
     return _table(table, question)
 
 

@@ -13,6 +13,7 @@ from cellweave.core.cli.reporter import reporter
 from cellweave.core.cli.terminal import bytes_in_words, say, say_json, say_table
 from cellweave.core.cli.training import Batch, Inputs, Labels, Model, Preset, Set
 from cellweave.core.spec import assignment_value
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.study.checks import Check
@@ -48,7 +49,7 @@ def inspect(
 def _describe(header: FileHeader) -> None:
     say(f"{header.path}")
     size, memory = bytes_in_words(header.file_bytes), bytes_in_words(header.estimated_bytes)
-    say(f"{header.format}, {header.n_cells:,} cells, {size} on disk, about {memory} once read")
+    say(f"{header.format}, {counted(header.n_cells, 'cell')}, {size} on disk, about {memory} once read")
     rows = []
     for modality in header.modalities:
         for matrix in modality.matrices:

@@ -15,6 +15,7 @@ from cellweave.core.cli.reporter import reporter
 from cellweave.core.cli.terminal import note, say_json, say_table
 from cellweave.core.errors import SpecError
 from cellweave.core.runs.folder import RunFolder
+from cellweave.core.wording import counted
 
 
 def register(app: typer.Typer) -> None:
@@ -82,6 +83,6 @@ def _show(found: Mapping[str, Any], mosaic: Mapping[str, Any] | None) -> None:
         writer.writerow(head)
         writer.writerows(rows)
     columns = ", ".join(f"{'batch' if role == 'batch' else 'labels'} from '{column}'" for role, column in found["columns"].items())
-    note(f"{found['n_cells']:,} of {found['n_all']:,} cells; {columns}.")
+    note(f"{found['n_cells']:,} of {counted(found['n_all'], 'cell')}; {columns}.")
     for text in [*found["notes"], *(mosaic["notes"] if mosaic is not None else ())]:
         note(text)

@@ -10,6 +10,7 @@ import typer
 from cellweave.core.cli import EXIT_DONE
 from cellweave.core.cli.reporter import Reporter, reporter
 from cellweave.core.cli.terminal import say, say_json, say_table
+from cellweave.core.wording import counted
 
 LEAVES_SHOWN = 8
 
@@ -60,7 +61,7 @@ def _show(run: str, found: dict[str, Any]) -> None:
     from cellweave.core.analysis.neighbourhood_failures import LEAVES
     from cellweave.core.analysis.neighbourhood_summary import COMPOSITE, HEADLINES
 
-    say(f"{run}: {found['n_cells']:,} cells, {found['markers']['n']:,} markers")
+    say(f"{run}: {counted(found['n_cells'], 'cell')}, {counted(found['markers']['n'], 'marker')}")
     before = found.get("baseline", {})
     rows = []
     for kind, known in (("composite", COMPOSITE), ("headline", HEADLINES)):

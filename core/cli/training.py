@@ -18,12 +18,13 @@ from cellweave.core.runs.events import Event, FinishReason, Listener, RunState, 
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec, parse_assignment
 from cellweave.core.training.control import RunControl
+from cellweave.core.wording import counted
 
 ENDINGS = {
-    FinishReason.COMPLETED: "Done after all {epochs} epochs",
-    FinishReason.EARLY_STOPPED: "Done: the held-out loss no longer improved, stopped after {epochs} epochs",
-    FinishReason.STOPPED: "Stopped after {epochs} epochs; the best weights were kept",
-    FinishReason.CANCELLED: "Cancelled after {epochs} epochs",
+    FinishReason.COMPLETED: "Done after {every}",
+    FinishReason.EARLY_STOPPED: "Done: the held-out loss no longer improved, stopped after {epochs}",
+    FinishReason.STOPPED: "Stopped after {epochs}; the best weights were kept",
+    FinishReason.CANCELLED: "Cancelled after {epochs}",
 }
 Work = Callable[[Listener, RunControl], FinishReason]
 
@@ -125,7 +126,8 @@ def watch(folder: Path, work: Work, show: Reporter) -> int:
     with cancel_on_interrupt(control):
         reason = work(listener, control)
     status = RunFolder(folder).status
-    ending = ENDINGS[reason].format(epochs=status.epoch)
+    epochs = counted(status.epoch, "epoch")
+    ending = ENDINGS[reason].format(epochs=epochs, every=epochs if status.epoch == 1 else f"all {epochs}")
     if reason is FinishReason.CANCELLED:
         note(f"{ending}. Go on with: cellweave resume {folder}")
         return EXIT_CANCELLED

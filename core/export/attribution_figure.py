@@ -14,6 +14,7 @@ from cellweave.core.export.canvas import MARGIN, MM_PER_POINT, Canvas, line_heig
 from cellweave.core.export.figure_options import FigureOptions
 from cellweave.core.export.palette import category_colours, colour_table, draw_order, hex_to_rgb, look, value_range
 from cellweave.core.export.run_data import ColumnValues, RunData
+from cellweave.core.wording import counted
 
 SIDE, SMALLEST, STRIP, GAP, BARS, LEGEND = 58.0, 22.0, 9.0, 6.0, 17.0, 32.0
 LINES = 8  # levels whose distributions are drawn each by itself
@@ -108,7 +109,7 @@ def _plan(scores: AttributionScores, options: FigureOptions, column: ColumnValue
 def _note(scores: AttributionScores) -> str:
     info = scores.info
     library = "the mean library size of its group" if info.get("library") == "prior" else "its own library size"
-    said = f"{int(scores.known.sum()):,} cells, each at {library}; the log-ratio is relative to the median cell."
+    said = f"{counted(int(scores.known.sum()), 'cell')}, each at {library}; the log-ratio is relative to the median cell."
     removed = {"cat_covs": "categorical covariates", "feature_scaling": "feature scaling", "all": "covariates"}.get(str(info.get("remove_covariates")))
     return f"{said} Decoded without {removed}." if removed else said
 

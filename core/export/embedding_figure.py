@@ -13,6 +13,7 @@ from cellweave.core.export.canvas import MARGIN, MM_PER_POINT, Canvas, line_heig
 from cellweave.core.export.figure_options import FigureOptions
 from cellweave.core.export.palette import category_colours, colour_table, draw_order, hex_to_rgb, look, value_range
 from cellweave.core.export.run_data import ColumnValues
+from cellweave.core.wording import counted
 
 SIDE = 55.0  # mm of a panel where no size is asked for
 SMALLEST_SIDE, READABLE_SIDE = 12.0, 30.0
@@ -141,7 +142,7 @@ def _legend(entries: Sequence[_Entry], side: float, room: _Room, options: Figure
         ranked = sorted(range(len(entries)), key=lambda each: -entries[each].count)
         kept = sorted(ranked[: most - 1])
         rest = [entries[each] for each in ranked[most - 1 :]]
-        more = _Entry(f"{len(rest)} more levels", sum(entry.count for entry in rest), "")
+        more = _Entry(counted(len(rest), "more level"), sum(entry.count for entry in rest), "")
         entries = [*(entries[each] for each in kept), more]
     entries = [*entries, *missing]
     n_columns = max(1, -(-len(entries) // rows))
@@ -279,7 +280,7 @@ def _panel(
     """Draw one panel at ``(left, top, side, room for the title)`` in mm."""
     options = canvas.options
     left, top, side, room = place
-    title, count = shorten(column.title, options, room, bold=True), f"{len(points):,} cells"
+    title, count = shorten(column.title, options, room, bold=True), counted(len(points), "cell")
     canvas.text(left, top, title, bold=True)
     if text_width(title, options, bold=True) + text_width(count, options) + 2 <= side:
         canvas.text(left + side, top, count, colour="secondary", ha="right")

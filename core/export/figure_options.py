@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import Frozen, option
 
 PAGE, CONTENT, POINTS, CURVES, GENES, RUNS, IMPUTATION = "Page", "Content", "Points", "Curves", "Genes", "Runs", "Imputation"
@@ -41,7 +42,7 @@ class FigureOptions(Frozen):
         "Arial, Helvetica, DejaVu Sans", "Fonts", "Names of fonts, the best first; the first that is installed is taken.", group=PAGE, advanced=True
     )
     font_size: float = option(7.0, "Font size", "Size of labels; titles are one point larger.", unit="pt", group=PAGE, ge=3, le=40)
-    theme: Literal["light", "dark"] = option("light", "Background", "Light for paper, dark for slides.", group=PAGE)
+    theme: Literal["light", "dark"] = option("light", "Background", "Light for paper, dark for slides.", group=PAGE, words=words.THEMES)
     transparent: bool = option(False, "Transparent", "Leave the background out.", group=PAGE, advanced=True)
 
     title: str = option("", "Title", "Written above the figure.", group=CONTENT)
@@ -60,7 +61,7 @@ class FigureOptions(Frozen):
     )
     layout: Literal["umap", "baseline", "joint"] = option(
         "umap", "Embedding", "UMAP of the latent space, of the baseline without integration, or, of a mapped run, of its cells among those of the reference "
-        "(joint).", group=CONTENT,
+        "(joint).", group=CONTENT, words=words.LAYOUTS,
     )
 
     point_size: float | None = option(
@@ -70,7 +71,7 @@ class FigureOptions(Frozen):
     seed: int = option(
         0, "Drawing order", "Points are drawn in random order, so that no level covers another; this number fixes it.", group=POINTS, ge=0, advanced=True
     )
-    colour_map: Literal["viridis", "cividis", "magma"] = option("viridis", "Colours of values", "Map for quantities.", group=POINTS)
+    colour_map: Literal["viridis", "cividis", "magma"] = option("viridis", "Colours of values", "Map for quantities.", group=POINTS, words=words.COLOUR_MAPS)
     colours: dict[str, str] = option(
         dict, "Colours of levels", "Colour of a level, as #RRGGBB, where it shall not have the usual one.", group=POINTS, advanced=True
     )
@@ -88,7 +89,7 @@ class FigureOptions(Frozen):
 
     attribution_score: Literal["total", "own", "other", "frobenius", "own_share"] = option(
         "total", "Score", "Which attribution score of the decoders is plotted: over all latents, the modality's own or the others', the norm of the Jacobian, "
-        "or the share of own latents in it.", group="Attribution",
+        "or the share of own latents in it.", group="Attribution", words=words.ATTRIBUTIONS,
     )
 
     imputation_modality: str = option("", "Modality", "Modality whose imputed values are drawn; empty takes the first that was judged.", group=IMPUTATION)

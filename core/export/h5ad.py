@@ -24,6 +24,7 @@ from cellweave.core.export.provenance import uns_entry
 from cellweave.core.export.run_data import RunData, input_paths
 from cellweave.core.files import write_atomic
 from cellweave.core.spec import RunSpec
+from cellweave.core.wording import agree, counted
 
 
 def export_h5ad(
@@ -231,7 +232,10 @@ def _finish(path: Path, run: RunData, given: Input, denoised: bool, report: Prog
     rows = _rows(run, given)
     with h5py.File(path, "r+") as file:
         if _n_cells(file) != given.n_cells:
-            raise DataError(f"The input has {_n_cells(file)} cells where {given.n_cells} were expected.", "Put the original file back.")
+            raise DataError(
+                f"The input has {counted(_n_cells(file), 'cell')} where {given.n_cells} {agree(given.n_cells, 'was', 'were')} "
+                "expected.", "Put the original file back."
+            )
         additions = _additions(run, given, rows)
         if denoised:
             additions.names.update(add_denoised(file, run, given, rows.row, report))

@@ -29,6 +29,7 @@ from cellweave.core.export.imputation_parts import (
 from cellweave.core.export.palette import OKABE_ITO, hex_to_rgb, loss_colour
 from cellweave.core.export.run_data import RunData
 from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.wording import counted
 
 SIDE, SMALLEST, GAP = 58.0, 24.0, 7.0
 SPREAD, SPREAD_LEAST = 26.0, 9.0
@@ -141,9 +142,9 @@ class _Figure:
     def _about_values(self) -> str:
         n, picture = self.picture.n, self.picture
         if self.one.binary:
-            return f"{n:,} values, in groups of equal size by their imputed probability."
+            return f"{counted(n, 'value')}, in groups of equal size by their imputed probability."
         scale = " log CP10k is log(1 + counts per 10,000)." if self.one.scale == "log1p" else ""
-        return f"{n:,} values{', darker where there are more (logarithmic)' if picture.density is not None else ''}.{scale}"
+        return f"{counted(n, 'value')}{', darker where there are more (logarithmic)' if picture.density is not None else ''}.{scale}"
 
     def _about_cells(self, found: Evaluation) -> str:
         """Return what was hidden of which cells; what is said of other modalities is left out."""
@@ -154,7 +155,7 @@ class _Figure:
 
     def _list_title(self) -> str:
         every, rows = int(np.isfinite(self.table[self.score]).sum()), len(self.listed)
-        return f"Highest of {every:,} features" if rows < every else "Every feature"
+        return f"Highest of {counted(every, 'feature')}" if rows < every else "Every feature"
 
     def _listed(self) -> pd.DataFrame:
         """Return the features with the highest score, the chosen one among them in any case."""
@@ -293,7 +294,7 @@ class _Figure:
         values: NDArray[np.float64] = self.table[self.score].to_numpy(dtype=np.float64)
         known = values[np.isfinite(values)]
         median = written(float(np.median(known)), 2) if len(known) else ""
-        words = f"{self.score_title} of {len(known):,} features: {f'median {median}' if median else 'none can be judged'}"
+        words = f"{self.score_title} of {counted(len(known), 'feature')}: {f'median {median}' if median else 'none can be judged'}"
         canvas.text(left, top, shorten(words, self.options, width, bold=True), bold=True)
         axes = canvas.axes(left + 1.5, top + 1.5 * self.line, width - 3.0, height - 0.1 * self.line)
         low, high = spread_ends(values, self.one.scale)

@@ -17,6 +17,7 @@ from cellweave.core.export.run_data import RunData, file_labels, input_paths
 from cellweave.core.files import sha256_of
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.data import DataSpec
+from cellweave.core.wording import agree, counted
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -113,7 +114,10 @@ def open_input(run: RunData, *, study_loader: StudyLoader | None = None, whole: 
         found = _of_study(spec, paths, study_loader)
     assert found.adata is not None
     if found.adata.n_obs != n_cells:
-        raise DataError(f"The input has {found.adata.n_obs} cells where {n_cells} were expected.", "Put the original files back.")
+        raise DataError(
+            f"The input has {counted(found.adata.n_obs, 'cell')} where {n_cells} {agree(n_cells, 'was', 'were')} "
+            "expected.", "Put the original files back."
+        )
     return Input(
         found.adata, paths[0] if len(paths) == 1 else None, formats[0] if len(paths) == 1 else "several", n_cells, starts,
         found.left_behind, found.notes,
@@ -277,7 +281,10 @@ def _of_study(spec: RunSpec, paths: list[Path], study_loader: StudyLoader | None
     }  # fmt: skip
     study = (study_loader or load_study)(spec.data.model_copy(update=asked))
     if len(study.left_out):
-        raise DataError(f"{len(study.left_out)} cells of the input cannot be read in their place.", "Save the input as h5ad and train on that.")
+        raise DataError(
+            f"{counted(len(study.left_out), 'cell')} of the input cannot be read in {agree(len(study.left_out), 'its', 'their')} "
+            "place.", "Save the input as h5ad and train on that."
+        )
     main = study.main_modality(spec.data.modality)
     modalities = [main, *(each for each in study.modalities.values() if each is not main)]
     obs, tables = study.obs.copy(), []

@@ -13,6 +13,7 @@ from cellweave.core.export.canvas import MARGIN, Canvas, line_height, shorten, t
 from cellweave.core.export.figure_options import FigureOptions
 from cellweave.core.export.palette import loss_colour
 from cellweave.core.export.run_data import RunData
+from cellweave.core.wording import counted
 
 SIDE, BAR, ROW, GAP = 58.0, 42.0, 5.6, 7.0
 
@@ -170,7 +171,7 @@ def _metric_rows(
 def _notes(tree: dict[str, Any], points: list[_Point]) -> list[str]:
     columns = tree.get("columns", {})
     said = [f"{what} from '{columns[role]}'" for role, what in (("batch", "batches"), ("labels", "labels")) if role in columns]
-    notes = [", ".join([f"{tree['n_cells']:,} cells", *said])]
+    notes = [", ".join([f"{counted(tree['n_cells'], 'cell')}", *said])]
     if len(points) > 1:
         notes.append("; ".join(f"{point.number} {point.name}" for point in points))
     return notes

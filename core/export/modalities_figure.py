@@ -26,6 +26,7 @@ from cellweave.core.export.palette import (
 from cellweave.core.export.run_data import ColumnValues, RunData
 from cellweave.core.spec.data import labels_off
 from cellweave.core.spec.modalities import modality_kind, modality_kinds
+from cellweave.core.wording import counted
 
 SIDE, SMALLEST, GAP = 26.0, 8.0, 1.8
 ROW, BAR = 5.0, 45.0
@@ -137,8 +138,8 @@ class _Figure:
     def _notes(self) -> list[str]:
         notes = []
         if self.layout.shape[1]:
-            counted = int(np.isfinite(self.layout[0]).all(axis=1).sum())
-            notes.append(f"{counted:,} cells, one UMAP of all latents; cells of other batches are faint.")
+            laid_out = int(np.isfinite(self.layout[0]).all(axis=1).sum())
+            notes.append(f"{counted(laid_out, 'cell')}, one UMAP of all latents; cells of other batches are faint.")
         if self.tree is not None:
             notes += [sentence for sentence in scmib.totals(self.tree) if sentence]
             notes += [str(note) for note in self.tree["notes"]]

@@ -17,6 +17,7 @@ from cellweave.core.analysis.arrays import load_array
 from cellweave.core.errors import RunFolderError, SpecError
 from cellweave.core.runs.folder import RunFolder
 from cellweave.core.spec import RunSpec
+from cellweave.core.wording import counted
 
 OWN_COLUMNS = ("leiden", "split")
 GENES = ("gene", "counts", "denoised", "corrected")
@@ -153,7 +154,7 @@ class RunData:
         self._require(path)
         found = np.asarray(load_array(path))
         if len(found) != len(self.cells):
-            raise RunFolderError(f"'{path.name}' of this run has {len(found)} cells and its list of cells {len(self.cells)}.", "Compute it again.")
+            raise RunFolderError(f"'{path.name}' of this run has {counted(len(found), 'cell')} and its list of cells {len(self.cells)}.", "Compute it again.")
         return found
 
     def has(self, file: str) -> bool:
@@ -218,7 +219,7 @@ class RunData:
         kind, _, detail = name.partition(":")
         if kind == "latent" and detail.isdecimal():
             if not 1 <= int(detail) <= self.latent.shape[1]:
-                raise SpecError(f"The latent space has {self.latent.shape[1]} dimensions, so there is no '{name}'.")
+                raise SpecError(f"The latent space has {counted(self.latent.shape[1], 'dimension')}, so there is no '{name}'.")
             return ColumnValues.of_numbers(f"Latent dimension {detail}", self.latent[:, int(detail) - 1])
         if kind in GENES and detail:
             from cellweave.core.export.gene_columns import gene_column

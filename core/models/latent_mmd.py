@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from cellweave.core.models.declare import LossTerm, Metric
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.options import ModelOptions
 
@@ -18,7 +19,8 @@ class LatentMmdOptions(ModelOptions):
     """How the discrepancy between the latents of batches is measured; its weight is a loss weight."""
 
     mmd_mode: Literal["normal", "fast"] = option(
-        "normal", "MMD estimate", "Over all pairs of cells, or in time linear in the number of cells (noisier).", group=MMD, advanced=True
+        "normal", "MMD estimate", "Over all pairs of cells, or in time linear in the number of cells (noisier).", group=MMD, advanced=True,
+        words=words.MMD_MODES,
     )
     mmd_kernel: Literal["unit", "dimension", "median", "multiscale", "widths"] = option(
         "unit",
@@ -26,10 +28,11 @@ class LatentMmdOptions(ModelOptions):
         "Width 1 as published, which says little beyond a few latent dimensions; or scaled by the number of dimensions, by the "
         "median distance, a mixture of five widths around it, or the mean of scVAEIT's 19 fixed widths.",
         group=MMD,
-        advanced=True,
+        advanced=True, words=words.MMD_KERNELS,
     )
     mmd_pairs: Literal["sequential", "all", "one_vs_rest"] = option(
-        "sequential", "MMD pairs", "Compare each batch with the next, all batches with each other, or each with the rest.", group=MMD, advanced=True
+        "sequential", "MMD pairs", "Compare each batch with the next, all batches with each other, or each with the rest.", group=MMD, advanced=True,
+        words=words.MMD_PAIRS,
     )
     mmd_unbiased: bool = option(
         False, "Unbiased MMD", "Leave out the comparison of a cell with itself, which matters where batches are small.", group=MMD, advanced=True

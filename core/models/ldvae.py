@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from cellweave.core.models.declare import Family, Result, RoleUse
 from cellweave.core.models.latent_mmd import LatentMmdOptions, mmd_metrics
 from cellweave.core.models.vae import LATENT, LIKELIHOOD, NETWORK, dispersion_conflicts, terms
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:
@@ -22,16 +23,18 @@ class LdvaeOptions(LatentMmdOptions):
     n_layers_encoder: int = option(1, "Hidden layers of the encoder", "The decoder is linear and has none.", group=NETWORK, ge=1, le=10)
     dropout_rate: float = option(0.1, "Dropout", "Share of hidden units of the encoder left out in each step.", group=NETWORK, ge=0, lt=1)
     gene_likelihood: Literal["zinb", "nb", "poisson"] = option(
-        "nb", "Likelihood", "Zero-inflated negative binomial, negative binomial, or Poisson.", group=LIKELIHOOD
+        "nb", "Likelihood", "Zero-inflated negative binomial, negative binomial, or Poisson.", group=LIKELIHOOD, words=words.LIKELIHOODS
     )
     dispersion: Literal["gene", "gene-batch", "gene-label"] = option(
-        "gene", "Dispersion", "One dispersion per gene, per gene and batch, or per gene and label. A linear decoder has none per cell.", group=LIKELIHOOD
+        "gene", "Dispersion", "One dispersion per gene, per gene and batch, or per gene and label. A linear decoder has none per cell.", group=LIKELIHOOD,
+        words=words.DISPERSIONS,
     )
     use_observed_lib_size: bool = option(
         False, "Observed library size", "Take each cell's total count as its library size; switched off, a library size is learned.", group=LIKELIHOOD
     )
     latent_distribution: Literal["normal", "ln"] = option(
-        "normal", "Latent distribution", "Normal, or logistic normal, whose coordinates are shares that sum to 1.", group=LATENT, advanced=True
+        "normal", "Latent distribution", "Normal, or logistic normal, whose coordinates are shares that sum to 1.", group=LATENT, advanced=True,
+        words=words.LATENTS,
     )
     log_variational: bool = option(True, "Log of the input", "Give log(1 + counts) to the encoder.", group=NETWORK, advanced=True)
     use_batch_norm: bool = option(True, "Batch normalisation of the decoder", "The loadings take its scale into account.", group=NETWORK, advanced=True)

@@ -14,6 +14,7 @@ from cellweave.core.models.declare import Family, LossTerm, Metric, Result, Role
 from cellweave.core.models.per_modality import strange_names
 from cellweave.core.nn.distributions import distribution, distributions, transforms
 from cellweave.core.plugins import RESERVED, check_name
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.modalities import ModalityKind, modality_kind, modality_kinds, modality_places
 from cellweave.core.spec.optimisers import OptimiserName, optimiser_name
@@ -80,9 +81,12 @@ class MidasOptions(ModelOptions):
     batch_encoder: str = option("16, 16", "Batch encoder", "Sizes of the layers from the batch to the latent space.", group=NETWORK, advanced=True)
     batch_decoder: str = option("16, 16", "Batch decoder", "Sizes of the layers from u to the batch.", group=NETWORK, advanced=True)
     norm: Literal["ln", "bn", "none"] = option(
-        "ln", "Norm", "Layer norm, batch norm, or none, after every linear map.", group=NETWORK, advanced=True
+        "ln", "Norm", "Layer norm, batch norm, or none, after every linear map.", group=NETWORK, advanced=True, words=words.NORMS
     )
-    activation: Literal["mish", "relu", "silu", "tanh", "sigmoid"] = option("mish", "Activation", "Function after every norm.", group=NETWORK, advanced=True)
+    activation: Literal["mish", "relu", "silu", "tanh", "sigmoid"] = option(
+        "mish", "Activation", "Function after every norm.", group=NETWORK, advanced=True,
+        words=words.ACTIVATIONS,
+    )
     n_max: int = option(
         10_000, "Cells of a batch in an epoch", "An epoch takes as many rounds as the largest batch needs, but of at most this many of its cells.",
         unit="cells", group=MODALITIES, ge=1, advanced=True,
@@ -92,7 +96,7 @@ class MidasOptions(ModelOptions):
         "Distribution",
         "By modality, what its values are drawn from: poisson, bernoulli, gaussian, nb, zinb or a plug-in's. Auto is poisson for rna and adt, bernoulli for "
         "atac, and what a plug-in says of its own. A modality of your own is declared by naming it here.",
-        group=MODALITIES,
+        group=MODALITIES, words=words.distribution_words,
     )
     transform: dict[str, str] = option(
         dict,
@@ -100,13 +104,13 @@ class MidasOptions(ModelOptions):
         "By modality, what is done to its values before anything else; the model then explains the transformed values. Auto is binarize where the "
         "distribution is "
         "bernoulli, otherwise none.",
-        group=MODALITIES, advanced=True,
+        group=MODALITIES, advanced=True, words=words.transform_words,
     )  # fmt: skip
     encoder_transform: dict[str, str] = option(
         dict,
         "Encoder sees",
         "By modality, what is done to its values on their way into the encoder only. Auto is log1p for counts, otherwise none.",
-        group=MODALITIES, advanced=True,
+        group=MODALITIES, advanced=True, words=words.transform_words,
     )  # fmt: skip
     block_encoder: dict[str, str] = option(
         dict, "Block encoder layers",
@@ -128,7 +132,7 @@ class MidasOptions(ModelOptions):
 
     discriminator_optimizer: OptimiserName | None = option(
         None, "Their optimiser", "Optimiser of the discriminators, with epsilon, weight decay and momentum of the network's where it has them.",
-        group=DISCRIMINATORS, auto="as the network's", advanced=True,
+        group=DISCRIMINATORS, auto="as the network's", advanced=True, words=words.OPTIMISER_WORDS,
     )
 
     reciprocal: bool = option(

@@ -11,6 +11,7 @@ from cellweave.core.models.declare import Family, LossTerm, Metric, Result
 from cellweave.core.models.per_modality import per_modality, table_problems, value_of
 from cellweave.core.models.regularised import FALLS_BACK, FAN_OUT, ROLES, shared_metrics, shared_terms
 from cellweave.core.models.regularised_options import SCALING, RegularisedOptions, check_modality
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.modalities import modality_places
 
@@ -66,14 +67,14 @@ class MultimodalOptions(_PerModality):
         "concatenation",
         "Joint latent",
         "The modalities' latents side by side, their weighted mean (all of one size), or one encoder of all counts.",
-        group=MIXING,
+        group=MIXING, words=words.JOINT_LATENTS,
     )
     modality_weights: Literal["equal", "universal", "cell"] = option(
         "equal",
         "Weights of the mean",
         "Equal weights, one learned weight for each modality, or weights of each cell; used by the weighted mean.",
         group=MIXING,
-        advanced=True,
+        advanced=True, words=words.WEIGHTS_OF,
     )
     latent_scale_prior: Literal["none", "lognormal", "lognormal_mc", "gamma"] = option(
         "none",
@@ -81,7 +82,7 @@ class MultimodalOptions(_PerModality):
         "Let an encoder scale each latent of a cell, with a prior that favours small scales (horseshoe): log-normal with its "
         "divergence in closed form or from a draw, or Gamma.",
         group=HORSESHOE,
-        advanced=True,
+        advanced=True, words=words.SCALE_PRIORS,
     )
     latent_scale_hidden_fraction: float = option(
         0.5,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.options import ModelOptions
 
@@ -51,10 +52,10 @@ class RegularisedOptions(ModelOptions):
         advanced=True,
     )
     use_batch_norm: Where = option(
-        "none", "Batch normalisation", "Where batch normalisation is used.", group=NETWORK, advanced=True
+        "none", "Batch normalisation", "Where batch normalisation is used.", group=NETWORK, advanced=True, words=words.PLACES
     )
     use_layer_norm: Where = option(
-        "both", "Layer normalisation", "Where layer normalisation is used.", group=NETWORK, advanced=True
+        "both", "Layer normalisation", "Where layer normalisation is used.", group=NETWORK, advanced=True, words=words.PLACES
     )
     deeply_inject_covariates: bool = option(
         True,
@@ -68,7 +69,7 @@ class RegularisedOptions(ModelOptions):
         "Variance activation",
         "Function that makes the encoder's variance positive.",
         group=NETWORK,
-        advanced=True,
+        advanced=True, words=words.ACTIVATIONS,
     )
     var_init_scale: float | None = option(
         None,
@@ -130,14 +131,14 @@ class RegularisedOptions(ModelOptions):
         "Several scaling columns",
         "Multiply the factors of several columns; the sum, as published, begins near the number of columns instead of 1.",
         group=SCALING,
-        advanced=True,
+        advanced=True, words=words.COMBINED,
     )
 
     dispersion: Literal["gene-batch", "gene"] = option(
         "gene-batch",
         "Dispersion",
         "One dispersion per feature and level of the dispersion column, or one per feature.",
-        group=DISPERSION,
+        group=DISPERSION, words=words.FEATURE_DISPERSIONS,
     )
     regularise_dispersion: bool = option(
         True,
@@ -150,14 +151,14 @@ class RegularisedOptions(ModelOptions):
         "Dispersions drawn",
         "In training draw each dispersion anew for each cell, as published, or once a step for each group, which is faster and noisier.",
         group=DISPERSION,
-        advanced=True,
+        advanced=True, words=words.DRAWN_FOR,
     )
     dispersion_prior_transform: Literal["inverse_sqrt", "sqrt"] = option(
         "inverse_sqrt",
         "Dispersion prior of",
         "Which power of the inverse dispersion has the exponential prior.",
         group=DISPERSION,
-        advanced=True,
+        advanced=True, words=words.POWERS,
     )
     dispersion_hyper_prior_mean: float = option(
         PRIOR_MEAN, "Prior mean", "Mean of that power before training.", group=DISPERSION, gt=0, le=100, advanced=True
@@ -182,7 +183,7 @@ class RegularisedOptions(ModelOptions):
         "prior",
         "Dispersions begin at",
         "The prior's mean, or the moments of the counts (which also set the prior's mean).",
-        group=DISPERSION,
+        group=DISPERSION, words=words.DISPERSION_STARTS,
     )
     dispersion_init_bio_frac: float = option(
         0.9,
@@ -234,7 +235,7 @@ class RegularisedOptions(ModelOptions):
         "mean",
         "Decoder begins at",
         "The mean of each feature, the mean of its highest counts (1 % of the cells, at most 500), or at random.",
-        group=DECODER,
+        group=DECODER, words=words.DECODER_STARTS,
     )
     decoder_bias_multiplier: float = option(
         1.0, "Factor of that mean", "Multiplies what the decoder begins at.", group=DECODER, gt=0, le=100, advanced=True
@@ -250,7 +251,7 @@ class RegularisedOptions(ModelOptions):
         advanced=True,
     )
     decoder_type: Literal["expected_RNA", "burst_frequency_size"] = option(
-        "expected_RNA", "Decoder gives", "Expected expression, or the frequency and the size of bursts.", group=BURST
+        "expected_RNA", "Decoder gives", "Expected expression, or the frequency and the size of bursts.", group=BURST, words=words.DECODERS
     )
     burst_size_n_hidden: int | None = option(
         None,
@@ -277,7 +278,7 @@ class RegularisedOptions(ModelOptions):
     )
 
     z_sparsity_prior: Literal["none", "gamma"] = option(
-        "none", "Sparse latent", "A prior under which few latent dimensions are active in a cell.", group=SPARSITY
+        "none", "Sparse latent", "A prior under which few latent dimensions are active in a cell.", group=SPARSITY, words=words.SPARSITY_PRIORS
     )
     n_active_latent_per_cell: float = option(
         20.0, "Active dimensions", "How many are expected to be active in a cell.", group=SPARSITY, gt=0, le=1024

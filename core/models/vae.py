@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cellweave.core.models.declare import Family, LossTerm, Result, RoleUse
 from cellweave.core.models.latent_mmd import LatentMmdOptions, mmd_metrics, mmd_term
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 
 if TYPE_CHECKING:
@@ -25,16 +26,18 @@ class VaeOptions(LatentMmdOptions):
     n_layers: int = option(1, "Hidden layers", "Hidden layers of encoder and decoder.", group=NETWORK, ge=1, le=10)
     dropout_rate: float = option(0.1, "Dropout", "Share of hidden units of the encoder left out in each step.", group=NETWORK, ge=0, lt=1)
     gene_likelihood: Literal["zinb", "nb", "poisson", "normal"] = option(
-        "zinb", "Likelihood", "Zero-inflated negative binomial, negative binomial, Poisson, or normal.", group=LIKELIHOOD
+        "zinb", "Likelihood", "Zero-inflated negative binomial, negative binomial, Poisson, or normal.", group=LIKELIHOOD, words=words.LIKELIHOODS
     )
     dispersion: Literal["gene", "gene-batch", "gene-label", "gene-cell"] = option(
-        "gene", "Dispersion", "One dispersion per gene, per gene and batch, per gene and label, or from the decoder for every cell.", group=LIKELIHOOD
+        "gene", "Dispersion", "One dispersion per gene, per gene and batch, per gene and label, or from the decoder for every cell.", group=LIKELIHOOD,
+        words=words.DISPERSIONS,
     )
     use_observed_lib_size: bool = option(
         True, "Observed library size", "Take each cell's total count as its library size; switched off, a library size is learned.", group=LIKELIHOOD
     )
     latent_distribution: Literal["normal", "ln"] = option(
-        "normal", "Latent distribution", "Normal, or logistic normal, whose coordinates are shares that sum to 1.", group=LATENT, advanced=True
+        "normal", "Latent distribution", "Normal, or logistic normal, whose coordinates are shares that sum to 1.", group=LATENT, advanced=True,
+        words=words.LATENTS,
     )
     log_variational: bool = option(True, "Log of the input", "Give log(1 + counts) to the encoder.", group=NETWORK, advanced=True)
     encode_covariates: bool = option(
@@ -44,7 +47,7 @@ class VaeOptions(LatentMmdOptions):
         True, "Covariates in every layer", "Give the categorical covariates to every hidden layer, not only to the first.", group=COVARIATES, advanced=True
     )
     batch_representation: Literal["one-hot", "embedding"] = option(
-        "one-hot", "Batch as", "One-hot columns, or a learned embedding, which suits many batches.", group=COVARIATES, advanced=True
+        "one-hot", "Batch as", "One-hot columns, or a learned embedding, which suits many batches.", group=COVARIATES, advanced=True, words=words.BATCHES_AS
     )
     batch_embedding_dim: int = option(5, "Batch embedding size", "Length of the learned batch vector.", group=COVARIATES, ge=1, le=256, advanced=True)
     batch_embedding_max_norm: float | None = option(
@@ -57,14 +60,20 @@ class VaeOptions(LatentMmdOptions):
         False, "Rare batches learn faster", "Divide the gradient of a batch vector by the cells of its batch in the minibatch.",
         group=COVARIATES, advanced=True,
     )
-    use_batch_norm: Where = option("both", "Batch normalisation", "Where batch normalisation is used.", group=NETWORK, advanced=True)
-    use_layer_norm: Where = option("none", "Layer normalisation", "Where layer normalisation is used.", group=NETWORK, advanced=True)
+    use_batch_norm: Where = option("both", "Batch normalisation", "Where batch normalisation is used.", group=NETWORK, advanced=True, words=words.PLACES)
+    use_layer_norm: Where = option("none", "Layer normalisation", "Where layer normalisation is used.", group=NETWORK, advanced=True, words=words.PLACES)
     var_activation: Literal["exp", "softplus"] = option(
-        "exp", "Variance activation", "Function that makes the encoder's variance positive.", group=NETWORK, advanced=True
+        "exp", "Variance activation", "Function that makes the encoder's variance positive.", group=NETWORK, advanced=True, words=words.ACTIVATIONS
     )
     var_eps: float = option(1e-4, "Smallest variance", "Added to the encoder's variance.", group=NETWORK, gt=0, le=1, advanced=True, log=True)
-    encoder_activation: Activation = option("relu", "Encoder activation", "Function behind each hidden layer of the encoder.", group=NETWORK, advanced=True)
-    decoder_activation: Activation = option("relu", "Decoder activation", "Function behind each hidden layer of the decoder.", group=NETWORK, advanced=True)
+    encoder_activation: Activation = option(
+        "relu", "Encoder activation", "Function behind each hidden layer of the encoder.", group=NETWORK, advanced=True,
+        words=words.ACTIVATIONS,
+    )
+    decoder_activation: Activation = option(
+        "relu", "Decoder activation", "Function behind each hidden layer of the decoder.", group=NETWORK, advanced=True,
+        words=words.ACTIVATIONS,
+    )
     encoder_bias: bool = option(True, "Bias of the encoder", "A constant per hidden unit of the encoder.", group=NETWORK, advanced=True)
     decoder_bias: bool = option(True, "Bias of the decoder", "A constant per hidden unit of the decoder.", group=NETWORK, advanced=True)
 

@@ -13,6 +13,7 @@ from cellweave.core.models.declare import Family, LossTerm, Metric, Result, Role
 from cellweave.core.models.latent_mmd import LatentMmdOptions
 from cellweave.core.models.per_modality import strange_names
 from cellweave.core.nn.distributions import distribution
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import option
 from cellweave.core.spec.modalities import modality_kind, modality_kinds, modality_places
 
@@ -60,14 +61,14 @@ class VaeitOptions(LatentMmdOptions):
         dict,
         "Likelihood",
         "Of each modality: nb, zinb, bernoulli, gaussian or poisson. Auto is bernoulli for atac, what a plug-in declares for its own, and nb for all others.",
-        group=LIKELIHOOD,
+        group=LIKELIHOOD, words={name: words.LIKELIHOODS[name] for name in get_args(Distribution)},
     )
     normalisation: dict[str, str] = option(
         dict,
         "Values",
         "What becomes of the counts of each modality: log1p (of counts per 10,000 of the cell), binary, or none for values that are normalised already. "
         "Auto is binary with the Bernoulli likelihood, none for real numbers that a plug-in declares, and log1p with all others.",
-        group=LIKELIHOOD, advanced=True,
+        group=LIKELIHOOD, advanced=True, words=words.NORMALISED,
     )  # fmt: skip
     highest: dict[str, str] = option(
         dict, "Highest value", "Upper end of the range that is predicted, by modality; auto is taken from the training cells.", group=LIKELIHOOD, advanced=True
@@ -88,7 +89,7 @@ class VaeitOptions(LatentMmdOptions):
         "Modality hidden",
         "Which modality is hidden in a cell: drawn in proportion to the numbers of features, or each equally often. With proportional shares a "
         "small panel of proteins is seldom predicted.",
-        group=MASKING,
+        group=MASKING, words=words.HIDDEN_BY,
     )
     modality_shares: dict[str, str] = option(
         dict, "Shares of the modalities", "How often each modality is hidden, by modality; must sum to 1. Empty leaves it to the choice "
@@ -107,10 +108,11 @@ class VaeitOptions(LatentMmdOptions):
         "MMD kernel",
         "A mean of 19 fixed widths from 1e-6 to 1e6, as published; or width 1, scaled by the number of dimensions, by the median distance, "
         "or a mixture around it.",
-        group=MMD, advanced=True,
+        group=MMD, advanced=True, words=words.MMD_KERNELS,
     )  # fmt: skip
     mmd_pairs: Literal["sequential", "all", "one_vs_rest"] = option(
-        "all", "MMD pairs", "Compare each batch with the next, all batches with each other, or each with the rest.", group=MMD, advanced=True
+        "all", "MMD pairs", "Compare each batch with the next, all batches with each other, or each with the rest.", group=MMD, advanced=True,
+        words=words.MMD_PAIRS,
     )
     mmd_decay: float = option(
         1.0, "MMD decay", "Factor by which the discrepancy counts less every 50 epochs; 0.8 in the authors' tutorial, 1 leaves it.",

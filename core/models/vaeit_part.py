@@ -18,6 +18,7 @@ from cellweave.core.nn.hiding import Hiding, Observed
 from cellweave.core.nn.layers import full_precision
 from cellweave.core.nn.masked_blocks import BlockInput, BlockOutput, Dispersion
 from cellweave.core.nn.masked_likelihoods import Ranges
+from cellweave.core.wording import counted
 
 #: Values with at least this share of entries that are not 0 are multiplied as dense matrices.
 DENSE = 0.15
@@ -101,7 +102,7 @@ class ModalityPart(nn.Module):
         super().__init__()
         if sum(info.blocks) != info.n_features:
             raise DataError(
-                f"The blocks of {info.name} hold {sum(info.blocks):,} features, but it has {info.n_features:,}.",
+                f"The blocks of {info.name} hold {counted(sum(info.blocks), 'feature')}, but it has {info.n_features:,}.",
                 "Give each feature to exactly one block, consecutive features to one block.",
             )
         self.name, self.n_features, self.blocks = info.name, info.n_features, tuple(info.blocks)

@@ -10,6 +10,7 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 from cellweave.core.models.vaeit import VaeitOptions
 from cellweave.core.training.data import row_totals
+from cellweave.core.wording import agree, counted
 
 if TYPE_CHECKING:
     from cellweave.core.models.vaeit import Normalisation
@@ -105,7 +106,7 @@ def _require_something(data: TrainingData) -> None:
     empty = int((seen[data.train] == 0).sum())
     if empty:
         raise DataError(
-            f"The mask hides every feature of {empty:,} cells, so there is nothing to learn from them.",
+            f"The mask hides every feature of {counted(empty, 'cell')}, so there is nothing to learn from {agree(empty, 'it', 'them')}.",
             "Leave these cells out, or give a mask that leaves some of their features.",
         )
 
@@ -152,7 +153,7 @@ def _values(modality: Modality, rows: np.ndarray, options: VaeitOptions) -> tupl
     bad = ~np.isfinite(counts.data)
     if bad.any():
         raise DataError(
-            f"{int(bad.sum()):,} observed values of {name} are not finite numbers.",
+            f"{counted(int(bad.sum()), 'observed value')} of {name} {agree(int(bad.sum()), 'is not a finite number', 'are not finite numbers')}.",
             "Where NaN means not measured, set data.nan_is_missing; otherwise correct the file.",
         )
     totals = row_totals(counts)

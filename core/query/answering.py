@@ -31,6 +31,7 @@ from cellweave.core.query.questions import (
 )
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.spec.modalities import modality_kind, names_meant
+from cellweave.core.wording import agree, counted
 
 FOLDER = "answers"
 JOINT = "joint"
@@ -160,7 +161,7 @@ def answer_latent(run: TrainedRun, options: LatentOptions, rows: Rows, path: Pat
     else:
         keys = {"": "X_latent", "mean": "X_latent_qzm", "var": "X_latent_qzv"}
         write_h5ad(path, run, rows, obsm={keys[part]: values for part, values in parts.items()})
-    return [f"{len(rows):,} cells in {next(iter(parts.values())).shape[1]} dimensions."]
+    return [f"{counted(len(rows), 'cell')} in {counted(next(iter(parts.values())).shape[1], 'dimension')}."]
 
 
 def answer_library(run: TrainedRun, options: LibraryOptions, rows: Rows, path: Path) -> list[str]:
@@ -221,7 +222,7 @@ def answer_expression(run: TrainedRun, options: ExpressionOptions, rows: Rows, p
                 part.to_csv(temporary, mode="w" if where.start == 0 else "a", header=where.start == 0)
 
         write_or_say(path, write)
-    return [f"{len(rows):,} cells × {len(names):,} genes."]
+    return [f"{counted(len(rows), 'cell')} × {counted(len(names), 'gene')}."]
 
 
 def answer_predictive(run: TrainedRun, options: PredictiveOptions, rows: Rows, path: Path) -> list[str]:
@@ -234,7 +235,7 @@ def answer_predictive(run: TrainedRun, options: PredictiveOptions, rows: Rows, p
     )
     layers = {f"draw_{number}": values for number, values in enumerate(draws[1:], 2)}
     write_h5ad(path, run, rows, values=draws[0], names=run.feature_names(genes), layers=layers)
-    return [f"{options.draws} draw{'s' * (options.draws > 1)} of {len(rows):,} cells; the first is in X, further ones in layers."]
+    return [f"{counted(options.draws, 'draw')} of {counted(len(rows), 'cell')}; the first is in X, further ones in layers."]
 
 
 def answer_parameters(run: TrainedRun, options: ParameterOptions, rows: Rows, path: Path) -> list[str]:
@@ -260,7 +261,7 @@ def answer_correlation(run: TrainedRun, options: CorrelationOptions, rows: Rows,
         write_csv(path, table.rename_axis("feature"))
     else:
         _write_h5ad(path, obs=pd.DataFrame(index=table.index.astype(str)), values=table.to_numpy(np.float32), names=[str(name) for name in table.columns])
-    return [f"{len(table):,} genes."]
+    return [f"{counted(len(table), 'gene')}."]
 
 
 def answer_features(run: TrainedRun, options: FeatureOptions, rows: Rows, path: Path) -> Told:
@@ -273,7 +274,8 @@ def answer_features(run: TrainedRun, options: FeatureOptions, rows: Rows, path: 
     for name, table in found.groupby("modality", sort=False):
         ten = table["share"].nlargest(max(1, len(table) // 10)).sum()
         words.append(
-            f"{len(table):,} {modality_kind(str(name)).label} features: {table['reconstruction'].sum():,.2f} nats per cell in all, {ten:.0%} of it by the "
+            f"{counted(len(table), f'{modality_kind(str(name)).label} feature')}: {table['reconstruction'].sum():,.2f} nats per cell in all, "
+            f"{ten:.0%} of it by the "
             "worst tenth of them."
         )
     columns = (
@@ -298,7 +300,10 @@ def answer_dimensions(run: TrainedRun, options: DimensionOptions, rows: Rows, pa
     for name, table in found.groupby("encoder", sort=False):
         used = int((table["active"] > 0).sum())
         of = "" if found["encoder"].nunique() == 1 else f" {modality_kind(str(name)).label}"
-        words.append(f"{used} of {len(table)}{of} dimensions are used in some cell; together they say {table['kl'].sum():,.2f} nats of a cell.")
+        words.append(
+            f"{used} of {len(table)}{of} dimensions {agree(used, 'is', 'are')} used in some cell; together they say {table['kl'].sum():,.2f} "
+            "nats of a cell."
+        )
     columns = (
         ("dimension", "Dimension", "", "text"),
         ("encoder", "Encoder", "Modality whose counts it is told from", "text"),

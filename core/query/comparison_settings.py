@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import Frozen, option
 
 TEST, SAMPLING, SAMPLES = "Test", "Sampling", "Samples"
@@ -23,13 +24,15 @@ class ComparisonSettings(Frozen):
     """Settings of a comparison; see :class:`cellweave.core.query.differential.DifferentialOptions`."""
 
     method: Literal["model", "pseudobulk"] = option(
-        "model", "Compare by", "Expression sampled from the model, or counts summed over the cells of each sample and tested with DESeq2's model.", group=TEST
+        "model", "Compare by", "Expression sampled from the model, or counts summed over the cells of each sample and tested with DESeq2's model.", group=TEST,
+        words=words.COMPARED_BY,
     )
     mode: Literal["change", "vanilla"] = option(
-        "change", "Question", "change: how probable is a fold change of at least delta; vanilla: how probable is it that one group expresses more.", group=TEST
+        "change", "Question", "change: how probable is a fold change of at least delta; vanilla: how probable is it that one group expresses more.", group=TEST,
+        words=words.COMPARISONS,
     )
     test_mode: Literal["three", "two"] = option(
-        "three", "Sides", "three: up, down and unchanged are told apart; two: changed or not.", group=TEST
+        "three", "Sides", "three: up, down and unchanged are told apart; two: changed or not.", group=TEST, words=words.SIDES
     )
     delta: float | None = option(
         0.25, "Smallest fold change", "The smallest log2 fold change that counts.", group=TEST, ge=0, le=20, auto="from the data (mixture of normals)"
@@ -47,7 +50,8 @@ class ComparisonSettings(Frozen):
     min_counts: int = option(10, "Smallest sum", "Genes with fewer counts over all samples are left out.", unit="counts", group=SAMPLES, ge=0, le=1_000_000)
     n_samples: int = option(5000, "Samples", "Drawn from the model for each group.", group=SAMPLING, ge=10, le=1_000_000, advanced=True)
     weights: Literal["uniform", "importance"] = option(
-        "uniform", "Cells drawn", "uniform: all alike; importance: so that their posteriors fit the whole group.", group=SAMPLING, advanced=True
+        "uniform", "Cells drawn", "uniform: all alike; importance: so that their posteriors fit the whole group.", group=SAMPLING, advanced=True,
+        words=words.CELLS_DRAWN,
     )
     use_permutation: bool = option(
         False, "Random pairs", "Compare pairs drawn at random instead of each sample with its counterpart.", group=SAMPLING, advanced=True

@@ -20,6 +20,7 @@ from cellweave.core.query.importance import importance_draws
 from cellweave.core.query.latent import Cells, latent_mean
 from cellweave.core.query.sampling import room_for
 from cellweave.core.query.trained_run import QueryError, TrainedRun
+from cellweave.core.wording import counted
 
 #: Features compared at a time.
 FEATURES = 512
@@ -264,7 +265,10 @@ def _sample(
         if options.weights == "importance":
             chosen, latents, effective = importance_draws(run, rows, each, code, seed=options.seed, generator=generator, rng=rng)
             if effective < FEW:
-                notes.append(f"The importance weights of a group rest on about {max(1, round(effective))} latents, so its probabilities are overconfident.")
+                notes.append(
+                    f"The importance weights of a group rest on about {counted(max(1, round(effective)), 'latent')}, so its probabilities "
+                    "are overconfident."
+                )
         else:
             chosen = rng.choice(rows, size=each, replace=True)
             latents = decoding.draws(chosen, generator)
@@ -290,7 +294,7 @@ def _measured(run: TrainedRun, comparison: Comparison) -> Comparison:
     for name, group in zip((comparison.name1, comparison.name2), rows, strict=True):
         if len(group) < MIN_CELLS:
             raise QueryError(
-                f"{run.modality_name} was measured in {len(group)} cells of '{name}', so its raw counts say nothing of the group.",
+                f"{run.modality_name} was measured in {counted(len(group), 'cell')} of '{name}', so its raw counts say nothing of the group.",
                 "Switch all_stats off and give a pseudocount, or choose other groups.",
             )
     return Comparison(comparison.name1, comparison.name2, *rows)

@@ -31,6 +31,7 @@ from cellweave.core.training.data import (
     split_groups,
     usable_cells,
 )
+from cellweave.core.wording import agree, counted
 
 #: Share of a model's features that other data must have, so that the rest may be taken as not observed.
 ENOUGH_FEATURES = 0.5
@@ -124,11 +125,14 @@ def _aligned(modality: Modality, names: pd.Index, n_groups: int, *, masked: bool
     if n_found < len(names):
         lacking = names[~names.isin(own)]
         notes.append(
-            f"{len(lacking):,} of the {len(names):,} features of {modality.name} are missing in these data and "
+            f"{len(lacking):,} of the {len(names):,} features of {modality.name} {agree(len(lacking), 'is', 'are')} missing in these data and "
             f"{'count as not measured' if masked else 'count as 0'} ('{lacking[0]}' ...)."
         )
     if n_extra:
-        notes.append(f"{n_extra:,} further features of {modality.name} are left out, because the model does not know them.")
+        notes.append(
+            f"{counted(n_extra, 'further feature')} of {modality.name} {agree(n_extra, 'is', 'are')} left out, because the model does not "
+            f"know {agree(n_extra, 'it', 'them')}."
+        )
     mask = None
     if modality.feature_mask is not None or (masked and n_found < len(names)):
         mask = np.zeros((n_groups, len(names)), dtype=bool)
@@ -150,7 +154,8 @@ def _too_few(modality: str, names: pd.Index, own: pd.Index) -> DataError:
     lacking = names[~found]
     some = ", ".join(f"'{name}'" for name in lacking[:5])
     return DataError(
-        f"{cause}{len(lacking):,} are missing, among them {some}{' and others' if len(lacking) > 5 else ''}.", "Use data with all features, not a selection."
+        f"{cause}{len(lacking):,} {agree(len(lacking), 'is', 'are')} missing, among them "
+        f"{some}{' and others' if len(lacking) > 5 else ''}.", "Use data with all features, not a selection."
     )
 
 
@@ -266,7 +271,7 @@ def _refuse_unknown(spec: RunSpec, column: pd.Series, codes: np.ndarray, name: s
     missing = int(column.isna().sum())
     if missing:
         raise DataError(
-            f"The column '{name}' ({role}) has no value in {missing:,} cells.", f"Name a level for them: --set data.fill_missing.{name}={levels[0]}."
+            f"The column '{name}' ({role}) has no value in {counted(missing, 'cell')}.", f"Name a level for them: --set data.fill_missing.{name}={levels[0]}."
         )
     if (codes == MISSING).any():
         strange = unknown_levels(column, levels)

@@ -12,6 +12,7 @@ from scipy import sparse
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.training.data import row_totals
+from cellweave.core.wording import counted
 
 #: A group of fewer cells says nothing of a population.
 MIN_CELLS = 3
@@ -138,7 +139,10 @@ def by_cells(run: TrainedRun, cells1: Cells, cells2: Cells = None, names: tuple[
     second = _group(run, cells2, names[1])
     both = np.intersect1d(first, second)
     if both.size:
-        raise QueryError(f"{both.size:,} cells are in both groups ('{run.cell_names[both[0]]}' is one).", "Choose groups that do not overlap.")
+        raise QueryError(
+            f"{counted(both.size, 'cell is', 'cells are')} in both groups ('{run.cell_names[both[0]]}' is "
+            "one).", "Choose groups that do not overlap."
+        )
     return checked(Comparison(*names, first, second))
 
 

@@ -17,6 +17,7 @@ from cellweave.core.nn.distributions import distribution
 from cellweave.core.query.draws import noise_of_cells
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.trained_run import QueryError, require_finite
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.models.vaeit import Normalisation
@@ -69,7 +70,7 @@ class ImputedQuestion:
             if name not in names:
                 raise QueryError(f"The model has no modality '{name}'.", f"It has {', '.join(names)}.")
         if self.draws is not None and self.draws < 2:
-            raise QueryError(f"{self.draws} draws give no spread.", "Ask for 2 or more; 50 is usual.")
+            raise QueryError(f"{counted(self.draws, 'draw gives', 'draws give')} no spread.", "Ask for 2 or more; 50 is usual.")
         if self.draws is not None and not hasattr(run.model, "impute_draws"):
             raise QueryError(f"{run.spec.family.title} gives imputed values without a spread.", "Leave --draws out.")
         if self.normalised and not hasattr(run.model, "impute_normalised"):

@@ -9,6 +9,7 @@ import torch
 
 from cellweave.core.models.vae_network import VaeNetwork, draw
 from cellweave.core.query.trained_run import QueryError, TrainedRun, require_finite
+from cellweave.core.wording import counted
 
 Cells = Sequence[int] | Sequence[bool] | np.ndarray | None
 
@@ -146,5 +147,5 @@ def _regularised_library(run: TrainedRun, cells: Cells, *, sample: bool, seed: i
 def positive(n_samples: int) -> int:
     """Return a number of draws, or refuse one below 1."""
     if n_samples < 1:
-        raise QueryError(f"{n_samples} draws were asked for.", "Ask for 1 or more.")
+        raise QueryError(f"{counted(n_samples, 'draw was', 'draws were')} asked for.", "Ask for 1 or more.")
     return n_samples

@@ -11,6 +11,7 @@ from cellweave.core.query.encode import load_new
 from cellweave.core.query.surgery import Reference, mapping_spec
 from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.study import Study
+from cellweave.core.wording import counted
 
 #: Columns that are offered as batch where the data have none of the reference's name; a column with more levels is none.
 MOST_COLUMNS, MOST_BATCHES = 5, 50
@@ -64,18 +65,18 @@ def mapping_checks(
 
     def read() -> str:
         state["study"] = load_new(state["spec"], paths)
-        return f"{state['study'].n_cells:,} cells with raw counts."
+        return f"{counted(state['study'].n_cells, 'cell')} with raw counts."
 
     def features() -> str:
         state["aligned"] = state["reference"].study(state["study"])
         known = sum(len(names) for names in state["reference"].trained.features.values())
-        return f"The model's {known:,} features are matched by name."
+        return f"The model's {counted(known, 'feature is', 'features are')} matched by name."
 
     def columns() -> str:
         before = len(state["reference"].notes)
         data = state["reference"].data(state["spec"], state["aligned"])
         state["new"] = state["reference"].notes[before:]
-        return f"{int(data.usable.sum()):,} cells can be mapped."
+        return f"{counted(int(data.usable.sum()), 'cell')} can be mapped."
 
     if step("mapping-model", "Model", model):
         tell("reading the new data")

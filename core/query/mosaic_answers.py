@@ -20,6 +20,7 @@ from cellweave.core.query.questions import (
 )
 from cellweave.core.query.trained_run import QueryError, TrainedRun
 from cellweave.core.spec.modalities import modality_kind
+from cellweave.core.wording import counted
 
 
 def answer_imputed(run: TrainedRun, options: SpreadOptions, rows: Rows, path: Path) -> list[str]:
@@ -37,7 +38,7 @@ def answer_imputed(run: TrainedRun, options: SpreadOptions, rows: Rows, path: Pa
     write_imputed(run, path, rows, question)
     names = options.modalities or tuple(modality.name for modality in run.data.modalities)
     spread = " Their standard deviation over the draws is written as sd." if options.draws is not None else ""
-    return [f"{len(rows):,} cells, {_labels(names)}, {'as counts' if in_counts else 'on the scale of training'}.{spread}"]
+    return [f"{counted(len(rows), 'cell')}, {_labels(names)}, {'as counts' if in_counts else 'on the scale of training'}.{spread}"]
 
 
 def answer_corrected(run: TrainedRun, options: CorrectedOptions, rows: Rows, path: Path) -> list[str]:
@@ -69,7 +70,7 @@ def _values(run: TrainedRun, question: MosaicQuestion, rows: Rows, path: Path) -
     how = f"counts drawn with seed {asked.seed}" if asked.sampled else "expected values"
     lacking = int((~told).sum())
     none = f" {lacking:,} {'cells have' if lacking != 1 else 'cell has'} nothing to start from and no values." if lacking else ""
-    return [f"{len(rows):,} cells, {_labels(asked.modalities or ())}{start}, {how}.{none}"]
+    return [f"{counted(len(rows), 'cell')}, {_labels(asked.modalities or ())}{start}, {how}.{none}"]
 
 
 def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows, path: Path) -> list[str]:
@@ -87,8 +88,8 @@ def answer_latent_given(run: TrainedRun, options: LatentGivenOptions, rows: Rows
         write_csv(path, pd.DataFrame(values, index=run.cell_names[rows], columns=names).rename_axis("cell"))
     else:
         write_h5ad(path, run, rows, obsm={"X_latent": values})
-    left = f" {int((~told).sum()):,} cells have none of it and are left out." if not told.all() else ""
-    return [f"{len(rows):,} cells in {values.shape[1]} dimensions, given {_labels(given)}.{left}"]
+    left = f" {counted(int((~told).sum()), 'cell has none of it and is', 'cells have none of it and are')} left out." if not told.all() else ""
+    return [f"{counted(len(rows), 'cell')} in {counted(values.shape[1], 'dimension')}, given {_labels(given)}.{left}"]
 
 
 def _labels(names: Sequence[str], word: str = "and") -> str:

@@ -18,6 +18,7 @@ from cellweave.core.analysis.deseq import fit, fit_apart
 from cellweave.core.query.groups import column_of
 from cellweave.core.query.latent import Cells
 from cellweave.core.query.trained_run import QueryError, TrainedRun
+from cellweave.core.wording import counted
 
 HOW_TO_INSTALL = "Install it with: pip install 'cellweave[pseudobulk]'."
 #: Samples of a group without which nothing can be said of the spread between samples.
@@ -79,7 +80,7 @@ def pseudobulk(run: TrainedRun, sample: Sequence[str] | str, columns: Sequence[s
     sizes = np.bincount(code, minlength=len(names))
     large = sizes >= min_cells
     if not large.any():
-        raise QueryError(f"No sample has {min_cells} cells or more.", "Lower the smallest number of cells, or choose coarser samples.")
+        raise QueryError(f"No sample has {counted(min_cells, 'cell')} or more.", "Lower the smallest number of cells, or choose coarser samples.")
     table = pd.DataFrame({"cells": sizes}, index=pd.Index(names, name="sample"))
     for name in columns:
         values = column_of(run, name).iloc[rows].astype(object)
@@ -149,7 +150,7 @@ def pseudobulk_differential(
         n = int((samples[groupby] == group).sum())
         if n < MIN_SAMPLES:
             raise QueryError(
-                f"The group '{group}' has {n} sample{'s' * (n != 1)} of {min_cells} cells or more; the spread between samples cannot be known.",
+                f"The group '{group}' has {n} sample{'s' * (n != 1)} of {counted(min_cells, 'cell')} or more; the spread between samples cannot be known.",
                 f"At least {MIN_SAMPLES} samples a group are needed: use the differential expression of the model instead.",
             )
     samples, counts = _in_order(samples[samples[groupby].isin([group1, group2])], found.counts, groupby)
@@ -196,7 +197,10 @@ def _design(samples: pd.DataFrame, groupby: str, groups: tuple[str, str], covari
             f"The effect of '{groupby}' cannot be told from that of {', '.join(covariates) or 'the constant'} in these samples.", "Leave a covariate out."
         )
     if matrix.shape[1] >= matrix.shape[0]:
-        raise QueryError(f"{matrix.shape[0]} samples are too few for a model of {matrix.shape[1]} coefficients.", "Leave a covariate out.")
+        raise QueryError(
+            f"{counted(matrix.shape[0], 'sample is', 'samples are')} too few for a model of "
+            f"{counted(matrix.shape[1], 'coefficient')}.", "Leave a covariate out."
+        )
     return "~" + " + ".join([*terms, "group"]), table
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
-from cellweave.core.spec import RunSpec
+from cellweave.core.spec import RunSpec, words
 from cellweave.core.spec.fields import Frozen, option
 
 GENES, BATCHES, DRAWS, MODALITIES, CELLS = "Genes", "Batches", "Draws", "Modalities", "Cells"
@@ -29,7 +29,7 @@ class LatentOptions(Frozen):
     """Of the latent space."""
 
     what: Literal["mean", "sample", "distribution"] = option(
-        "mean", "Of the posterior", "Its mean, one draw from it, or mean and variance (before any transformation).", group=DRAWS
+        "mean", "Of the posterior", "Its mean, one draw from it, or mean and variance (before any transformation).", group=DRAWS, words=words.POSTERIORS
     )
     seed: int = option(0, "Seed", "Determines the draw.", group=DRAWS, ge=0, le=SEED)
 
@@ -75,7 +75,7 @@ class CorrelationOptions(_Listing):
     """Of the correlation of genes."""
 
     genes: tuple[str, ...] = option(tuple, "Genes", "Only these; empty takes all, which needs the square of their number.", group=GENES)
-    correlation: Literal["spearman", "pearson"] = option("spearman", "Correlation", "Of ranks, or of values.")
+    correlation: Literal["spearman", "pearson"] = option("spearman", "Correlation", "Of ranks, or of values.", words=words.CORRELATIONS)
     as_batch: tuple[str, ...] = option(tuple, "Decode as", "Decode every cell as these batches; empty keeps its own.", group=BATCHES)
     draws: int = option(10, "Draws", "Draws a cell.", group=DRAWS, ge=1, le=1000)
     library_size: float = option(1000.0, "Library size", "Size of every cell.", gt=0, le=1e9)
@@ -130,7 +130,8 @@ class ImputedOptions(SpreadOptions):
     """Of imputed values, also on the scale of training."""
 
     scale: Literal["counts", "training"] = option(
-        "counts", "Scale", "Counts, at the depth of each cell where it is known and that of a typical cell elsewhere; or the scale of training."
+        "counts", "Scale", "Counts, at the depth of each cell where it is known and that of a typical cell elsewhere; or the scale of training.",
+        words=words.SCALES,
     )
 
 
@@ -140,14 +141,14 @@ _HOW = "Expected values, or counts drawn from them."
 class DrawnOptions(SpreadOptions):
     """Of imputed values that may also be counts drawn from the model."""
 
-    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS, words=words.VALUES)
 
 
 class CorrectedOptions(_Listing):
     """Of values freed of the batch."""
 
     modalities: tuple[str, ...] = option(tuple, "Write", "Modalities that are written; empty writes all. h5ad holds one.", group=MODALITIES)
-    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS, words=words.VALUES)
     seed: int = option(0, "Seed", "Determines the counts that are drawn.", group=DRAWS, ge=0, le=SEED)
 
 
@@ -156,7 +157,7 @@ class TranslatedOptions(_Listing):
 
     given: tuple[str, ...] = option(tuple, "From", "Modalities that the translation starts from; nothing else is looked at.", group=MODALITIES)
     modalities: tuple[str, ...] = option(tuple, "To", "Modalities that are told; empty tells all others. h5ad holds one.", group=MODALITIES, auto="all others")
-    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS)
+    values: Literal["expected", "drawn"] = option("expected", "Values", _HOW, group=DRAWS, words=words.VALUES)
     seed: int = option(0, "Seed", "Determines the counts that are drawn.", group=DRAWS, ge=0, le=SEED)
 
 

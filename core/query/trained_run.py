@@ -21,6 +21,7 @@ from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.data import TrainingData
 from cellweave.core.training.model_files import TrainedModel
 from cellweave.core.training.sources import Loader
+from cellweave.core.wording import agree, counted
 
 if TYPE_CHECKING:
     from cellweave.core.models.base import Minibatch, Model
@@ -236,7 +237,8 @@ class TrainedRun:
         found = np.asarray(cells)
         if found.dtype == bool:
             if found.shape != (self.n_cells,):
-                raise QueryError(f"The mask has {found.size:,} entries for {self.n_cells:,} cells.", "Give one entry for each cell of the study.")
+                had = f"{counted(found.size, 'entry', 'entries')} for {counted(self.n_cells, 'cell')}"
+                raise QueryError(f"The mask has {had}.", "Give one entry for each cell of the study.")
             found = np.flatnonzero(found)
         elif found.size and not np.issubdtype(found.dtype, np.integer):
             raise QueryError("Cells are chosen by row numbers or by a mask.", "Give whole numbers, or True and False.")
@@ -249,7 +251,8 @@ class TrainedRun:
         if unusable.size:
             why = self.data.reason.get(int(unusable[0]), "left out")
             raise QueryError(
-                f"{unusable.size:,} of the {found.size:,} chosen cells were left out of this run ('{self.cell_names[unusable[0]]}': {why}).", "Choose others."
+                f"{unusable.size:,} of the {found.size:,} chosen cells {agree(unusable.size, 'was', 'were')} left out of this run "
+                f"('{self.cell_names[unusable[0]]}': {why}).", "Choose others."
             )
         return found
 
@@ -441,6 +444,6 @@ def require_finite(values: Tensor, what: str) -> None:
     if not bool(torch.isfinite(values).all()):
         bad = int((~torch.isfinite(values.reshape(len(values), -1)).all(1)).sum())
         raise QueryError(
-            f"The {what} of {bad:,} cells is not a finite number, so nothing can be said of them.",
+            f"The {what} of {counted(bad, 'cell')} is not a finite number, so nothing can be said of {agree(bad, 'it', 'them')}.",
             "The training went wrong: train again with a lower learning rate, or look for cells with extreme counts.",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cellweave.core.errors import CellweaveError
 from cellweave.core.models.registry import families
 from cellweave.core.runs.folder import RunFolder, read_loss_rows
 from cellweave.core.spec import RunSpec
+from cellweave.core.spec.fields import words_of
 
 #: Fields that differ between any two runs without saying how they were trained.
 NOT_COMPARED = ("name", "note", "version", "data.sha256")
@@ -120,6 +122,25 @@ def setting_titles(rows: Iterable[RunRow]) -> dict[str, tuple[str, str]]:
             found |= {f"losses.weights.{term.name}": (f"Weight: {term.label}", term.help) for term in terms}
     for name, label in term_labels(rows).items():  # some terms are there only with some covariates: the runs know theirs
         found.setdefault(f"losses.weights.{name}", (f"Weight: {label}", ""))
+    return found
+
+
+@cache
+def setting_words(kind: str) -> dict[str, Mapping[str, str]]:
+    """Return what the values of choices are called in runs of one model, by dotted path and value."""
+    found: dict[str, Mapping[str, str]] = {}
+
+    def walk(cls: Any, path: str) -> None:
+        for name, info in cls.model_fields.items():
+            place = f"{path}.{name}" if path else name
+            if words := words_of(info):
+                found[place] = words
+            if hasattr(info.annotation, "model_fields") and place != "model":
+                walk(info.annotation, place)
+
+    walk(RunSpec, "")
+    if kind in families():
+        walk(families()[kind].options, "model")
     return found
 
 

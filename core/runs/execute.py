@@ -17,6 +17,7 @@ from cellweave.core.spec import RunSpec, with_absolute_paths
 from cellweave.core.spec.optimisers import OPTIMISERS
 from cellweave.core.study.study import Study
 from cellweave.core.training.control import RunControl
+from cellweave.core.wording import counted
 
 LOG = logging.getLogger("cellweave")
 # What a resume may change: everything that does not alter what the checkpoint means.
@@ -118,7 +119,7 @@ def resume(
     spec = _changed(before, changes or {})
     if spec.training.max_epochs is not None and spec.training.max_epochs < status.epoch:
         raise SpecError(
-            f"The run has {status.epoch} epochs already, more than training.max_epochs={spec.training.max_epochs}.", "Name a larger number."
+            f"The run has {counted(status.epoch, 'epoch')} already, more than training.max_epochs={spec.training.max_epochs}.", "Name a larger number."
         )
     prefix = "losses.weights."
     turned = {path.removeprefix(prefix): float(value) for path, value in (changes or {}).items() if path.startswith(prefix)}
@@ -183,9 +184,9 @@ def _ending(reason: FinishReason, journal: Journal) -> str:
     status = journal.status
     best = f", weights of epoch {status.best_epoch}" if status.best_epoch else ""
     words = {
-        FinishReason.COMPLETED: f"completed {status.epoch} epochs",
-        FinishReason.EARLY_STOPPED: f"stopped early after {status.epoch} epochs{best}",
-        FinishReason.STOPPED: f"stopped after {status.epoch} epochs{best}",
+        FinishReason.COMPLETED: f"completed {counted(status.epoch, 'epoch')}",
+        FinishReason.EARLY_STOPPED: f"stopped early after {counted(status.epoch, 'epoch')}{best}",
+        FinishReason.STOPPED: f"stopped after {counted(status.epoch, 'epoch')}{best}",
     }
     return words.get(reason, reason.value)
 

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 
 from pydantic import field_validator
 
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import Frozen, option
 
 #: Names of the integration metrics (:data:`cellweave.core.analysis.integration.METRICS` says what they are).
@@ -40,7 +41,7 @@ class AnalysisSpec(Frozen):
         "iLISI, kBET, silhouettes, Leiden NMI and others, beside the baseline; computed with the scores, on a sample of large data.", group="Comparison",
     )
     integration_metrics: tuple[MetricName, ...] = option(
-        tuple, "Which metrics", f"Only these of {', '.join(METRICS)}; none named means all.", group="Comparison", advanced=True
+        tuple, "Which metrics", f"Only these of {', '.join(METRICS)}; none named means all.", group="Comparison", advanced=True, words=words.METRIC_WORDS
     )
     integration_cells: int = option(
         50_000, "Cells measured", "More cells than this are measured on a sample, drawn within each batch and label.", unit="cells",
@@ -99,9 +100,9 @@ class AnalysisSpec(Frozen):
     )
     attribution_covariates: Literal["kept", "categories", "scaling", "all"] = option(
         "kept", "Covariates in the attribution", "Whether cells are decoded with their own covariates, or without categories, feature scaling, or both.",
-        group="Attribution", advanced=True,
+        group="Attribution", advanced=True, words=words.COVARIATES_KEPT,
     )
     attribution_reference: Literal["zero", "mean", "reference"] = option(
         "zero", "In place of a covariate", "What stands for a removed covariate: nothing, the mean over its levels, or its most frequent level.",
-        group="Attribution", advanced=True,
+        group="Attribution", advanced=True, words=words.REFERENCE_LEVELS,
     )

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import Frozen, option
 from cellweave.core.spec.modalities import modality_kind, modality_kinds
 
@@ -17,7 +18,7 @@ class FeatureSelection(Frozen):
     """Which features of one modality the model sees."""
 
     mode: Literal["all", "variable", "list"] = option(
-        "all", "Features", "All features, the most variable ones, or those named in a file with one name a line."
+        "all", "Features", "All features, the most variable ones, or those named in a file with one name a line.", words=words.FEATURES
     )
     n: int = option(2000, "Number of features", "How many of the most variable features to keep.", ge=2, unit="features")
     batch_column: str | None = option(
@@ -64,6 +65,7 @@ class DataSpec(Frozen):
         "intersection",
         "Features of several files",
         "Keep the features that every file has, or all of them. Models that do not know masks (scVI, LDVAE) take what a file lacks for zeros.",
+        words=words.JOINS,
     )
     masks: dict[str, str] = option(
         dict,
@@ -90,7 +92,7 @@ class DataSpec(Frozen):
         "automatic",
         "Cells of several files",
         "Cells of the same name in files with different modalities are one cell each: always, never, or where most names agree.",
-        advanced=True,
+        advanced=True, words=words.SAME_CELLS,
     )
     batch_from_file: bool = option(
         True, "File is a column", "With several files, add the column 'file' that says which file a cell came from.",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator
 
+from cellweave.core.spec import words
 from cellweave.core.spec.fields import Frozen, option
 from cellweave.core.spec.optimisers import OptimiserName, optimiser_name
 
@@ -25,19 +26,19 @@ class TrainingSpec(Frozen):
     )
     learning_rate: float = option(
         1e-3, "Learning rate", "Step size of the optimiser. The defaults are for Adam and its kin; adadelta and adagrad want larger ones.",
-        group=OPTIMISER, gt=0, le=1, log=True,
+        unit="per step", group=OPTIMISER, gt=0, le=1, log=True,
     )
     optimizer: OptimiserName = option(
         "adam", "Optimiser", "Any of torch's that needs the gradient only. Adam adds the weight decay to the gradient, AdamW shrinks the weights; "
         "these two have a compiled step for models of many parts.",
-        group=OPTIMISER, advanced=True,
+        group=OPTIMISER, advanced=True, words=words.OPTIMISER_WORDS,
     )  # fmt: skip
     adam_eps: float = option(
         0.01, "Epsilon", "Added to the root of the squared gradients that a step is divided by. asgd, sgd, rprop and adafactor have none.",
         group=OPTIMISER, gt=0, advanced=True, log=True,
     )
     weight_decay: float = option(
-        1e-6, "Weight decay", "Pull of the weights towards zero; rprop has none.", group=OPTIMISER, ge=0, advanced=True, log=True
+        1e-6, "Weight decay", "Pull of the weights towards zero; rprop has none.", unit="× weights", group=OPTIMISER, ge=0, advanced=True, log=True
     )
     momentum: float = option(
         0.0, "Momentum", "Share of the last step that goes on in the next one; of sgd and rmsprop only.", group=OPTIMISER, ge=0, lt=1, advanced=True
@@ -57,7 +58,7 @@ class TrainingSpec(Frozen):
         30, "Plateau patience", "Epochs without improvement before the rate is lowered.", unit="epochs",
         group=OPTIMISER, ge=1, advanced=True,
     )
-    lr_min: float = option(0.0, "Smallest rate", "The learning rate is not lowered below this.", group=OPTIMISER, ge=0, advanced=True)
+    lr_min: float = option(0.0, "Smallest rate", "The learning rate is not lowered below this.", unit="per step", group=OPTIMISER, ge=0, advanced=True)
 
     kl_warmup_epochs: int | None = option(
         None, "KL warm-up", "Epochs over which the weight of the annealed terms rises to its full value. Where none are named: scVI's are 400, or all "
@@ -84,18 +85,18 @@ class TrainingSpec(Frozen):
     min_epochs: int = option(0, "Not before", "Epochs that are trained in any case.", unit="epochs", group=STOPPING, ge=0, advanced=True)
 
     seed: int = option(0, "Seed", "Fixes the split, the order of the cells, the initial weights and every draw.", group=RECORD, ge=0, le=2**31 - 1)
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device", "Where the network is computed.", group=MACHINE)
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "Device", "Where the network is computed.", group=MACHINE, words=words.DEVICES)
     precision: Literal["auto", "32", "bf16"] = option(
         "32",
         "Precision",
         "bf16 computes the matrix products in half the bits; losses stay in 32. Auto, which MIDAS begins with, is bf16 on processors that multiply it "
         "themselves (AVX-512 BF16, AMX), and else 32. On real mosaics its embeddings were as good, seed by seed.",
-        group=MACHINE,
+        group=MACHINE, words=words.PRECISIONS,
     )
     threads: int | None = option(None, "Threads", "CPU threads of the network.", group=MACHINE, ge=1, auto="found by a short probe", advanced=True)
     source: Literal["auto", "memory", "device", "disk"] = option(
         "auto", "Minibatches from", "Main memory, the device's memory, or a memory-mapped cache on disk for data larger than memory.",
-        group=MACHINE, advanced=True,
+        group=MACHINE, advanced=True, words=words.SOURCES,
     )
     checkpoint_every: int = option(10, "Checkpoint every", "Epochs between two checkpoints one can resume from.", unit="epochs", group=RECORD, ge=1)
     preview_every: int = option(5, "Refresh the embedding every", "Epochs between two live embeddings; 0 switches them off.", unit="epochs", group=RECORD, ge=0)

@@ -13,6 +13,7 @@ from cellweave.core.errors import DataError
 from cellweave.core.spec.modalities import modality_kind, modality_kinds
 from cellweave.core.study.align import move_columns
 from cellweave.core.study.study import Modality
+from cellweave.core.wording import agree, counted
 
 #: chr1:100-200, chr1-100-200, chr1_100_200, 1:100-200, GL000194.1:100-200, chrUn_KI270442v1_100_200; a strand may follow.
 PEAK = re.compile(r"^(?P<contig>.+?)[:_-](?P<start>\d+)[_-](?P<end>\d+)(?:[:_-][+\-.*])?$")
@@ -134,7 +135,7 @@ def block_labels(modality: Modality, how: str) -> list[str]:
         sizes = [int(part) for part in how.split(",") if part.strip()]
         if sum(sizes) != n_features:
             raise DataError(
-                f"The blocks of {label} hold {sum(sizes):,} features together, but {n_features:,} are used.",
+                f"The blocks of {label} hold {counted(sum(sizes), 'feature')} together, but {n_features:,} {agree(n_features, 'is', 'are')} used.",
                 f"Correct data.blocks.{name}, or {ONE_BLOCK.format(name=name)}.",
             )
         return [str(number + 1) for number, size in enumerate(sizes) for _ in range(size)]
@@ -146,7 +147,8 @@ def block_labels(modality: Modality, how: str) -> list[str]:
         return [name] * n_features
     if without:
         raise DataError(
-            f"{len(without):,} of {n_features:,} features of {label} have no chromosome in their name ('{modality.var.index[without[0]]}').",
+            f"{len(without):,} of {n_features:,} features of {label} {agree(len(without), 'has no chromosome in its', 'have no chromosome in their')} "
+            f"name ('{modality.var.index[without[0]]}').",
             f"Name peaks like 'chr1:100-200', or {ONE_BLOCK.format(name=name)}.",
         )
     known = [str(contig) for contig in contigs]
@@ -172,9 +174,10 @@ def _of_column(modality: Modality, column: str) -> list[str]:
         known = ", ".join(map(str, modality.var.columns[:12])) or "none"
         raise DataError(f"The features of {modality.label} have no column '{column}', which is to divide them.", f"Their columns are: {known}.")
     values = modality.var[column]
-    if values.isna().any():
+    without = int(values.isna().sum())
+    if without:
         raise DataError(
-            f"{int(values.isna().sum()):,} features of {modality.label} have no value in '{column}', which is to divide them.",
+            f"{counted(without, 'feature')} of {modality.label} {agree(without, 'has', 'have')} no value in '{column}', which is to divide them.",
             f"Fill it, or {ONE_BLOCK.format(name=modality.name)}.",
         )
     return [f"{column} {value}" if str(value).isdigit() else str(value) for value in values.astype(object)]

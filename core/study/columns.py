@@ -13,6 +13,7 @@ import pandas as pd
 from cellweave.core.spec.covariates import ROLES
 from cellweave.core.study.header import ColumnHeader, ColumnKind
 from cellweave.core.study.readers.frames import describe_values
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.models.declare import Family
@@ -125,15 +126,15 @@ def against_groups(header: ColumnHeader, n_cells: int) -> str:
     if header.n_levels == 0:
         return "no values"
     if is_measurement(header):
-        return f"numeric with {header.n_levels:,} values: a measurement, not groups"
+        return f"numeric with {counted(header.n_levels or 0, 'value')}: a measurement, not groups"
     if is_level_per_cell(header, n_cells):
         return "nearly a level per cell"
     if header.n_levels == 1:
         return "one level only"
     if header.whole and (header.n_levels or 0) > MANY_NUMBERS:
-        return f"whole numbers with {header.n_levels:,} values: more likely a count than groups"
+        return f"whole numbers with {counted(header.n_levels or 0, 'value')}: more likely a count than groups"
     if header.n_missing:
-        return f"{header.n_missing:,} cells have no value"
+        return f"{counted(header.n_missing, 'cell has', 'cells have')} no value"
     return ""
 
 
@@ -141,7 +142,7 @@ def _against_continuous(values: pd.Series, header: ColumnHeader) -> str:
     if header.kind not in ("float", "integer"):
         return "not numbers"
     if header.n_missing:
-        return f"{header.n_missing:,} cells have no value"
+        return f"{counted(header.n_missing, 'cell has', 'cells have')} no value"
     numbers = values.to_numpy(dtype=np.float64)
     if not np.isfinite(numbers).all():
         return "not all finite"

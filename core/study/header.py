@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cellweave.core.wording import counted
+
 ColumnKind = Literal["categorical", "string", "integer", "float", "boolean", "other"]
 
 
@@ -192,7 +194,7 @@ def _joined(place: Path, headers: list[FileHeader]) -> FileHeader:
         there = [column for header in headers for column in header.obs_columns if column.name == name]
         n_levels = len(headers) if name == "batch" else None
         columns[name] = ColumnHeader(name, there[0].kind, n_levels, sum(column.n_missing or 0 for column in there))
-    notes = (f"{len(headers)} batches: {', '.join(header.path.name for header in headers)}.",)
+    notes = (f"{counted(len(headers), 'batch', 'batches')}: {', '.join(header.path.name for header in headers)}.",)
     return FileHeader(
         place, "midas", sum(header.n_cells for header in headers), tuple(modalities), tuple(columns.values()), (), notes,
         _size(place), sum(header.estimated_bytes for header in headers),

@@ -38,6 +38,7 @@ from cellweave.core.study.readers.detect import absolute, open_source
 from cellweave.core.study.readers.midas import expand
 from cellweave.core.study.same_cells import File, Part, Refused, join_same_cells
 from cellweave.core.study.study import MISSING_VALUES, Modality, SourceFile, Study
+from cellweave.core.wording import agree, counted
 
 
 def load_study(
@@ -146,7 +147,7 @@ def _repeated_cells(obs: pd.DataFrame, data: DataSpec, notes: list[str], path: P
         obs.index = pd.Index(make_unique(obs.index.to_numpy(dtype=object)), dtype=object)
         notes.append(f"{number:,} repeated cell names in '{path.name}' were made unique.")
     else:
-        notes.append(f"{number:,} cell names in '{path.name}' repeat others.")
+        notes.append(f"{counted(number, 'cell name')} in '{path.name}' {agree(number, 'repeats another', 'repeat others')}.")
 
 
 def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, data: DataSpec, watch: Watch) -> Part | Refused:
@@ -158,7 +159,11 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
             own = plain_table(modality.read_obs())
             add_modality_columns(obs, own, rows, modality.name)
         if (rows < 0).any():
-            source.notes.append(f"{int((rows < 0).sum()):,} cells of {modality.name} are not among the cells of '{source.path.name}' and were left out.")
+            n = int((rows < 0).sum())
+            source.notes.append(
+                f"{counted(n, 'cell')} of {modality.name} {agree(n, 'is', 'are')} not among the cells of '{source.path.name}' and "
+                f"{agree(n, 'was', 'were')} left out."
+            )
     hidden = _mask_layer(modality, data, watch)
     location, counts, reports = _take_counts(modality, data, watch)
     if counts is None or location is None:
@@ -175,7 +180,10 @@ def _read_modality(modality: ModalitySource, source: Source, obs: pd.DataFrame, 
             var.index = pd.Index(make_unique(var.index.to_numpy(dtype=object)), dtype=object)
             source.notes.append(f"{number:,} repeated feature names of {modality.name} in '{source.path.name}' were made unique.")
         else:
-            source.notes.append(f"{number:,} feature names of {modality.name} in '{source.path.name}' repeat others.")
+            source.notes.append(
+                f"{counted(number, 'feature name')} of {modality.name} in '{source.path.name}' "
+                f"{agree(number, 'repeats another', 'repeat others')}."
+            )
     if location != "X":
         source.notes.append(f"The counts of {modality.name} in '{source.path.name}' are taken from {location}.")
     counts, missing = masks.without_missing(counts, modality.name)
@@ -341,7 +349,7 @@ def _name_cells(obs: pd.DataFrame, files: list[File], data: DataSpec, notes: lis
     over_files = pd.Series(numbers).groupby(names).nunique()
     shared = int((over_files > 1).sum())
     if shared:
-        notes.append(f"{shared:,} cell names occur in several files, so '-1', '-2' ... for the file was appended to all names.")
+        notes.append(f"{counted(shared, 'cell name occurs', 'cell names occur')} in several files, so '-1', '-2' ... for the file was appended to all names.")
         first, *others = [set(file.parts) for file in files]
         if any(not first & other for other in others):
             notes.append(
@@ -389,7 +397,8 @@ def _join_modality(name: str, files: list[File], lengths: list[int], data: DataS
             measured.append(np.zeros(length, dtype=bool))
     joined = Modality(name, stack_rows(blocks), _join_var(parts, aligned.names), np.concatenate(measured), None, locations[0])
     if data.join == "intersection" and any(len(part.var) > n_features for part in parts):
-        notes.append(f"{n_features:,} features of {joined.label} are in all files that have it; the others were left out.")
+        held = f"{counted(n_features, 'feature')} of {joined.label} {agree(n_features, 'is', 'are')} in all files that have it"
+        notes.append(f"{held}; the others were left out.")
     return joined, masks.stacked(own_masks, columns, lengths, n_features)
 
 

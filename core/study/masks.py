@@ -18,6 +18,7 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 from cellweave.core.spec.modalities import modality_kind
 from cellweave.core.study.study import ALL_MASKED
+from cellweave.core.wording import agree, counted
 
 if TYPE_CHECKING:
     from cellweave.core.study.study import Modality, Study
@@ -243,8 +244,9 @@ def from_array(found: Any, obs: pd.DataFrame, features: np.ndarray, where: str, 
         return features, distinct((len(obs), len(features)), lambda start, stop: values[start:stop], modality)
     shown = " x ".join(f"{size:,}" for size in values.shape) or "1"
     raise DataError(
-        f"The mask of {modality_kind(modality).label} in {where} has {shown} values, but there are {len(features):,} features (and {len(obs):,} cells).",
-        f"Give it {len(features):,} values, one a feature, or one for each cell and feature, or take it out of the file.",
+        f"The mask of {modality_kind(modality).label} in {where} has {shown} values, but there {agree(len(features), 'is', 'are')} "
+        f"{counted(len(features), 'feature')} (and {counted(len(obs), 'cell')}).",
+        f"Give it {counted(len(features), 'value')}, one a feature, or one for each cell and feature, or take it out of the file.",
     )
 
 
@@ -312,11 +314,18 @@ def apply_masks(study: Study) -> None:
             continue
         gone = _drop_masked(modality, study.mask_group)
         if gone:
-            study.notes.append(f"{gone:,} counts of {modality.name} are at features that its mask says were not measured; they were left out.")
+            study.notes.append(
+                f"{counted(gone, 'count')} of {modality.name} {agree(gone, 'is', 'are')} at {agree(gone, 'a feature', 'features')} "
+                f"that its mask says {agree(gone, 'was', 'were')} not measured; {agree(gone, 'it was', 'they were')} left out."
+            )
         hidden = modality.measured & ~np.asarray(modality.feature_mask.any(axis=1))[study.mask_group]
-        if hidden.any():
+        n_hidden = int(hidden.sum())
+        if n_hidden:
             modality.measured = modality.measured & ~hidden
-            study.notes.append(f"{ALL_MASKED} {modality.label} in {int(hidden.sum()):,} cells, so they count as not measured in it.")
+            study.notes.append(
+                f"{ALL_MASKED} {modality.label} in {counted(n_hidden, 'cell')}, so {agree(n_hidden, 'it counts', 'they count')} as not "
+                "measured in it."
+            )
         judged = modality.measured.copy()
         if modality.held_out is not None:  # what is kept aside is judged by the same mask: a feature that was not measured has no truth
             judged[modality.held_out.rows] = True

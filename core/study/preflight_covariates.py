@@ -29,6 +29,7 @@ from cellweave.core.study.columns import (
 from cellweave.core.study.header import ColumnHeader, FileHeader
 from cellweave.core.study.preflight_data import FEW_CELLS, used_modalities
 from cellweave.core.study.study import Study
+from cellweave.core.wording import agree, counted
 
 FEW_FOR_MIDAS = 5000  # its author's advice for each batch, midas issue 13
 NUMBER_ROLES = ("continuous", "size_factor")
@@ -136,7 +137,10 @@ def groups(spec: RunSpec, role: str, header: ColumnHeader, n_cells: int) -> list
         text = f"The column '{column}' holds {header.n_levels:,} different numbers: a measurement, not groups of cells."
         return [Check("column-kind", Level.FAIL, title, text, _valid(spec, *extra, out), where)]
     if is_level_per_cell(header, n_cells):
-        text = f"The column '{column}' has {header.n_levels:,} levels for {n_cells:,} cells, nearly one a cell: nothing could be learned of any."
+        text = (
+            f"The column '{column}' has {counted(header.n_levels or 0, 'level')} for {counted(n_cells, 'cell')}, nearly one a cell: nothing could be "
+            "learned of any."
+        )
         return [Check("level-per-cell", Level.FAIL, title, text, _valid(spec, out), where)]
     found = []
     if header.n_missing:
@@ -148,7 +152,7 @@ def groups(spec: RunSpec, role: str, header: ColumnHeader, n_cells: int) -> list
         text = f"The column '{column}' holds {header.n_levels:,} different whole numbers, each of which is taken for a group."
         found.append(Check("column-kind", Level.WARN, title, text, _valid(spec, *_to_continuous(spec, role, column), out), where))
     elif not found:
-        levels = f"{header.n_levels:,} levels" if header.n_levels is not None else "levels"
+        levels = counted(header.n_levels, "level") if header.n_levels is not None else "levels"
         found.append(Check("column", Level.OK, title, f"{levels}, none missing.", where=where))
     return found
 
@@ -162,14 +166,21 @@ def _to_continuous(spec: RunSpec, role: str, column: str) -> tuple[Fix, ...]:
 
 def _missing(spec: RunSpec, role: str, header: ColumnHeader) -> Check:
     title, where = f"{_words(role).capitalize()} '{header.name}'", f"covariates.{role}"
+    n = header.n_missing or 0
     if role == "labels" and getattr(spec.model, "dispersion", "") != "gene-label":
-        text = f"{header.n_missing:,} cells have no label in '{header.name}'. They are trained on all the same and left out of the scores."
+        text = (
+            f"{counted(n, 'cell has', 'cells have')} no label in '{header.name}'. {agree(n, 'It is', 'They are')} "
+            "trained on all the same and left out of the scores."
+        )
         return Check("labels-missing", Level.OK, title, text, where=where)
     if role in {"dataset", "technical"}:
-        text = f"{header.n_missing:,} cells have no value in '{header.name}'. They are trained on all the same; the diagnostics say nothing of them."
+        text = (
+            f"{counted(n, 'cell has', 'cells have')} no value in '{header.name}'. {agree(n, 'It is', 'They are')} "
+            f"trained on all the same; the diagnostics say nothing of {agree(n, 'it', 'them')}."
+        )
         return Check("diagnostics-missing", Level.WARN, title, text, where=where)
-    text = f"{header.n_missing:,} cells have no value in '{header.name}'. Each cell must belong to a level."
-    fill = Fix("Give them the level 'missing'", {f"data.fill_missing.{header.name}": "missing"})
+    text = f"{counted(n, 'cell has', 'cells have')} no value in '{header.name}'. Each cell must belong to a level."
+    fill = Fix(f"Give {agree(n, 'it', 'them')} the level 'missing'", {f"data.fill_missing.{header.name}": "missing"})
     return Check("missing-values", Level.FAIL, title, text, _valid(spec, fill, Fix(f"Do not use '{header.name}'", _without(spec, role, header.name))), where)
 
 
@@ -187,10 +198,10 @@ def _numbers(spec: RunSpec, role: str, column: str, values: pd.Series) -> Iterat
                 decoder = _valid(spec, Fix(f"Use '{column}' as groups", changes))
             yield Check("not-numbers", Level.FAIL, title, f"The column '{column}' does not hold numbers.", (*decoder, *out), where)
         else:
-            text = f"The column '{column}' is not a finite number in {int(bad.sum()):,} cells, the first is '{first}'."
+            text = f"The column '{column}' is not a finite number in {counted(int(bad.sum()), 'cell')}, the first is '{first}'."
             yield Check("not-numbers", Level.FAIL, title, text, out, where)
     elif role == "size_factor" and (numbers <= 0).any():
-        text = f"The column '{column}' is 0 or less in {int((numbers <= 0).sum()):,} cells; a size factor multiplies and must be positive."
+        text = f"The column '{column}' is 0 or less in {counted(int((numbers <= 0).sum()), 'cell')}; a size factor multiplies and must be positive."
         yield Check("size-factor", Level.FAIL, title, text, out, where)
     elif role == "continuous" and numbers.size and numbers.min() == numbers.max():
         text = f"The column '{column}' has the same value in all cells, so that it carries nothing."
@@ -210,7 +221,7 @@ def _batch_sizes(spec: RunSpec, study: Study, batch: str) -> Iterator[Check]:
     out, small = sizes[sizes < smallest], sizes[(sizes >= smallest) & (sizes < FEW_CELLS)]
     where = "covariates.batch"
     if len(sizes) and len(out) == len(sizes):
-        text = f"No batch of '{batch}' has {smallest:,} cells, so that none would be trained on."
+        text = f"No batch of '{batch}' has {counted(smallest, 'cell')}, so that none would be trained on."
         fixes = (Fix("Train on every batch of 2 or more", {"data.min_cells_per_batch": 2}),) if sizes.max() >= 2 and smallest > 2 else ()
         yield Check("batch-size", Level.FAIL, "Batches too small", text, (*fixes, *_coarser(spec, study.obs, batch)), where)
         return
@@ -262,7 +273,7 @@ def _batch_modalities(spec: RunSpec, study: Study, batch: str) -> Iterator[Check
             names = ", ".join(f"'{level}'" for level in absent[:4])
             one = spec.family.modalities == "one"
             what = "their cells are not trained on and get no latent" if one else "it is inferred from their other modalities"
-            text = f"{modality.label} was not measured in {len(absent)} of {len(levels)} batches ({names}): {what}."
+            text = f"{modality.label} was not measured in {len(absent)} of {counted(len(levels), 'batch', 'batches')} ({names}): {what}."
             yield Check("batch-modality", Level.WARN if one else Level.OK, f"{modality.label} is missing in batches", text, where="covariates.batch")
         if hollow and len(study.modalities) > 1:
             off = tuple({"column": batch, "level": level, "modality": modality.name} for level in hollow)
@@ -325,7 +336,10 @@ def _libraries(spec: RunSpec, obs: pd.DataFrame, usable: set[str]) -> Iterator[C
     for name in (library, dataset):
         without = int(obs[name].isna().sum())
         if without:
-            text = f"{without:,} cells have no value of '{name}': measures of mixing between libraries and data sets leave them out."
+            text = (
+                f"{counted(without, 'cell has', 'cells have')} no value of '{name}': measures of mixing between libraries and data sets leave "
+                f"{agree(without, 'it', 'them')} out."
+            )
             yield Check("library-missing", Level.WARN, "Cells without a library or data set", text, where=where if name == library else "covariates.dataset")
     spread = several_parents(obs, library, dataset)
     if spread:

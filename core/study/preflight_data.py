@@ -16,6 +16,7 @@ from cellweave.core.study.named_masks import UNUSED
 from cellweave.core.study.preflight_mosaic import check_mosaic
 from cellweave.core.study.same_cells import APART, JOINED
 from cellweave.core.study.study import ALL_MASKED, MISSING_VALUES, SWITCHED_OFF, Modality, Study
+from cellweave.core.wording import agree, counted
 
 FEW_CELLS = 100
 
@@ -111,14 +112,17 @@ def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     if spec.data.is_real_valued(modality.name):
         return  # 0 is a value like any other
     if cells:
-        text = f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.label}, so that they have no library size."
+        text = (
+            f"{cells:,} of {int(modality.measured.sum()):,} cells {agree(cells, 'has', 'have')} not a single count of {modality.label}, so that "
+            f"{agree(cells, 'it has', 'they have')} no library size."
+        )
         many = spec.family.modalities == "many"
         fix = Fix("Take them as not measured there" if many else "Leave out empty cells", {"data.drop_empty_cells": True})
         level = Level.WARN if getattr(spec.model, "gene_likelihood", "") == "normal" else Level.FAIL
         if spec.family.absent_without_counts:
             text = (
-                f"{cells:,} of {int(modality.measured.sum()):,} cells have not a single count of {modality.label}; there they are taken as cells "
-                "that it was not measured in."
+                f"{cells:,} of {int(modality.measured.sum()):,} cells {agree(cells, 'has', 'have')} not a single count of {modality.label}; "
+                f"{agree(cells, 'it is taken as a cell', 'they are taken as cells')} that {modality.label} was not measured in."
             )
         if many:
             level = Level.WARN
@@ -127,7 +131,10 @@ def _empty(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
         yield Check("empty-cells", Level.OK, f"Empty cells in {modality.label}", "Every cell that was measured has counts.", where="data.drop_empty_cells")
     features = int((modality.counts.getnnz(axis=0) == 0).sum()) if modality.measured.any() else 0
     if features and spec.reference is None:
-        text = f"{features:,} of {modality.n_features:,} features of {modality.label} have no count in any cell. They cost time and teach nothing."
+        text = (
+            f"{features:,} of {modality.n_features:,} features of {modality.label} {agree(features, 'has', 'have')} no count in any cell. "
+            f"{agree(features, 'It costs time and teaches', 'They cost time and teach')} nothing."
+        )
         fix = Fix("Leave out empty features", {"data.drop_empty_features": True})
         yield Check("empty-features", Level.WARN, f"Empty features in {modality.label}", text, (fix,), "data.drop_empty_features")
 
@@ -140,7 +147,7 @@ def _features(spec: RunSpec, modality: Modality) -> Iterator[Check]:
 
 def _too_few_features(name: str, n_features: int, wanted: int) -> Check:
     label = modality_kind(name).label
-    text = f"{label} has {n_features:,} features, fewer than the {wanted:,} that are to be kept; all of them are used."
+    text = f"{label} has {counted(n_features, 'feature')}, fewer than the {wanted:,} that are to be kept; {agree(n_features, 'it is', 'all of them are')} used."
     fix = Fix("Use all features", {f"data.features.{name}.mode": "all"})
     return Check("feature-count", Level.WARN, f"Features of {label}", text, (fix,), f"data.features.{name}.n")
 
@@ -150,7 +157,10 @@ def _peaks(modality: Modality) -> Iterator[Check]:
         return
     largest, above = float(modality.counts.data.max()), int((modality.counts.data > 1).sum())
     if above:
-        text = f"{above:,} of {modality.counts.nnz:,} values are above 1 (largest {largest:,.0f}). A model that needs open or closed makes them 1 by itself."
+        text = (
+            f"{above:,} of {modality.counts.nnz:,} values {agree(above, 'is', 'are')} above 1 (largest {largest:,.0f}). A model that needs open or "
+            "closed makes them 1 by itself."
+        )
         yield Check("atac-values", Level.OK, "ATAC counts", text, where="data.modality")
 
 
@@ -161,13 +171,16 @@ def _names(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check]
         yield Check("cell-names", Level.OK, "Cell names", "No two cells have the same name.", where=where)
     else:
         repeated = study.obs.index[study.obs.index.duplicated()]
-        text = f"{len(repeated):,} cell names repeat others ('{repeated[0]}'). Results could not be told apart by name."
+        text = f"{counted(len(repeated), 'cell name repeats another', 'cell names repeat others')} ('{repeated[0]}'). Results could not be told apart by name."
         yield Check("cell-names", Level.FAIL, "Cell names repeat", text, (fix,), where)
     for modality in used:
         index = modality.var.index
         if not index.is_unique:
             repeated = index[index.duplicated()]
-            text = f"{len(repeated):,} feature names of {modality.label} repeat others ('{repeated[0]}'). Training works; tables by name would be ambiguous."
+            text = (
+                f"{counted(len(repeated), 'feature name')} of {modality.label} {agree(len(repeated), 'repeats another', 'repeat others')} "
+                f"('{repeated[0]}'). Training works; tables by name would be ambiguous."
+            )
             yield Check("feature-names", Level.WARN, f"Feature names of {modality.label} repeat", text, (fix,), where)
 
 
@@ -206,7 +219,7 @@ def _left_out(spec: RunSpec, study: Study) -> Iterator[Check]:
         yield from _absent(spec, study, study.main_modality(spec.data.modality))
     if len(study.left_out):
         numbers = study.left_out["reason"].value_counts()
-        text = "; ".join(f"{number:,} cells: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."
+        text = "; ".join(f"{counted(number, 'cell')}: {reason}" for reason, number in numbers.items()) + ". They stay in the exported file."
         yield Check("left-out", Level.OK, "Cells left out", text, where="data")
 
 
@@ -227,7 +240,7 @@ def _absent(spec: RunSpec, study: Study, modality: Modality) -> Iterator[Check]:
     groups = np.unique(study.mask_group[modality.measured])
     absent = int((~modality.feature_mask[groups].all(axis=0)).sum())
     several = len(study.sources) > 1
-    text = f"{absent:,} features of {modality.label} were not measured in {'every file' if several else 'every cell'}"
+    text = f"{counted(absent, 'feature')} of {modality.label} {agree(absent, 'was', 'were')} not measured in {'every file' if several else 'every cell'}"
     if spec.family.knows_masks:
         yield Check("masks", Level.OK, "Features missing in files", f"{text}; they count only where they were measured.", where="data.join")
         return
@@ -247,13 +260,16 @@ def _enough(spec: RunSpec, study: Study, used: list[Modality]) -> Iterator[Check
     if number < 3:
         others = [name for name, modality in study.modalities.items() if modality.measured.sum() >= 3 and modality not in used]
         fixes = tuple(Fix(f"Use {name}", {"data.modality": name}) for name in others)
-        text = f"{names} was measured in {number} cells; at least 3 are needed to train and to validate."
+        text = f"{names} was measured in {counted(number, 'cell')}; at least 3 are needed to train and to validate."
         yield Check("cells", Level.FAIL, "Too few cells", text, fixes, "data.paths")
     elif number < FEW_CELLS:
-        text = f"There are {number:,} cells with {names}. With fewer than {FEW_CELLS} a model learns little; look at the result with care."
+        text = (
+            f"There {agree(number, 'is', 'are')} {counted(number, 'cell')} with {names}. With fewer than {FEW_CELLS} a model learns little; look "
+            "at the result with care."
+        )
         yield Check("cells", Level.WARN, "Few cells", text, where="data.paths")
     else:
-        text = f"{number:,} of {study.n_cells:,} cells were measured in {names}."
+        text = f"{number:,} of {counted(study.n_cells, 'cell')} {agree(number, 'was', 'were')} measured in {names}."
         yield Check("cells", Level.OK, "Cells", text, where="data.paths")
 
 
@@ -275,6 +291,6 @@ def check_headers(spec: RunSpec, headers: Sequence[FileHeader]) -> list[Check]:
             found.append(_too_few_features(name, max(widths), how.n))
     total = sum(header.n_cells for header in headers)
     if headers and total < FEW_CELLS:
-        text = f"There are {total:,} cells. With fewer than {FEW_CELLS} a model learns little; look at the result with care."
+        text = f"There {agree(total, 'is', 'are')} {counted(total, 'cell')}. With fewer than {FEW_CELLS} a model learns little; look at the result with care."
         found.append(Check("cells", Level.WARN, "Few cells", text, where="data.paths"))
     return found

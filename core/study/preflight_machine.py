@@ -15,6 +15,7 @@ from cellweave.core.study.preflight_data import used_modalities
 from cellweave.core.study.study import Study
 from cellweave.core.training.estimate import Estimate, Fit, describe_bytes, estimate, stream_sizes
 from cellweave.core.training.schedule import split_sizes
+from cellweave.core.wording import counted
 
 CHECKPOINT_COPIES = 3  # the last, the best, and the one being written
 LEVEL_OF_FIT = {Fit.FITS: Level.OK, Fit.TIGHT: Level.WARN, Fit.TOO_LARGE: Level.FAIL}
@@ -76,10 +77,10 @@ def _minibatches(spec: RunSpec, n_cells: int) -> Iterator[Check]:
     size, where = spec.training.batch_size, "training.batch_size"
     if n_train < 2:
         fix = Fix("Train on nine tenths", {"training.validation_share": 0.1})
-        text = f"Of {n_cells:,} cells only {n_train} would be trained on."
+        text = f"Of {counted(n_cells, 'cell')} only {n_train} would be trained on."
         yield Check("minibatches", Level.FAIL, "Minibatches", text, (fix,), "training.validation_share")
     elif spec.family.sampler == "pattern":
-        text = f"Each minibatch holds {size:,} cells of one batch and one set of modalities; small batches are drawn several times in an epoch."
+        text = f"Each minibatch holds {counted(size, 'cell')} of one batch and one set of modalities; small batches are drawn several times in an epoch."
         yield Check("minibatches", Level.OK, "Minibatches", text, where=where)
     elif size > n_train:
         text = f"A minibatch of {size:,} holds all {n_train:,} training cells, so that an epoch is a single step."

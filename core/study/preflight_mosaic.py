@@ -15,6 +15,7 @@ from cellweave.core.study.checks import Check, Fix, Level
 from cellweave.core.study.held_out import nothing_left, without_cells
 from cellweave.core.study.mosaic import Mosaic, and_list, described
 from cellweave.core.study.study import Modality, Study
+from cellweave.core.wording import agree, counted
 
 FEW_OF_PATTERN = 10  # cells of one batch and pattern below which a stream of the sampler repeats a handful of cells
 SHOWN = 3
@@ -103,7 +104,7 @@ def _mixed(spec: RunSpec, mosaic: Mosaic) -> Iterator[Check]:
     if not found:
         return
     parts = [
-        f"'{level}' ({', '.join(f'{n:,} cells with {and_list([modality_kind(name).label for name in names])}' for names, n in patterns)})"
+        f"'{level}' ({', '.join(counted(n, 'cell') + ' with ' + and_list([modality_kind(name).label for name in names]) for names, n in patterns)})"
         for level, patterns in found[:SHOWN]
     ]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
@@ -111,12 +112,12 @@ def _mixed(spec: RunSpec, mosaic: Mosaic) -> Iterator[Check]:
     small = min(n for _, patterns in found for _, n in patterns)
     level = Level.WARN if small < FEW_OF_PATTERN and spec.family.sampler == "pattern" else Level.OK
     if level is Level.WARN:
-        text += f" The smallest part has {small} cells, which every epoch repeats many times."
+        text += f" The smallest part has {counted(small, 'cell')}, which every epoch repeats many times."
     yield Check("mixed-batches", level, "Batches with several patterns", text, where="data.paths")
 
 
 def _held_out(used: Sequence[Modality]) -> Iterator[Check]:
-    parts = [f"{modality_kind(m.name).label} of {len(m.held_out.rows):,} cells" for m in used if m.held_out is not None]
+    parts = [f"{modality_kind(m.name).label} of {counted(len(m.held_out.rows), 'cell')}" for m in used if m.held_out is not None]
     if parts:
         text = f"{and_list(parts)} was measured but is switched off: it is kept aside as the truth that imputed values can be compared with."
         yield Check("held-out", Level.OK, "Switched off", text, where="data.switched_off")
@@ -131,7 +132,10 @@ def _blocks(spec: RunSpec, modality: Modality) -> Iterator[Check]:
         return
     names = list(dict.fromkeys(labels))
     if len(names) > 1:
-        text = f"The {modality.n_features:,} features of {modality.label} are read in {len(names)} blocks ({', '.join(names[:SHOWN])} ...)."
+        text = (
+            f"The {counted(modality.n_features, 'feature')} of {modality.label} {agree(modality.n_features, 'is', 'are')} read in "
+            f"{counted(len(names), 'block')} ({', '.join(names[:SHOWN])} ...)."
+        )
         yield Check("blocks", Level.OK, f"Blocks of {modality.label}", text, where=where)
     elif names == [modality.name] and modality_kind(modality.name).blocks == "by chromosome" and modality.name not in spec.data.blocks:
         # All that can be made of them, but nobody should learn of it from the size of the network.
@@ -149,7 +153,10 @@ def _masks(study: Study, modality: Modality) -> Iterator[Check]:
     groups, n = np.unique(study.mask_group[modality.measured], return_counts=True)
     share = float((modality.feature_mask[groups].mean(axis=1) * n).sum() / max(1, n.sum()))
     nobody = int((~modality.feature_mask[groups].any(axis=0)).sum())
-    text = f"{share:.0%} of the features of {modality.label} were measured in a cell on average, by {len(groups):,} masks; the others are imputed."
+    text = f"{share:.0%} of the features of {modality.label} were measured in a cell on average, by {counted(len(groups), 'mask')}; the others are imputed."
     if nobody:
-        text += f" {nobody:,} features were measured in no cell at all, so that nothing can be learned of them."
+        text += (
+            f" {counted(nobody, 'feature was', 'features were')} measured in no cell at all, so that nothing can be learned of "
+            f"{agree(nobody, 'it', 'them')}."
+        )
     yield Check("masks", Level.WARN if nobody else Level.OK, f"Masks of {modality.label}", text, where=f"data.masks.{modality.name}")

@@ -13,6 +13,7 @@ from scipy import sparse
 from cellweave.core.errors import DataError
 from cellweave.core.study.align import move_rows, numbered
 from cellweave.core.study.annotation import add_modality_columns, stack_tables
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.study.masks import CellMask
@@ -140,7 +141,8 @@ def _match(groups: Sequence[File], file: File, how: str) -> int | None:
         if shares and shares[near] >= NOTICED:
             n = int(names.isin(groups[near].obs.index).sum())
             file.notes.append(
-                f"'{file.label}' and '{groups[near].label}' share {n:,} cell names, too few to be taken for the same cells, {APART}. If they are the same, set "
+                f"'{file.label}' and '{groups[near].label}' share {counted(n, 'cell name')}, too few to be taken for the same cells, {APART}. If they "
+                "are the same, set "
                 "data.same_cells = 'joined'."
             )
         return None
@@ -181,8 +183,10 @@ def _merged(first: File, second: File) -> File:
     add_modality_columns(obs, second.obs, place, next(iter(second.parts)))
     shared = len(own) - len(new)
     notes.append(
-        f"'{first.label}' and '{second.label}' {JOINED} {shared:,} cells of the same names, which are one cell each "
-        f"({len(first.obs) - shared:,} cells are in the first only, {len(new):,} in the second only). To keep them apart, set data.same_cells = 'apart'."
+        f"'{first.label}' and '{second.label}' {JOINED} "
+        f"{counted(shared, 'cell of one name, which is one cell', 'cells of the same names, which are one cell each')} "
+        f"({counted(len(first.obs) - shared, 'cell is', 'cells are')} in the first only, {len(new):,} in the second only). To keep them apart, set "
+        "data.same_cells = 'apart'."
     )
     parts = {name: part.over(np.arange(len(first.obs)), n_cells) for name, part in first.parts.items()}
     parts |= {name: part.over(place, n_cells) for name, part in second.parts.items()}

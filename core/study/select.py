@@ -15,6 +15,7 @@ from cellweave.core.spec.data import FeatureSelection, SwitchedOff
 from cellweave.core.study.annotation import plain_column, require_column
 from cellweave.core.study.held_out import HeldOut
 from cellweave.core.study.study import SWITCHED_OFF, Modality, Study
+from cellweave.core.wording import agree, counted
 
 
 def keep_features(modality: Modality, keep: np.ndarray) -> None:
@@ -163,7 +164,10 @@ def select_features(study: Study, name: str, how: FeatureSelection) -> None:
         keep_features(modality, _listed(modality, how, study.notes))
     elif how.mode == "variable":
         if how.n >= modality.n_features:
-            study.notes.append(f"{name} has {modality.n_features:,} features, so all of them are kept instead of the {how.n:,} most variable.")
+            study.notes.append(
+                f"{name} has {counted(modality.n_features, 'feature')}, so {agree(modality.n_features, 'it is', 'all of them are')} "
+                f"kept instead of the {how.n:,} most variable."
+            )
             return
         keep_features(modality, _variable(study, modality, how))
 
@@ -180,12 +184,16 @@ def _listed(modality: Modality, how: FeatureSelection, notes: list[str]) -> np.n
     keep = modality.var.index.isin(wanted)
     if not keep.any():
         raise DataError(
-            f"None of the {len(wanted):,} names in '{path.name}' is a feature of {modality.name}.",
+            f"{agree(len(wanted), 'The one name', f'None of the {len(wanted):,} names')} in '{path.name}' is {agree(len(wanted), 'no', 'a')} feature "
+            f"of {modality.name}.",
             f"The features are called '{modality.var.index[0]}' and the like.",
         )
     unknown = wanted - set(modality.var.index)
     if unknown:
-        notes.append(f"{len(unknown):,} of {len(wanted):,} names in '{path.name}' are not features of {modality.name} ('{sorted(unknown)[0]}' ...).")
+        notes.append(
+            f"{len(unknown):,} of {len(wanted):,} names in '{path.name}' {agree(len(unknown), 'is no feature', 'are not features')} of "
+            f"{modality.name} ('{sorted(unknown)[0]}' ...)."
+        )
     return np.asarray(keep)
 
 
@@ -211,7 +219,7 @@ def _enough_to_rank(counts: sparse.csr_matrix, batch: pd.Series | None, name: st
         varying = int((np.asarray(part.multiply(part).mean(axis=0)).ravel() > mean**2 * (1 + 1e-12)).sum())
         if varying < FEWEST_VARYING:
             within = f" within '{level}'" if level and how.batch_column else ""
-            raise _not_rankable(name, f"{within}: only {varying} features vary there, at least {FEWEST_VARYING} are needed")
+            raise _not_rankable(name, f"{within}: only {counted(varying, 'feature varies', 'features vary')} there, at least {FEWEST_VARYING} are needed")
 
 
 def _not_rankable(name: str, why: str) -> DataError:

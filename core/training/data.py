@@ -21,6 +21,7 @@ from cellweave.core.spec.roles import effective_roles
 from cellweave.core.study.blocks import Blocks, in_blocks
 from cellweave.core.study.study import Modality, Study
 from cellweave.core.training.schedule import split_sizes
+from cellweave.core.wording import counted
 
 CONTINUOUS, SIZE_FACTOR = "continuous", "size_factor"
 MISSING = -1
@@ -307,7 +308,7 @@ def _encode(spec: RunSpec, obs: pd.DataFrame) -> tuple[Encoding, dict[str, np.nd
             if (code == MISSING).any() and not may_be_missing(spec, role):
                 n = int((code == MISSING).sum())
                 raise DataError(
-                    f"The column '{name}' ({role}) has no value in {n:,} cells.",
+                    f"The column '{name}' ({role}) has no value in {counted(n, 'cell')}.",
                     f"Name a level for them, for instance --set data.fill_missing.{name}=unknown, or choose another column.",
                 )
             levels[name] = level
@@ -365,7 +366,7 @@ def usable_cells(
         usable &= ~small
     if usable.sum() < 3:
         raise DataError(
-            f"Only {int(usable.sum())} cells can be trained on: {names} was measured in {int(measured.sum())} of {study.n_cells:,} cells.",
+            f"Only {counted(int(usable.sum()), 'cell')} can be trained on: {names} was measured in {int(measured.sum())} of {counted(study.n_cells, 'cell')}.",
             "Choose another modality (data.modality) or another batch column.",
         )
     return usable, reason
@@ -390,7 +391,7 @@ def split(rows: np.ndarray, spec: RunSpec, groups: np.ndarray | None = None) -> 
     """
     n_train, n_validation = split_sizes(len(rows), spec.training.validation_share)
     if n_train < 2:
-        raise SpecError(f"Of {len(rows)} cells only {n_train} would be trained on.", "Lower training.validation_share.")
+        raise SpecError(f"Of {counted(len(rows), 'cell')} only {n_train} would be trained on.", "Lower training.validation_share.")
     order = np.random.RandomState(spec.training.seed).permutation(len(rows))
     if groups is None or (groups[rows] == groups[rows[0]]).all():
         return rows[order[n_validation : n_validation + n_train]], rows[order[:n_validation]]
@@ -427,7 +428,7 @@ def size_factors(spec: RunSpec, obs: pd.DataFrame) -> np.ndarray | None:
     values = finite_numbers(obs[name], name, "size factor")
     if (values <= 0).any():
         raise DataError(
-            f"The size factor '{name}' is 0 or less in {int((values <= 0).sum()):,} cells.", "Size factors must be positive: choose another column."
+            f"The size factor '{name}' is 0 or less in {counted(int((values <= 0).sum()), 'cell')}.", "Size factors must be positive: choose another column."
         )
     return values.astype(np.float32)
 
@@ -437,5 +438,5 @@ def finite_numbers(column: pd.Series, name: str, what: str) -> np.ndarray:
     values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64)
     bad = int((~np.isfinite(values)).sum())
     if bad:
-        raise DataError(f"The {what} '{name}' is not a finite number in {bad:,} cells.", "Choose a numeric column without missing values.")
+        raise DataError(f"The {what} '{name}' is not a finite number in {counted(bad, 'cell')}.", "Choose a numeric column without missing values.")
     return values

@@ -12,6 +12,7 @@ import psutil
 from cellweave.core.spec import RunSpec
 from cellweave.core.spec.optimisers import OPTIMISERS
 from cellweave.core.training.schedule import N_MAX, default_max_epochs, split_sizes
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     from cellweave.core.study.study import Study
@@ -136,7 +137,10 @@ def estimate(
         mend = "Use a smaller minibatch or fewer features."
         if data_bytes > step_bytes and not on_disk:
             mend = "Take the counts from the disk cache (training.source = 'disk')."
-    text = f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and about {describe_seconds(seconds)} for {epochs} epochs: {fit.value}."
+    text = (
+        f"About {describe_bytes(needed)} of {describe_bytes(free)} free memory and about {describe_seconds(seconds)} for "
+        f"{counted(epochs, 'epoch')}: {fit.value}."
+    )
     return Estimate(data_bytes, model_bytes, step_bytes, free, seconds, fit, text, mend)
 
 

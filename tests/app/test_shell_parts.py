@@ -160,8 +160,8 @@ def test_the_composition_of_a_selection(qtbot):
     bars = [bar.accessibleName() for bar in panel.findChildren(ShareBar) if not bar.isHidden()]
     assert bars == [
         "B: 2 cells, 50 % of the selection, 50 % of all cells",
-        "missing: 1 cells, 25 % of the selection, 17 % of all cells",
-        "T: 1 cells, 25 % of the selection, 33 % of all cells",
+        "missing: 1 cell, 25 % of the selection, 17 % of all cells",
+        "T: 1 cell, 25 % of the selection, 33 % of all cells",
     ]
     panel.set_selection(np.zeros(0, np.int64))
     assert panel.title.text() == "No cells selected"

@@ -80,8 +80,8 @@ import sys
 from qtpy.QtCore import QTimer
 from cellweave.app import window as shell
 restore = shell.MainWindow.restore
-def then(self):
-    restore(self)
+def then(self, **how):
+    restore(self, **how)
     timer = QTimer(self)
     timer.timeout.connect(lambda: self.session.checked_spec is not None and self.close())
     timer.start(50)

@@ -33,6 +33,8 @@ def run(tmp_path_factory):
     """A run with attribution, and with the previews of its two epochs."""
     folder = tmp_path_factory.mktemp("attribution") / "multimodal"
     execute(RunSpec().with_changes({**BASE, "training.preview_every": 1, "analysis.attribution_live": True}), folder)
+    # As where a window watched it; else each window that opens it would have the epoch laid out.
+    np.save(folder / "preview" / "layout-000001.npy", np.load(folder / "preview" / "latent-000001.npy")[:, :2])
     return folder
 
 

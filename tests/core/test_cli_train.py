@@ -69,7 +69,7 @@ def test_device_threads_and_folder_are_told(tmp_path, capsys) -> None:
     said = capsys.readouterr().err
     assert f"Training on CPU, 1 thread; the run folder is {tmp_path / 'run'}" in said
     assert "epoch 1/1: loss" in said
-    assert said.splitlines()[-1] == "Done after all 1 epochs."
+    assert said.splitlines()[-1] == "Done after 1 epoch."
 
 
 def test_without_out_the_runs_are_numbered(tmp_path, monkeypatch, capsys) -> None:

@@ -102,7 +102,7 @@ def test_the_fixes_of_empty_and_repeated_things_mend_them(tmp_path):
     mended = load_study(here.data)
     assert bad(preflight(here, mended)) == set()
     assert mended.modalities["rna"].counts.shape == (299, 5)
-    assert "1 cells: no counts" in find(preflight(here, mended), "left-out").text
+    assert "1 cell: no counts" in find(preflight(here, mended), "left-out").text
 
 
 def test_repeated_cell_names_block():
@@ -218,12 +218,12 @@ def test_continuous_columns_and_size_factors_are_finite_numbers():
         "good": np.linspace(0, 1, N), "sf": [0.0] + [1.0] * (N - 1),
     }  # fmt: skip
     study = make(obs=obs)
-    assert "1 cells, the first is 'cell299'" in find(preflight(spec(covariates__continuous=("age",)), study), "not-numbers", Level.FAIL).text
+    assert "1 cell, the first is 'cell299'" in find(preflight(spec(covariates__continuous=("age",)), study), "not-numbers", Level.FAIL).text
     check = find(preflight(spec(covariates__continuous=("name",)), study), "not-numbers", Level.FAIL)
     assert dict(check.fixes[0].changes) == {"covariates.continuous": (), "covariates.decoder": ("name",)}
     assert find(preflight(spec(covariates__continuous=("flat",)), study), "constant", Level.FAIL)
     assert find(preflight(spec(covariates__continuous=("good",)), study), "numbers", Level.OK)
-    assert "0 or less in 1 cells" in find(preflight(spec(covariates__size_factor="sf"), study), "size-factor", Level.FAIL).text
+    assert "0 or less in 1 cell;" in find(preflight(spec(covariates__size_factor="sf"), study), "size-factor", Level.FAIL).text
 
 
 def test_without_a_batch_the_likely_column_is_offered():

@@ -158,7 +158,7 @@ def test_cells_that_cannot_be_chosen(run, cells, words):
 
 def test_cells_that_were_not_measured(run):
     row = int(np.flatnonzero(~run.data.usable)[0])
-    with pytest.raises(QueryError, match=r"1 of the 1 chosen cells were left out of this run .*RNA not measured"):
+    with pytest.raises(QueryError, match=r"1 of the 1 chosen cells was left out of this run .*RNA not measured"):
         run.rows([row])
 
 
@@ -220,7 +220,7 @@ def test_a_missing_value_and_a_missing_column_are_refused(run):
     obs = run.study.obs.iloc[run.rows()[:50]].copy()
     obs["batch"] = obs["batch"].astype(object)
     obs.iloc[3, obs.columns.get_loc("batch")] = None
-    with pytest.raises(DataError, match="has no value in 1 cells"):
+    with pytest.raises(DataError, match="has no value in 1 cell\\."):
         run.on(new_study(run, obs=obs))
     with pytest.raises(DataError, match="have no column 'batch', which the model reads as batch"):
         run.on(new_study(run, obs=obs.drop(columns="batch")))

@@ -86,7 +86,7 @@ def test_the_same_cell_names_in_two_files_are_told_apart(tmp_path):
     b = write(tmp_path / "b.h5ad", [[3]], ["x"], cells=["AAA"])
     study = load(a, b)
     assert list(study.obs.index) == ["AAA-1", "CCC-1", "AAA-2"]
-    assert any("1 cell names occur in several files" in note for note in study.notes)
+    assert any("1 cell name occurs in several files" in note for note in study.notes)
     assert list(load(a).obs.index) == ["AAA", "CCC"]
 
 
@@ -195,7 +195,7 @@ def test_features_from_a_list(tmp_path, data_folder):
     assert list(study.modalities["rna"].var.index) == [genes[2], genes[7]]
     assert any("1 of 3 names" in note and "NOT_A_GENE" in note for note in study.notes)
     listed.write_text("NOT_A_GENE")
-    with pytest.raises(DataError, match="None of the 1 names"):
+    with pytest.raises(DataError, match=r"The one name in .* is no feature of"):
         load(path, features={"rna": FeatureSelection(mode="list", file=str(listed))})
     with pytest.raises(DataError, match=r"no file is named.*data.features.rna.file"):
         load(path, features={"rna": FeatureSelection(mode="list")})

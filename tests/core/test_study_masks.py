@@ -236,7 +236,7 @@ def peaks(names, **columns):
 def test_peaks_without_a_chromosome_are_refused_with_the_mend():
     some = peaks(["chr1:1-2", "MYC", "chr2:1-2"])
     for how in ("automatic", "by chromosome"):
-        with pytest.raises(DataError, match=r"1 of 3 features of ATAC have no chromosome in their name \('MYC'\).*'one block'"):
+        with pytest.raises(DataError, match=r"1 of 3 features of ATAC has no chromosome in its name \('MYC'\).*'one block'"):
             block_labels(some, how)
     assert block_labels(some, "one block") == ["atac"] * 3
     assert block_labels(peaks(["MYC", "CD4"]), "automatic") == ["atac"] * 2

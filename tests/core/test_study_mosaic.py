@@ -72,7 +72,7 @@ def test_files_that_share_few_names_are_kept_apart_and_it_is_said(pair):
     study = load(folder / "rna.h5ad", folder / "other.h5ad")
     said = {check.id: check for check in preflight(RunSpec().with_changes({"model.kind": "midas", "covariates.batch": "batch"}), study)}
     assert said["same-cells"].level is Level.WARN
-    assert "share 1 cell names, too few" in said["same-cells"].text
+    assert "share 1 cell name, too few" in said["same-cells"].text
     assert load(folder / "rna.h5ad", folder / "other.h5ad", same_cells="joined").n_cells == 12
 
 

@@ -126,7 +126,7 @@ def test_values_that_are_not_finite_are_refused():
     study = toy()
     study.modalities["adt"].counts.data[3] = np.nan
     spec = spec_with(training__validation_share=0.0)
-    with pytest.raises(DataError, match="1 observed values of adt are not finite"):
+    with pytest.raises(DataError, match="1 observed value of adt is not a finite number"):
         prepare(spec, study).context(spec)
 
 

@@ -21,6 +21,7 @@ from cellweave.core.study.readers.frames import (
     row_names,
 )
 from cellweave.core.study.readers.store import child, is_group, matrix_at
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -209,8 +210,8 @@ def _matrices(table: Any) -> dict[str, tuple[StoredMatrix, Any]]:
             return
         if matrix.shape != (n_cells, n_rows(frame)):
             raise DataError(
-                f"The matrix at {location} is {matrix.shape[0]:,} x {matrix.shape[1]:,}, but the file names {n_cells:,} cells "
-                f"and {n_rows(frame):,} features.",
+                f"The matrix at {location} is {matrix.shape[0]:,} x {matrix.shape[1]:,}, but the file names {counted(n_cells, 'cell')} "
+                f"and {counted(n_rows(frame), 'feature')}.",
                 "The file is damaged or was cut short: write or download it again.",
             )
         found[location] = (matrix, frame)

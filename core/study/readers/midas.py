@@ -24,6 +24,7 @@ from cellweave.core.study.readers.base import ModalitySource, Place, Source, Sto
 from cellweave.core.study.readers.frames import describe_values
 from cellweave.core.study.readers.mtx import StoredMtx, matrix_size
 from cellweave.core.study.readers.text import StoredText, find_layout, row_names
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -165,7 +166,10 @@ class StoredVectors(StoredMatrix):
         elif len(rows) == 2:
             fields, titles = rows[1], rows[0]
         else:
-            raise DataError(f"'{file.parent.name}/{file.name}' has {len(rows)} rows.", "A file in 'vec' holds one cell: a row of numbers below its titles.")
+            raise DataError(
+                f"'{file.parent.name}/{file.name}' has "
+                f"{counted(len(rows), 'row')}.", "A file in 'vec' holds one cell: a row of numbers below its titles."
+            )
         if titles is not None:
             fields, titles = fields[1:], titles[len(titles) - len(fields) + 1 :]
         try:
@@ -182,7 +186,7 @@ class StoredVectors(StoredMatrix):
             values = self._row(file)[1]
             if len(values) != self.shape[1]:
                 raise DataError(
-                    f"'{file.parent.name}/{file.name}' holds {len(values):,} values, other cells {self.shape[1]:,}.", "Every cell has all features."
+                    f"'{file.parent.name}/{file.name}' holds {counted(len(values), 'value')}, other cells {self.shape[1]:,}.", "Every cell has all features."
                 )
             rows.append(sparse.csr_matrix(values.astype(np.float32)[None, :]))
         whole = tidy(sparse.vstack(rows, format="csr"))
@@ -229,7 +233,7 @@ def _modality(batch: Path, file: Path, name: str, dims: list[int] | None) -> tup
         features = _feature_names(batch.parent, name, size[1])
     if dims is not None and sum(dims) != matrix.shape[1]:
         raise DataError(
-            f"'{file.name}' of the batch '{batch.name}' has {matrix.shape[1]:,} features, but feat_dims.toml says {sum(dims):,}.",
+            f"'{file.name}' of the batch '{batch.name}' has {counted(matrix.shape[1], 'feature')}, but feat_dims.toml says {sum(dims):,}.",
             "Correct the one that is wrong.",
         )
 
@@ -276,13 +280,19 @@ def _labels(batch: Path, names: np.ndarray, notes: list[str]) -> np.ndarray | No
         found = [str(name) in known for name in names]
         if any(found) and len(known) == len(cells):
             if not all(found):
-                notes.append(f"'label/{path.name}' names {sum(found):,} of the {len(names):,} cells of the batch '{batch.name}'; the others have no label.")
+                notes.append(
+                    f"'label/{path.name}' names {sum(found):,} of the {counted(len(names), 'cell')} of the batch '{batch.name}'; the others "
+                    "have no label."
+                )
             return np.array([known.get(str(name)) for name in names], dtype=object)
         if len(labels) == len(names):
             if not numbered(cells):
                 notes.append(f"'label/{path.name}' names no cell of the batch '{batch.name}'; its labels were taken in the order of the cells.")
             return np.array(labels, dtype=object)
-        notes.append(f"'label/{path.name}' has {len(labels):,} labels for the {len(names):,} cells of the batch '{batch.name}', so they were left out.")
+        notes.append(
+            f"'label/{path.name}' has {counted(len(labels), 'label')} for the {counted(len(names), 'cell')} of the batch '{batch.name}', so "
+            "they were left out."
+        )
     return None
 
 
@@ -303,7 +313,10 @@ def _mask(batch: Path, name: str, features: np.ndarray) -> np.ndarray | None:
         known = dict(zip(titles, mask.tolist(), strict=True))
         return np.array([known[feature] for feature in features.tolist()])
     if len(mask) != len(features):
-        raise DataError(f"{where} says of {len(mask):,} features which were measured, the matrix has {len(features):,}.", "Correct the one that is wrong.")
+        raise DataError(
+            f"{where} says of {counted(len(mask), 'feature which was', 'features which were')} measured, the matrix has "
+            f"{len(features):,}.", "Correct the one that is wrong."
+        )
     if not all(title.strip().isdigit() or not title.strip() for title in titles) and not _unnamed(features, name):
         raise DataError(f"{where} has other features ('{titles[0]}' ...) than the matrix ('{features[0]}' ...).", "Name them alike.")
     return mask

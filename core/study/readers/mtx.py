@@ -16,6 +16,7 @@ from cellweave.core.errors import DataError
 from cellweave.core.study.counts import CountsReport
 from cellweave.core.study.readers.base import Source, StoredMatrix, Watch, stored
 from cellweave.core.study.readers.tenx import table_source
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,7 +195,7 @@ def _open(path: Path, triple: Triple, notes: list[str]) -> Source:
         notes.append("The matrix has cells in rows.")
     else:
         raise DataError(
-            f"'{triple.matrix.name}' is {size[0]:,} x {size[1]:,}, but {len(rows):,} features and {len(cells):,} cells are named beside it.",
+            f"'{triple.matrix.name}' is {size[0]:,} x {size[1]:,}, but {counted(len(rows), 'feature')} and {counted(len(cells), 'cell')} are named beside it.",
             "The files do not belong together, or one of them was cut short.",
         )
     types, read_var = _features(rows, is_bed=".bed" in triple.features.name)

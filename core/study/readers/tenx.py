@@ -12,6 +12,7 @@ from cellweave.core.errors import DataError
 from cellweave.core.study.readers.anndata_store import SharedMatrix, modality_groups
 from cellweave.core.study.readers.base import ModalitySource, Place, Source, StoredMatrix, StoredSparse, Watch, stored
 from cellweave.core.study.readers.store import is_group, read_values
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +79,7 @@ def table_source(
 
     if matrix.shape[0] != len(cells):
         raise DataError(
-            f"'{path.name}' names {len(cells):,} cells, but its matrix has {matrix.shape[0]:,}.", "Download or write it again."
+            f"'{path.name}' names {counted(len(cells), 'cell')}, but its matrix has {matrix.shape[0]:,}.", "Download or write it again."
         )
 
     def read_obs() -> pd.DataFrame:

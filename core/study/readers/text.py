@@ -18,6 +18,7 @@ from cellweave.core.study.counts import BLOCK_VALUES, CountsReport, Scanner
 from cellweave.core.study.readers.base import Source, StoredMatrix, Watch, tidy
 from cellweave.core.study.readers.orientation import looks_like_proteins, rows_are_features
 from cellweave.core.study.readers.tenx import table_source
+from cellweave.core.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -276,7 +277,7 @@ class StoredText(StoredMatrix):
             else:
                 kept = None
         if done != self._n_rows:
-            raise DataError(f"'{self._path.name}' has {self._n_rows:,} lines, but only {done:,} rows of numbers.", "Save it again as CSV.")
+            raise DataError(f"'{self._path.name}' has {counted(self._n_rows, 'line')}, but only {counted(done, 'row')} of numbers.", "Save it again as CSV.")
         places = {}
         for kind, (position, _) in scanner.positions().items():
             row, column = divmod(position, width)
