@@ -185,7 +185,7 @@ def test_questions_that_cannot_be_answered_have_a_sentence(run, tmp_path):
         evaluate(run, ImputationQuestion("held-out", modality="rna"))
     with pytest.raises(QueryError, match="holds one modality"):
         write_imputed(run, tmp_path / "x.csv", None, ImputedQuestion())
-    with pytest.raises(QueryError, match="give no spread"):
+    with pytest.raises(QueryError, match="gives no spread"):
         ImputedQuestion(draws=1).check(run)
 
 
