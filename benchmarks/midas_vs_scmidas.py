@@ -198,9 +198,9 @@ def tables(found: dict) -> Iterator[str]:
         yield (
             "The documented network of scmidas 0.3.0. `Cellweave` computes everything in float32, as scmidas does. `Cellweave bf16` "
             "(`training.precision = bf16`, and what `auto`, MIDAS' default, chooses on this machine) has in bf16 what enters or leaves a matrix product "
-            "of encoders and decoders: activations, a copy of the weights, the weights' gradients. Weights, Adam and its moments, layer norms, "
-            "activation functions, sparse first layers, product of experts, losses, discriminators and batch networks stay in float32. Best epoch of "
-            "all runs, the first left out; CPU ms in brackets."
+            "of encoders, decoders and discriminators: activations, the slopes that flow back beside them, a copy of the weights, the weights' gradients. "
+            "Weights, Adam and its moments, layer norms, activation functions, sparse first layers, product of experts, losses, the discriminators' last "
+            "maps and the batch networks stay in float32. Best epoch of all runs, the first left out; CPU ms in brackets."
         )
         yield (
             "scmidas runs without worker processes, the fastest way on these data. Where more other work ran than there are cores, wall times are "
