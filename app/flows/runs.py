@@ -285,8 +285,8 @@ class RunsFlow(QObject):
         """Continue the selected run from its last checkpoint; one that trained all it was to is asked for more epochs."""
         if self.target is None:
             return
-        summary = store.summarise(self.target)
-        if not summary.over:
+        summary = self._session.library.get(self.target)
+        if summary is None or not summary.over:
             self._window.training.resume(self.target)
             return
         done = summary.status.epoch
