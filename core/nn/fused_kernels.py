@@ -9,7 +9,7 @@ generator, so that a resumed run leaves out the same elements.
 
 # Types are the signatures at the end.
 # mypy: disable-error-code="no-untyped-def,no-untyped-call,import-untyped"
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN201, ANN202
 
 from __future__ import annotations
 
@@ -67,17 +67,21 @@ def _moments(x, eps):
     return mean, F(1.0) / F(math.sqrt(square / F(x.shape[0]) + eps))
 
 
+@numba.njit(inline="always")
+def mished(h):
+    """Return Mish of a number and its derivative."""
+    e = _exp(min(h, LARGEST))
+    top = e * (e + F(2.0))
+    below = F(1.0) / (top + F(2.0))
+    gate = top * below
+    return h * gate, gate + h * (F(4.0) * e * (e + F(1.0)) * below * below)
+
+
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")
 def _mish_row(x, weight, bias, mean, scale, out, slope):
     """``mish(norm(x))`` and its derivative by the normed value."""
     for j in range(x.shape[0]):
-        h = (x[j] - mean) * scale * weight[j] + bias[j]
-        e = _exp(min(h, LARGEST))
-        top = e * (e + F(2.0))
-        below = F(1.0) / (top + F(2.0))
-        gate = top * below
-        out[j] = h * gate
-        slope[j] = gate + h * (F(4.0) * e * (e + F(1.0)) * below * below)
+        out[j], slope[j] = mished((x[j] - mean) * scale * weight[j] + bias[j])
 
 
 @numba.njit(nogil=True, fastmath=MATH, error_model="numpy")

@@ -15,8 +15,8 @@ import numba
 import numpy as np
 from numba import types
 
-from cellweave.core.nn.compiled import FLAG, MATH, MATRIX, VECTOR, WHOLE, F, _compile, _exp
-from cellweave.core.nn.fused_kernels import LARGEST, NUMBER, U, _hash
+from cellweave.core.nn.compiled import FLAG, MATH, MATRIX, VECTOR, WHOLE, F, _compile
+from cellweave.core.nn.fused_kernels import NUMBER, U, _hash, mished
 from cellweave.core.nn.half_kernel import NARROW, _wide, keep, row_for
 from cellweave.core.nn.matrix_kernel import bare
 from cellweave.core.nn.step_program import APART
@@ -67,13 +67,7 @@ def _mish(x, mean, scale, weight, bias, out, slope):
     for j in range(x.shape[0]):
         v = (x[j] - mean) * scale
         x[j] = v
-        h = v * weight[j] + bias[j]
-        e = _exp(min(h, LARGEST))
-        top = e * (e + F(2.0))
-        below = F(1.0) / (top + F(2.0))
-        gate = top * below
-        slope[j] = gate + h * (F(4.0) * e * (e + F(1.0)) * below * below)
-        out[j] = h * gate
+        out[j], slope[j] = mished(v * weight[j] + bias[j])
 
 
 @numba.njit(**FAST)
@@ -82,14 +76,9 @@ def _mish_dropped(x, mean, scale, weight, bias, first, seed, threshold, keep_sca
     for j in range(x.shape[0]):
         v = (x[j] - mean) * scale
         x[j] = v
-        h = v * weight[j] + bias[j]
-        e = _exp(min(h, LARGEST))
-        top = e * (e + F(2.0))
-        below = F(1.0) / (top + F(2.0))
-        gate = top * below
         kept = keep_scale if _hash(first, j, seed) >= threshold else F(0.0)
-        slope[j] = kept * (gate + h * (F(4.0) * e * (e + F(1.0)) * below * below))
-        out[j] = kept * (h * gate)
+        value, steep = mished(v * weight[j] + bias[j])
+        out[j], slope[j] = kept * value, kept * steep
 
 
 @numba.njit(**FAST)
